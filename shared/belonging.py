@@ -1,0 +1,94 @@
+"""Whether this process sees the storage, the ledger and the Redis that its companions see; if not, it must not run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+
+from redis.asyncio import Redis
+
+from shared.connections import CircuitBreaker, RedisAway
+from shared.errors import MismatchError
+from shared.ledger import Ledger
+from shared.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a ledger's name stands in Redis; whoever is alive renews it.
+_STANDS_SECONDS = 5
+_RENEWED_EVERY_SECONDS = 2.0
+#: Seconds after which another ledger's name can only be there because somebody renews it.
+_PATIENCE_SECONDS = 8.0
+_KEY = "asgilook:ledger"
+
+
+async def check_storage(ledger: Ledger, storage: Storage) -> str:
+    """Make sure that storage and ledger belong together; return the ledger's name. Raises MismatchError.
+
+    The marker is an object named by its random value. The ledger takes the first it is offered; everybody then
+    looks for the ledger's in their own storage.
+    """
+    identity = await ledger.identity()
+    marker = identity.marker
+    if marker is None:
+        if await storage.has_originals():
+            raise MismatchError(
+                "the ledger is new, but the storage already holds originals of another one: "
+                "set DATABASE_URL to their ledger, or ASGI_LOOK_STORAGE_PATH to an empty folder"
+            )
+        offered = secrets.token_hex(16)
+        await storage.keep({_marker_key(offered): await storage.draft()})
+        marker = await ledger.adopt_marker(offered)
+        if marker != offered:
+            await storage.delete(_marker_key(offered))
+    if not await storage.exists(_marker_key(marker)):
+        raise MismatchError(
+            "the storage and the ledger do not match: this process sees another storage than the one that the ledger "
+            "belongs to. Set ASGI_LOOK_STORAGE_PATH and DATABASE_URL to the same values for web and worker"
+        )
+    return identity.name
+
+
+async def check_redis(client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:
+    """Make sure that no other ledger uses this Redis. Raises MismatchError; a Redis that is away is no mismatch."""
+    waited = 0.0
+    while True:
+        try:
+            standing = await breaker.call(lambda: _stand(client, ledger_name))
+        except RedisAway:
+            logger.warning("redis is away: whether another ledger uses it cannot be told")
+            return
+        if standing == ledger_name:
+            return
+        if waited >= _PATIENCE_SECONDS:
+            raise MismatchError(
+                f"Redis and the ledger do not match: a process with another ledger ({standing}, not {ledger_name}) uses "
+                "this Redis. Set DATABASE_URL to the same value for web and worker, or REDIS_URL to a Redis of its own"
+            )
+        await asyncio.sleep(1.0)
+        waited += 1.0
+
+
+async def keep_standing(client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:
+    """Renew the ledger's name in Redis until cancelled."""
+    while True:
+        await asyncio.sleep(_RENEWED_EVERY_SECONDS)
+        try:
+            standing = await breaker.call(lambda: _stand(client, ledger_name))
+        except RedisAway:
+            continue
+        if standing != ledger_name:
+            logger.error("another ledger uses this Redis", extra={"other": standing, "ours": ledger_name})
+
+
+async def _stand(client: Redis, ledger_name: str) -> str:
+    await client.set(_KEY, ledger_name, nx=True, ex=_STANDS_SECONDS)
+    standing: bytes | None = await client.get(_KEY)
+    if standing is not None and standing.decode() == ledger_name:
+        await client.expire(_KEY, _STANDS_SECONDS)
+    return ledger_name if standing is None else standing.decode()
+
+
+def _marker_key(marker: str) -> str:
+    return f"markers/{marker}"

@@ -1,0 +1,80 @@
+"""Notices: whoever waits for an image hears, by Redis pub/sub, that its row has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.connections import CircuitBreaker
+
+logger = logging.getLogger(__name__)
+
+
+def channel_of(ledger_name: str) -> str:
+    """Return the channel on which a ledger's notices go out."""
+    return f"asgilook:{ledger_name}:notices"
+
+
+class Announcer:
+    """Sends notices."""
+
+    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:
+        self._client = client
+        self._breaker = breaker
+        self._channel = channel_of(ledger_name)
+
+    async def announce(self, image_id: str) -> None:
+        """Tell every listener that this image has changed. Raises RedisAway."""
+        await self._breaker.call(lambda: self._client.publish(self._channel, image_id))
+
+
+class Listener:
+    """Hears notices, over one connection for the whole process."""
+
+    def __init__(self, client: Redis, ledger_name: str) -> None:
+        self._client = client
+        self._channel = channel_of(ledger_name)
+        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+
+    @contextlib.contextmanager
+    def listen(self, image_id: str) -> Iterator[asyncio.Event]:
+        """Yield an event that is set at every notice of this image, and whenever one may have been missed."""
+        heard = asyncio.Event()
+        self._waiting[image_id].add(heard)
+        try:
+            yield heard
+        finally:
+            self._waiting[image_id].discard(heard)
+            if not self._waiting[image_id]:
+                del self._waiting[image_id]
+
+    async def run(self) -> None:
+        """Listen until cancelled, subscribing again whenever the connection is lost."""
+        while True:
+            try:
+                async with self._client.pubsub() as pubsub:
+                    await pubsub.subscribe(self._channel)
+                    while True:
+                        message = await pubsub.get_message(timeout=5.0)
+                        if message is not None:
+                            self._pass_on(message)
+            except (RedisError, OSError) as exc:
+                logger.debug("notices are not heard", extra={"reason": f"{type(exc).__name__}: {exc}"})
+                # Who waits reads the ledger every second meanwhile.
+                await asyncio.sleep(0.5)
+
+    def _pass_on(self, message: dict[str, object]) -> None:
+        if message["type"] == "subscribe":
+            waiting = [event for events in self._waiting.values() for event in events]
+        else:
+            data = message["data"]
+            image_id = data.decode("ascii", "replace") if isinstance(data, bytes) else str(data)
+            waiting = list(self._waiting.get(image_id, ()))
+        for event in waiting:
+            event.set()

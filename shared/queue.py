@@ -1,0 +1,99 @@
+"""arq's queue, as both sides of it see it: names, serializer, enqueueing, the doorbell. Ids only, never bytes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgpack
+from redis.asyncio import Redis
+
+from shared.connections import CircuitBreaker, arq_client
+from shared.images import Image, Owed
+
+CONVERT_IMAGE = "convert_image"
+MAKE_THUMBNAILS = "make_thumbnails"
+
+#: Seconds without a beat after which a worker counts as dead.
+ALIVE_SECONDS = 6
+
+#: Rings that wait for a listener at the most; a ring that is lost costs half a second, no more.
+_MOST_RINGS = 1000
+
+
+def pack(value: Any) -> bytes:
+    """Serialize a job or a result; what msgpack cannot (an exception) becomes text."""
+    packed: bytes = msgpack.packb(value, default=str)
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """Read a job or a result. Who can write to Redis can make us fail here, not run their code."""
+    return msgpack.unpackb(data)
+
+
+class Queue:
+    """The queue of one ledger. Methods raise RedisAway; whatever that loses, the sweep finds in the ledger."""
+
+    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:
+        self._client = client
+        self._breaker = breaker
+        self._ledger_name = ledger_name
+        self.name = f"arq:queue:{ledger_name}"
+        self.doorbell = f"{self.name}:doorbell"
+        self._beats = f"asgilook:{ledger_name}:workers"
+        self.arq = arq_client(client, job_serializer=pack, job_deserializer=unpack, default_queue_name=self.name)
+
+    async def enqueue(self, image: Image) -> None:
+        """Wake a worker up for what the image needs: its conversion, or its thumbnails."""
+        if image.owed is Owed.THUMBNAILS:
+            job_id = f"thumbnails:{self._ledger_name}:{image.id}:{image.wake}"
+            function, arguments = MAKE_THUMBNAILS, [image.id, image.wake]
+        else:
+            job_id = f"convert:{self._ledger_name}:{image.id}:{image.wake}"
+            function, arguments = CONVERT_IMAGE, [image.id]
+
+        async def exchange() -> None:
+            # The score is in the past, since arq starts nothing whose score is past its own host's clock, and in
+            # order of creation, so that images found again go first.
+            before = datetime.fromtimestamp(image.created, UTC) - timedelta(days=1)
+            expires = timedelta(days=1)
+            await self.arq.enqueue_job(function, *arguments, _job_id=job_id, _defer_until=before, _expires=expires)
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.lpush(self.doorbell, 1)
+                pipe.ltrim(self.doorbell, 0, _MOST_RINGS - 1)
+                pipe.expire(self.doorbell, 60)
+                await pipe.execute()
+
+        await self._breaker.call(exchange)
+
+    async def depth(self) -> int:
+        """Return how many jobs wait in the queue; asks even a Redis that is being left alone."""
+        return int(await self._breaker.call(lambda: self._client.zcard(self.name), even_if_open=True))
+
+    async def beat(self, worker: str) -> None:
+        """Record that this worker's loop has turned, by Redis' own clock."""
+
+        async def exchange() -> None:
+            seconds, _ = await self._client.time()
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.zadd(self._beats, {worker: seconds})
+                pipe.zremrangebyscore(self._beats, "-inf", seconds - 10 * ALIVE_SECONDS)
+                pipe.expire(self._beats, 20 * ALIVE_SECONDS)
+                await pipe.execute()
+
+        await self._breaker.call(exchange)
+
+    async def forget(self, worker: str) -> None:
+        """Record that this worker has ended."""
+        await self._breaker.call(lambda: self._client.zrem(self._beats, worker))
+
+    async def workers_alive(self) -> list[str]:
+        """Return the names of the workers whose loop turned a moment ago."""
+
+        async def exchange() -> list[str]:
+            seconds, _ = await self._client.time()
+            names = await self._client.zrangebyscore(self._beats, seconds - ALIVE_SECONDS, "+inf")
+            return [name.decode() for name in names]
+
+        return await self._breaker.call(exchange)

@@ -1,0 +1,148 @@
+"""Redis copies of HTTP responses. A copy counts only while its token is the one in Redis.
+
+To invalidate is to set a new random token after the commit: there is no delete, so no fill can come after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+
+import msgpack
+from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from shared.connections import CircuitBreaker
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that copies of lists and records, and of pictures, live.
+RECORD_SECONDS = 60
+PICTURE_SECONDS = 600
+#: Bytes of the largest body that is copied; larger ones are streamed from storage.
+MOST_BODY_BYTES = 8 * 1024 * 1024
+#: The topic of every list of ready images; a record's or picture's topic is its image's id.
+LIST_TOPIC = "list"
+
+#: A token outlives every copy made under it; one that is gone makes its copies worthless, never wrong.
+_TOKEN_SECONDS = 3600
+_MEMORY_SAMPLE_SECONDS = 5.0
+#: What one byte of body may add to the deadline of an exchange: a slow but honest 25 MB/s.
+_SECONDS_PER_BYTE = 1 / 25_000_000
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a response has its copy: its canonical path (with query), its topic, and how long a copy lives."""
+
+    path: str
+    topic: str
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A response as it was and will be sent: status, headers in order, body."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a read found: the copy where there is one, and the token under which a fill would count."""
+
+    copy: Copy | None
+    token: bytes
+
+
+class ResponseCache:
+    """The copies and tokens of one ledger. Methods raise RedisAway."""
+
+    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:
+        self._client = client
+        self._breaker = breaker
+        self._prefix = f"asgilook:{ledger_name}"
+        self._may_fill = True
+        self._sampled_at = -_MEMORY_SAMPLE_SECONDS
+
+    async def read(self, slot: Slot) -> Lookup:
+        """Look for a copy. Call it before the source is read: the token it returns vouches for no later state."""
+        token_key = self._token_key(slot.topic)
+
+        async def exchange() -> Lookup:
+            token, entry = await self._client.mget(token_key, self._entry_key(slot))
+            if token is not None:
+                return Lookup(_unpack(entry, token, slot.path), token)
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.set(token_key, _new_token(), nx=True, ex=_TOKEN_SECONDS)
+                pipe.get(token_key)
+                _, token = await pipe.execute()
+            return Lookup(None, token or b"")
+
+        return await self._breaker.call(exchange)
+
+    async def fill(self, slot: Slot, token: bytes, copy: Copy) -> None:
+        """Keep a copy under the token that `read` returned."""
+        if len(copy.body) > MOST_BODY_BYTES or not token:
+            return
+        entry = msgpack.packb([token, slot.path, copy.status, copy.headers, copy.body])
+
+        async def exchange() -> None:
+            if not await self._has_room():
+                return
+            try:
+                await self._client.set(self._entry_key(slot), entry, ex=slot.seconds)
+            except ResponseError as exc:
+                if not isinstance(exc, OutOfMemoryError) and "OOM" not in str(exc):
+                    raise
+                self._may_fill = False
+                self._sampled_at = time.monotonic()
+
+        await self._breaker.call(exchange, extra_seconds=len(entry) * _SECONDS_PER_BYTE)
+
+    async def change_tokens(self, image_id: str, even_if_open: bool = False) -> None:
+        """Make every copy worthless that this image's last commit made stale: its own, and the lists'."""
+
+        async def exchange() -> None:
+            async with self._client.pipeline(transaction=True) as pipe:
+                for topic in (image_id, LIST_TOPIC):
+                    pipe.set(self._token_key(topic), _new_token(), ex=_TOKEN_SECONDS)
+                await pipe.execute()
+
+        await self._breaker.call(exchange, even_if_open=even_if_open)
+
+    async def _has_room(self) -> bool:
+        """Whether Redis is less than half full: on a shared one, a full cache makes enqueues fail."""
+        if time.monotonic() - self._sampled_at >= _MEMORY_SAMPLE_SECONDS:
+            memory = await self._client.info("memory")
+            most = int(memory.get("maxmemory", 0))
+            self._may_fill = most == 0 or int(memory["used_memory"]) < most / 2
+            self._sampled_at = time.monotonic()
+        return self._may_fill
+
+    def _token_key(self, topic: str) -> str:
+        return f"{self._prefix}:token:{topic}"
+
+    def _entry_key(self, slot: Slot) -> str:
+        return f"{self._prefix}:response:{slot.path}"
+
+
+def _new_token() -> bytes:
+    return secrets.token_bytes(12)
+
+
+def _unpack(entry: bytes | None, token: bytes, path: str) -> Copy | None:
+    if entry is None:
+        return None
+    try:
+        entry_token, entry_path, status, headers, body = msgpack.unpackb(entry)
+        if entry_token != token or entry_path != path:
+            return None
+        return Copy(int(status), tuple((str(name), str(value)) for name, value in headers), bytes(body))
+    except (ValueError, TypeError, msgpack.UnpackException):
+        logger.warning("a cached response cannot be read", extra={"path": path})
+        return None

@@ -1,0 +1,151 @@
+"""The environment, read once into a frozen dataclass; a bad value fails at start and names its variable."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from shared.errors import SettingsError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be configured. Sizes are in bytes or pixels, times in seconds."""
+
+    storage_path: Path = Path("data")
+    database_url: str = ""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    cache_redis_url: str = ""
+    write_token: str | None = None
+    max_upload_bytes: int = 50_000_000
+    upload_stall_seconds: float = 10.0
+    upload_least_rate: int = 4_096
+    max_waiting: int = 100_000
+    free_disk_floor: int = 256 * 1024 * 1024
+    keep_originals: bool = True
+    min_thumb_size: int = 64
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = 50_000_000
+    picture_max_age: int = 31_536_000
+    render_slots: int | None = None
+    render_cpu_seconds: int = 20
+    render_wall_seconds: float = 40.0
+    render_memory_bytes: int = 1536 * 1024 * 1024
+    grace_seconds: float = 20.0
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        if not self.database_url:
+            object.__setattr__(self, "database_url", f"sqlite:///{self.storage_path / 'ledger.sqlite3'}")
+        if not self.cache_redis_url:
+            object.__setattr__(self, "cache_redis_url", self.redis_url)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Read the settings from `env`. Raises SettingsError with the variable's name and what is wrong."""
+
+        def read(name: str, parse: Callable[[str], T], default: T) -> T:
+            text = env.get(name, "").strip()
+            if not text:
+                return default
+            try:
+                return parse(text)
+            except ValueError as exc:
+                raise SettingsError(f"{name}: {exc}") from exc
+
+        default = cls()
+        return cls(
+            storage_path=read("ASGI_LOOK_STORAGE_PATH", _folder, default.storage_path),
+            database_url=read("DATABASE_URL", _database_url, ""),
+            redis_url=read("REDIS_URL", _redis_url, default.redis_url),
+            cache_redis_url=read("CACHE_REDIS_URL", _redis_url, ""),
+            write_token=read("ASGI_LOOK_WRITE_TOKEN", _token, default.write_token),
+            max_upload_bytes=read("ASGI_LOOK_MAX_UPLOAD_BYTES", _at_least(1), default.max_upload_bytes),
+            upload_stall_seconds=read("ASGI_LOOK_UPLOAD_STALL_SECONDS", _seconds, default.upload_stall_seconds),
+            upload_least_rate=read("ASGI_LOOK_UPLOAD_LEAST_RATE", _at_least(0), default.upload_least_rate),
+            max_waiting=read("ASGI_LOOK_MAX_WAITING", _at_least(1), default.max_waiting),
+            free_disk_floor=read("ASGI_LOOK_FREE_DISK_FLOOR", _at_least(0), default.free_disk_floor),
+            keep_originals=read("ASGI_LOOK_KEEP_ORIGINALS", _flag, default.keep_originals),
+            min_thumb_size=read("ASGI_LOOK_MIN_THUMB_SIZE", _at_least(1), default.min_thumb_size),
+            background=read("ASGI_LOOK_BACKGROUND", _colour, default.background),
+            max_pixels=read("ASGI_LOOK_MAX_PIXELS", _at_least(1), default.max_pixels),
+            picture_max_age=read("ASGI_LOOK_PICTURE_MAX_AGE", _at_least(0), default.picture_max_age),
+            render_slots=read("ASGI_LOOK_RENDER_SLOTS", _at_least(1), default.render_slots),
+            render_cpu_seconds=read("ASGI_LOOK_RENDER_CPU_SECONDS", _at_least(1), default.render_cpu_seconds),
+            render_wall_seconds=read("ASGI_LOOK_RENDER_WALL_SECONDS", _seconds, default.render_wall_seconds),
+            render_memory_bytes=read(
+                "ASGI_LOOK_RENDER_MEMORY_BYTES", _at_least(256 * 1024 * 1024), default.render_memory_bytes
+            ),
+            grace_seconds=read("ASGI_LOOK_GRACE_SECONDS", _seconds, default.grace_seconds),
+            log_level=read("ASGI_LOOK_LOG_LEVEL", _log_level, default.log_level),
+        )
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text, re.ASCII) or int(text) < least:
+            raise ValueError(f"not a whole number of at least {least}: {text}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) or not float(text):
+        raise ValueError(f"not a number of seconds above 0: {text}")
+    return float(text)
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"not 1 or 0: {text}")
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"not a directory: {text}")
+    return path
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    if not re.fullmatch(r"#?[0-9a-fA-F]{6}", text):
+        raise ValueError(f"not a colour like ffffff: {text}")
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue
+
+
+def _token(text: str) -> str:
+    # RFC 6750, section 2.1: what may stand behind "Bearer".
+    if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):
+        raise ValueError("not a bearer token: letters, digits and ._~+/- only, then = at the end")
+    return text
+
+
+def _log_level(text: str) -> str:
+    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError(f"not one of DEBUG, INFO, WARNING, ERROR: {text}")
+    return text.upper()
+
+
+def _redis_url(text: str) -> str:
+    if not re.match(r"(redis|rediss|unix)://", text):
+        raise ValueError("does not begin with redis://, rediss:// or unix://")
+    return text
+
+
+def _database_url(text: str) -> str:
+    if re.match(r"postgres(ql)?(\+\w+)?://", text):
+        raise ValueError("PostgreSQL is not supported yet: use sqlite:///path/to/ledger.sqlite3")
+    if not re.match(r"sqlite(\+aiosqlite)?:///[^?:]", text):
+        raise ValueError("does not begin with sqlite:/// and the path of a file")
+    return text

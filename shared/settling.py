@@ -1,0 +1,76 @@
+"""Settling: paying what a commit left to be done. Each step may be repeated by anybody."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from shared.connections import RedisAway
+from shared.images import Image, Owed, Status, attempt_prefix, original_key, renditions_prefix
+from shared.ledger import Ledger
+from shared.notices import Announcer
+from shared.response_cache import ResponseCache
+from shared.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+class Settling:
+    """Pays debts in their order: cache tokens, the notice, leftovers."""
+
+    def __init__(
+        self, ledger: Ledger, storage: Storage, cache: ResponseCache, announcer: Announcer, keep_originals: bool
+    ) -> None:
+        self._ledger = ledger
+        self._storage = storage
+        self._cache = cache
+        self._announcer = announcer
+        self._keep_originals = keep_originals
+
+    async def settle(self, image: Image) -> None:
+        """Pay all that the image owes, as far as Redis allows. May raise StorageUnavailable or LedgerUnavailable."""
+        if image.owed is Owed.TOKENS:
+            image = await self.settle_tokens(image)
+        if image.owed is Owed.LEFTOVERS:
+            await self.remove_leftovers(image)
+
+    async def settle_tokens(self, image: Image, even_if_open: bool = False) -> Image:
+        """Change the tokens that the image owes and move its row on; return it as it is then.
+
+        Whoever reads a row that owes tokens calls this before answering: otherwise a client that saw `ready` may
+        read an older list next.
+        """
+        if image.owed is not Owed.TOKENS:
+            return image
+        try:
+            await self._cache.change_tokens(image.id, even_if_open)
+        except RedisAway:
+            return image
+        moved_on = await self._ledger.tokens_changed(image)
+        try:
+            await self._announcer.announce(image.id)
+        except RedisAway:
+            logger.debug("no notice went out", extra={"image": image.id})
+        # Whoever moved the row on before us pays what else it owes.
+        return moved_on or replace(image, owed=None)
+
+    async def settle_all_tokens(self, even_if_open: bool = False) -> None:
+        """Change the tokens of every row that owes them. Raises RedisAway where one could not be changed."""
+        while owing := await self._ledger.owing_tokens():
+            for image in owing:
+                if (await self.settle_tokens(image, even_if_open)).owed is Owed.TOKENS:
+                    raise RedisAway("tokens could not be changed")
+
+    async def remove_leftovers(self, image: Image) -> None:
+        """Remove what no longer serves anybody: superseded attempts, unwanted originals, a deleted image's all."""
+        if image.status is Status.DELETING:
+            await self._storage.delete_folder(renditions_prefix(image.id))
+            await self._storage.delete(original_key(image.id))
+        else:
+            for name in await self._storage.folders(renditions_prefix(image.id)):
+                # Attempts past the one we read may be at work by now.
+                if name.isdecimal() and int(name) <= image.attempt and int(name) != image.published:
+                    await self._storage.delete_folder(attempt_prefix(image.id, int(name)))
+            if image.status is Status.READY and not self._keep_originals:
+                await self._storage.delete(original_key(image.id))
+        await self._ledger.leftovers_removed(image)

@@ -1,0 +1,71 @@
+"""Bytes by key. `Storage` is what its callers need of it; each backend is a module beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import BinaryIO, Protocol
+
+
+class Draft(Protocol):
+    """Bytes on their way into storage: a local temporary file, kept under a key or discarded."""
+
+    async def write(self, chunk: bytes) -> None:
+        """Append `chunk`. Raises StorageFull or StorageUnavailable."""
+
+    def fileno(self) -> int:
+        """Return the descriptor of the temporary file, for a child to write to."""
+
+    async def digest(self) -> tuple[int, str]:
+        """Return the length and the SHA-256 (hex) of what was written."""
+
+    async def tail(self, count: int) -> bytes:
+        """Return the last `count` bytes written."""
+
+    async def discard(self) -> None:
+        """Remove the temporary file unless the draft was kept; safe to repeat."""
+
+
+class Storage(Protocol):
+    """Where originals and renditions live. Methods raise StorageUnavailable, StorageFull and NoSuchKey only."""
+
+    async def prepare(self) -> None:
+        """Make the storage usable, or say why it is not."""
+
+    async def draft(self) -> Draft:
+        """Begin a draft."""
+
+    async def keep(self, drafts: Mapping[str, Draft]) -> None:
+        """Put each draft under its key; when this returns, all of them survive a power cut."""
+
+    async def carry_over(self, source: str, target: str) -> None:
+        """Put what is under `source` under `target` as well, as durably as `keep`."""
+
+    async def exists(self, key: str) -> bool:
+        """Tell whether there is anything under `key`."""
+
+    async def read(self, key: str) -> bytes:
+        """Return what is under `key`."""
+
+    def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
+        """Yield the bytes from `first` to `last` (both included) of what is under `key`, in pieces."""
+
+    async def open_local(self, key: str) -> BinaryIO:
+        """Return what is under `key` as a local file, read-only; the caller closes it."""
+
+    async def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly below `prefix`."""
+
+    async def has_originals(self) -> bool:
+        """Tell whether any original is stored."""
+
+    async def delete(self, key: str) -> None:
+        """Remove what is under `key`; nothing there is no error."""
+
+    async def delete_folder(self, prefix: str) -> None:
+        """Remove everything below `prefix`; nothing there is no error."""
+
+    async def free_bytes(self) -> int | None:
+        """Return the room that is left, or None where that has no meaning."""
+
+    async def sweep_drafts(self, older_than_seconds: float) -> int:
+        """Remove drafts that nobody has written to for so long; return how many."""

@@ -1,0 +1,231 @@
+"""Storage on a local or shared disk: every put is fsynced, renamed into place, and its folder fsynced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import aiofiles
+from aiofiles.threadpool.binary import AsyncBufferedIOBase
+
+from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
+from shared.storage import Draft
+
+T = TypeVar("T")
+
+#: Bytes of a large picture that are read, and sent, at a time.
+PIECE_BYTES = 256 * 1024
+
+_FANNED_OUT = ("originals", "renditions")
+
+
+class DiskDraft:
+    """A temporary file in the storage's own file system, so that keeping it is a rename."""
+
+    def __init__(self, path: Path, file: AsyncBufferedIOBase) -> None:
+        self.path = path
+        self._file = file
+        self._kept = False
+
+    async def write(self, chunk: bytes) -> None:
+        with _translated(self.path):
+            await self._file.write(chunk)
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    async def digest(self) -> tuple[int, str]:
+        def compute() -> tuple[int, str]:
+            with self.path.open("rb") as file:
+                return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+        return await _in_thread(self.path, compute)
+
+    async def tail(self, count: int) -> bytes:
+        def read() -> bytes:
+            with self.path.open("rb") as file:
+                file.seek(-min(count, os.fstat(file.fileno()).st_size), os.SEEK_END)
+                return file.read()
+
+        return await _in_thread(self.path, read)
+
+    async def discard(self) -> None:
+        def remove() -> None:
+            self.path.unlink(missing_ok=True)
+
+        with contextlib.suppress(OSError):
+            # What a buffer still holds need not reach a full disk: the file is going anyway.
+            await self._file.close()
+        if not self._kept:
+            await _in_thread(self.path, remove)
+
+    async def sync(self) -> None:
+        """Have all that was written survive a power cut, under the temporary name."""
+        with _translated(self.path):
+            await self._file.flush()
+        await _in_thread(self.path, lambda: os.fsync(self._file.fileno()))
+
+    def rename(self, target: Path) -> None:
+        """Move the file into place; blocks."""
+        self.path.rename(target)
+        self._kept = True
+
+
+class DiskStorage:
+    """The disk backend of `Storage`, below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._drafts = root / "drafts"
+
+    async def prepare(self) -> None:
+        def make() -> None:
+            self._drafts.mkdir(parents=True, exist_ok=True)
+            probe = self._drafts / f"probe-{secrets.token_hex(8)}"
+            probe.touch()
+            probe.unlink()
+
+        await _in_thread(self._root, make)
+
+    async def draft(self) -> DiskDraft:
+        path = self._drafts / secrets.token_hex(16)
+        with _translated(path):
+            return DiskDraft(path, await aiofiles.open(path, "xb"))
+
+    async def keep(self, drafts: Mapping[str, Draft]) -> None:
+        targets: dict[Path, DiskDraft] = {}
+        for key, draft in drafts.items():
+            assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a mistake of ours
+            targets[self._path(key)] = draft
+        await asyncio.gather(*(draft.sync() for draft in targets.values()))
+
+        def put() -> None:
+            for target, draft in targets.items():
+                _make_durable_folder(target.parent)
+                draft.rename(target)
+            for folder in {target.parent for target in targets}:
+                _fsync_folder(folder)
+
+        await _in_thread(self._root, put)
+
+    async def carry_over(self, source: str, target: str) -> None:
+        def link() -> None:
+            place = self._path(target)
+            _make_durable_folder(place.parent)
+            place.unlink(missing_ok=True)
+            # A second name for the same bytes, which are never written to again.
+            os.link(self._path(source), place)
+            _fsync_folder(place.parent)
+
+        await _in_thread(self._path(source), link)
+
+    async def exists(self, key: str) -> bool:
+        return await _in_thread(self._root, self._path(key).exists)
+
+    async def read(self, key: str) -> bytes:
+        return await _in_thread(self._path(key), self._path(key).read_bytes)
+
+    async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
+        path = self._path(key)
+        with _translated(path):
+            async with aiofiles.open(path, "rb") as file:
+                await file.seek(first)
+                left = last - first + 1
+                while left > 0 and (piece := await file.read(min(PIECE_BYTES, left))):
+                    left -= len(piece)
+                    yield piece
+
+    async def open_local(self, key: str) -> BinaryIO:
+        return await _in_thread(self._path(key), lambda: self._path(key).open("rb"))
+
+    async def folders(self, prefix: str) -> list[str]:
+        def names() -> list[str]:
+            with contextlib.suppress(FileNotFoundError):
+                return sorted(entry.name for entry in os.scandir(self._path(prefix)) if entry.is_dir())
+            return []
+
+        return await _in_thread(self._root, names)
+
+    async def has_originals(self) -> bool:
+        def look() -> bool:
+            return any(path.is_file() for path in (self._root / "originals").rglob("*"))
+
+        return await _in_thread(self._root, look)
+
+    async def delete(self, key: str) -> None:
+        await _in_thread(self._root, lambda: self._path(key).unlink(missing_ok=True))
+
+    async def delete_folder(self, prefix: str) -> None:
+        def remove() -> None:
+            # A late attempt may add a file while we remove: one more look costs nothing.
+            for _ in range(3):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(self._path(prefix))
+                if not self._path(prefix).exists():
+                    return
+
+        await _in_thread(self._root, remove)
+
+    async def free_bytes(self) -> int | None:
+        return await _in_thread(self._root, lambda: shutil.disk_usage(self._root).free)
+
+    async def sweep_drafts(self, older_than_seconds: float) -> int:
+        def sweep() -> int:
+            swept = 0
+            for entry in os.scandir(self._drafts):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - entry.stat().st_mtime > older_than_seconds:
+                        Path(entry.path).unlink()
+                        swept += 1
+            return swept
+
+        return await _in_thread(self._drafts, sweep)
+
+    def _path(self, key: str) -> Path:
+        kind, *rest = key.split("/")
+        if kind in _FANNED_OUT:
+            # Ids begin with their time (UUIDv7): one folder every three days, below it one every 65 s.
+            rest = [rest[0][:5], rest[0][5:8], *rest]
+        return self._root.joinpath(kind, *rest)
+
+
+def _make_durable_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_durable_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _fsync_folder(folder.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _in_thread(path: Path, work: Callable[[], T]) -> T:
+    with _translated(path):
+        return await asyncio.to_thread(work)
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise NoSuchKey(f"nothing at {path}") from exc
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"{exc.strerror}: {path}") from exc
+        raise StorageUnavailable(f"{exc.strerror}: {path}") from exc

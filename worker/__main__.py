@@ -1,0 +1,172 @@
+"""`python -m worker`: the worker's composition root. `--check` tells whether a worker of this host is alive."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+from shared import logs
+from shared.belonging import check_redis, check_storage, keep_standing
+from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, worker_client
+from shared.errors import AsgilookError
+from shared.ledger import Ledger
+from shared.notices import Announcer
+from shared.queue import Queue
+from shared.response_cache import ResponseCache
+from shared.settings import Settings
+from shared.settling import Settling
+from shared.storage.disk import DiskStorage
+from worker import capacity
+from worker.attempts import Attempts
+from worker.consumer import Consumer, Consumers
+from worker.jobs import Jobs
+from worker.renderer import Renderer
+from worker.sweep import Sweep
+
+logger = logging.getLogger("worker")
+
+#: Seconds that cancelled jobs have for handing their images back.
+_HAND_BACK_SECONDS = 3.0
+
+
+def worker_name() -> str:
+    """Return this process's name among the workers: its host, then its process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+async def run(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT, then finish or hand back what is running."""
+    stop, stop_now = _signals()
+    slots = settings.render_slots or capacity.render_slots()
+    name = worker_name()
+    async with contextlib.AsyncExitStack() as stack:
+        ledger = Ledger.connect(settings)
+        stack.push_async_callback(ledger.close)
+        storage = DiskStorage(settings.storage_path)
+        await storage.prepare()
+        ledger_name = await check_storage(ledger, storage)
+
+        redis = worker_client(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        breaker = CircuitBreaker(redis, WORKER_DEADLINE)
+        stack.push_async_callback(breaker.close)
+        cache_redis, cache_breaker = redis, breaker
+        if settings.cache_redis_url != settings.redis_url:
+            cache_redis = worker_client(settings.cache_redis_url)
+            stack.push_async_callback(cache_redis.aclose)
+            cache_breaker = CircuitBreaker(cache_redis, WORKER_DEADLINE)
+            stack.push_async_callback(cache_breaker.close)
+        await check_redis(redis, breaker, ledger_name)
+
+        queue = Queue(redis, breaker, ledger_name)
+        cache = ResponseCache(cache_redis, cache_breaker, ledger_name)
+        announcer = Announcer(redis, breaker, ledger_name)
+        settling = Settling(ledger, storage, cache, announcer, settings.keep_originals)
+        renderer = Renderer(settings, slots, capacity.pixel_budget())
+        await renderer.start()
+        stack.push_async_callback(renderer.close)
+        attempts = Attempts(ledger, storage, queue, settling, slots, name)
+        jobs = Jobs(settings, ledger, storage, renderer, attempts)
+
+        def make_consumer() -> Consumer:
+            return Consumer(
+                jobs.functions,
+                redis=redis,
+                queue=queue,
+                slots=slots,
+                job_seconds=settings.render_wall_seconds + 60,
+                worker=name,
+                pause=attempts.pause,
+            )
+
+        consumers = Consumers(make_consumer)
+        sweep = Sweep(ledger, storage, queue, settling)
+        background = [
+            asyncio.create_task(consumers.run()),
+            asyncio.create_task(sweep.run()),
+            asyncio.create_task(keep_standing(redis, breaker, ledger_name)),
+        ]
+        logger.info("the worker is ready", extra={"worker": name, "slots": slots})
+        await stop.wait()
+
+        logger.info("the worker takes nothing new", extra={"worker": name})
+        consumers.stop_picking()
+        await _first_of(attempts.finish(settings.grace_seconds), stop_now.wait())
+        attempts.cancel()
+        await attempts.finish(_HAND_BACK_SECONDS)
+        for task in background:
+            task.cancel()
+        await asyncio.wait(background)
+        with contextlib.suppress(RedisAway):
+            await queue.forget(name)
+        logger.info("the worker has ended", extra={"worker": name})
+
+
+async def check(settings: Settings) -> int:
+    """Tell whether a worker of this host is alive: 0 if so, else 1."""
+    ledger = Ledger.connect(settings)
+    redis = worker_client(settings.redis_url)
+    breaker = CircuitBreaker(redis, WORKER_DEADLINE)
+    try:
+        identity = await ledger.identity()
+        names = await Queue(redis, breaker, identity.name).workers_alive()
+    except AsgilookError as exc:
+        print(f"asgilook: whether a worker is alive cannot be told: {exc}", file=sys.stderr)
+        return 1
+    finally:
+        await breaker.close()
+        await redis.aclose()
+        await ledger.close()
+    host = f"{socket.gethostname()}:"
+    ours = [name for name in names if name.startswith(host)]
+    print(f"alive: {', '.join(ours)}" if ours else "no worker of this host is alive")
+    return 0 if ours else 1
+
+
+def main() -> int:
+    """Run or check; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description="Render what is uploaded.")
+    parser.add_argument("--check", action="store_true", help="tell whether a worker of this host is alive")
+    arguments = parser.parse_args()
+    try:
+        settings = Settings.from_env()
+        if arguments.check:
+            return asyncio.run(check(settings))
+        logs.configure(settings.log_level)
+        asyncio.run(run(settings))
+    except (AsgilookError, OSError) as exc:
+        print(f"asgilook: the worker cannot run: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Return events that the first and the second SIGTERM or SIGINT set."""
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def hear() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, hear)
+    return first, second
+
+
+async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Attempts: claim an image, hold it by a lease, end in one outcome or hand it back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from shared import logs
+from shared.connections import RedisAway
+from shared.errors import (
+    AsgilookError,
+    DecoderCrashed,
+    LeaseLost,
+    LedgerUnavailable,
+    RenderFailure,
+    StorageUnavailable,
+)
+from shared.images import Image, Status, attempt_prefix
+from shared.ledger import LEASE_SECONDS, Ledger
+from shared.queue import Queue
+from shared.settling import Settling
+from shared.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two renewals of a lease.
+RENEWED_EVERY_SECONDS = LEASE_SECONDS / 4
+#: Seconds after which an image that we had trouble with is tried again.
+_AGAIN_IN_SECONDS = 2.0
+
+Claim = Callable[[], Awaitable[Image | None]]
+#: Renders and publishes; returns the row as committed. Raises LeaseLost where the commit found it gone.
+Work = Callable[[Image], Awaitable[Image]]
+
+
+class Pause:
+    """Keeps a worker in trouble from taking anything new: 1 s, 2, 4 … 60; the first success ends it."""
+
+    MOST_SECONDS = 60.0
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._until = 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+    def begin(self) -> None:
+        """Begin a pause, twice as long as the one before."""
+        if self.seconds_left:
+            return
+        self._seconds = min(self._seconds * 2 or 1.0, self.MOST_SECONDS)
+        self._until = time.monotonic() + self._seconds
+        logger.warning("this worker takes nothing new for a while", extra={"seconds": self._seconds})
+
+    def forget(self) -> None:
+        """Note a success."""
+        self._seconds = self._until = 0.0
+
+
+class Attempts:
+    """Runs attempts in the process's slots. `run` never raises: the ledger alone issues work again, arq never."""
+
+    def __init__(
+        self, ledger: Ledger, storage: Storage, queue: Queue, settling: Settling, slots: int, worker: str
+    ) -> None:
+        self.worker = worker
+        self.pause = Pause()
+        self._ledger = ledger
+        self._storage = storage
+        self._queue = queue
+        self._settling = settling
+        self._slots = asyncio.Semaphore(slots)
+        self._running: set[asyncio.Task[object]] = set()
+
+    async def run(self, claim: Claim, work: Work) -> None:
+        """Take a slot, claim an image, do the work; settle, count or hand back, whatever comes of it."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for mypy: a coroutine always runs in a task
+        self._running.add(task)
+        try:
+            async with self._slots:
+                await self._run(claim, work)
+        except asyncio.CancelledError:
+            logger.debug("cancelled outside of an attempt")
+        finally:
+            self._running.discard(task)
+
+    async def finish(self, seconds: float) -> None:
+        """Wait so long for running attempts to end."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+
+    def cancel(self) -> None:
+        """Have every running attempt hand its image back now."""
+        for task in self._running:
+            task.cancel()
+
+    async def _run(self, claim: Claim, work: Work) -> None:
+        try:
+            image = await claim()
+        except LedgerUnavailable as exc:
+            logger.warning("nothing could be claimed", extra={"reason": str(exc)})
+            self.pause.begin()
+            return
+        if image is None:
+            return
+        logs.image_id.set(image.id)
+        logs.request_id.set(image.request)
+        try:
+            outcome = await self._attempt(image, work)
+            if outcome is not None:
+                await self._follow_up(image, outcome)
+        except AsgilookError as exc:
+            # The lease runs out, or the sweep settles: nothing is lost by leaving it there.
+            logger.warning("an attempt was left to the sweep", extra={"reason": str(exc), "attempt": image.attempt})
+            self.pause.begin()
+
+    async def _attempt(self, image: Image, work: Work) -> Image | None:
+        """Do the work under a lease; return the row as its outcome left it, or None where others have it."""
+        blame = {"attempt": image.attempt}
+        began = time.monotonic()
+        try:
+            async with self._lease(image):
+                row: Image | None = await work(image)
+            self.pause.forget()
+            logger.info("published", extra=blame | {"seconds": round(time.monotonic() - began, 3)})
+            return row
+        except LeaseLost:
+            logger.info("others have taken the image from this attempt", extra=blame)
+            row = None
+        except RenderFailure as exc:
+            logger.info("the file cannot be rendered", extra=blame | {"type": exc.type, "reason": exc.detail})
+            row = await self._fail(image, exc)
+        except asyncio.CancelledError:
+            logger.info("handed back", extra=blame)
+            row = await self._ledger.hand_back(image, 0.0)
+        except (StorageUnavailable, LedgerUnavailable, RedisAway) as exc:
+            row = await self._hand_back_in_trouble(image, exc)
+        except AsgilookError as exc:  # ChildLost, NoSuchKey
+            logger.warning("an attempt was lost", extra=blame | {"reason": f"{type(exc).__name__}: {exc}"})
+            row = await self._ledger.count_loss(image)
+        except Exception:
+            logger.exception("an attempt was lost by an unforeseen error", extra=blame)
+            row = await self._ledger.count_loss(image)
+        return await self._without_own_folder(image, row)
+
+    async def _fail(self, image: Image, failure: RenderFailure) -> Image | None:
+        if image.status is Status.READY:
+            return await self._ledger.give_up_thumbnails(image)
+        if isinstance(failure, DecoderCrashed) and not image.failures:
+            # Once may be chance: a cosmic ray, a library's race. Twice is the file.
+            return await self._ledger.count_failure(image)
+        return await self._ledger.fail(image, failure.type, failure.detail)
+
+    async def _hand_back_in_trouble(self, image: Image, trouble: AsgilookError) -> Image | None:
+        logger.warning("handed back in trouble", extra={"reason": f"{type(trouble).__name__}: {trouble}"})
+        self.pause.begin()
+        return await self._ledger.hand_back(image, _AGAIN_IN_SECONDS)
+
+    async def _without_own_folder(self, image: Image, row: Image | None) -> Image | None:
+        """Remove what this attempt stored, unless its commit went through after all; return the row to follow up."""
+        latest = await self._ledger.get(image.id)
+        if latest is not None and latest.published == image.attempt:
+            return latest
+        await self._storage.delete_folder(attempt_prefix(image.id, image.attempt))
+        return row
+
+    async def _follow_up(self, image: Image, row: Image) -> None:
+        if row.wake == image.wake:
+            await self._settling.settle(row)
+        else:
+            # Counted and queued again: it goes on at once. What was handed back waits for its `due`.
+            with contextlib.suppress(RedisAway):
+                await self._queue.enqueue(row)
+
+    @contextlib.asynccontextmanager
+    async def _lease(self, image: Image) -> AsyncIterator[None]:
+        """Renew the lease while the body runs. Raises LeaseLost in the body's place once it is gone."""
+        owner = asyncio.current_task()
+        assert owner is not None  # noqa: S101 - for mypy, as above
+        lost = False
+
+        async def renew() -> None:
+            nonlocal lost
+            while True:
+                await asyncio.sleep(RENEWED_EVERY_SECONDS)
+                try:
+                    if await self._ledger.renew(image) is not None:
+                        continue
+                    latest = await self._ledger.get(image.id)
+                except LedgerUnavailable as exc:
+                    logger.warning("the lease could not be renewed", extra={"reason": str(exc)})
+                    continue
+                if latest is None or latest.published != image.attempt:
+                    lost = True
+                    owner.cancel()
+                return
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not lost:
+                raise
+            owner.uncancel()
+            raise LeaseLost("the lease is gone") from None
+        finally:
+            renewing.cancel()
+            await asyncio.wait([renewing])

@@ -1,0 +1,133 @@
+"""arq's Worker, made to start jobs within milliseconds and to survive its Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from arq.connections import ArqRedis
+from arq.worker import Function, Worker
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.connections import RedisAway
+from shared.queue import Queue, pack, unpack
+from worker.attempts import Pause
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a listener looks for itself: a ring may have been lost.
+_LISTEN_SECONDS = 0.5
+_BEAT_EVERY_SECONDS = 2.0
+_RECONNECT_SECONDS = 0.5
+
+
+class Consumer(Worker):
+    """Takes jobs while a slot is free. Only the ledger issues work again, so nothing is retried or kept here."""
+
+    def __init__(
+        self,
+        functions: list[Function],
+        *,
+        redis: Redis,
+        queue: Queue,
+        slots: int,
+        job_seconds: float,
+        worker: str,
+        pause: Pause,
+    ) -> None:
+        super().__init__(
+            functions,
+            queue_name=queue.name,
+            redis_pool=ArqRedis(pool_or_conn=redis.connection_pool, job_serializer=pack, job_deserializer=unpack),
+            max_jobs=slots,
+            job_timeout=job_seconds,
+            max_tries=1,
+            retry_jobs=False,
+            keep_result=0,
+            handle_signals=False,
+            on_job_start=self._take_out_of_queue,
+            job_serializer=pack,
+            job_deserializer=unpack,
+        )
+        self._queue = queue
+        self._worker = worker
+        self._pause = pause
+        self._slot_freed = asyncio.Event()
+        self._beaten_at = -_BEAT_EVERY_SECONDS
+
+    async def main(self) -> None:
+        """Take jobs until cancelled. Raises RedisError or OSError when Redis goes away; running jobs go on."""
+        while True:
+            self._slot_freed.clear()
+            if self._may_pick:
+                await self._poll_iteration()
+            else:
+                await self.heart_beat()
+            await self._wait_for_work()
+
+    async def run_job(self, job_id: str, score: int) -> None:
+        """Run a job to its end, whatever Redis does meanwhile: the ledger has its outcome."""
+        try:
+            await super().run_job(job_id, score)
+        except (RedisError, OSError) as exc:
+            logger.debug("a job's end was not recorded in Redis", extra={"reason": str(exc)})
+
+    async def record_health(self) -> None:
+        """Tell, at every turn of the loop and at most every two seconds, that it turns."""
+        if time.monotonic() - self._beaten_at >= _BEAT_EVERY_SECONDS:
+            self._beaten_at = time.monotonic()
+            with contextlib.suppress(RedisAway):
+                await self._queue.beat(self._worker)
+
+    @property
+    def _may_pick(self) -> bool:
+        return self.allow_pick_jobs and not self._pause.seconds_left
+
+    async def _wait_for_work(self) -> None:
+        if self._may_pick and self.job_counter < self.max_jobs:
+            # Only who has a free slot listens: a ring that a busy worker hears is lost for an idle one.
+            await self.pool.blpop([self._queue.doorbell], timeout=_LISTEN_SECONDS)
+        else:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._slot_freed.wait(), _LISTEN_SECONDS)
+
+    async def _take_out_of_queue(self, ctx: dict[str, Any]) -> None:
+        # arq leaves running jobs in the sorted set: with a hundred at its head it would never see the next.
+        await self.pool.zrem(self.queue_name, ctx["job_id"])
+
+    def _release_sem_dec_counter_on_complete(self) -> None:
+        super()._release_sem_dec_counter_on_complete()
+        self._slot_freed.set()
+
+
+class Consumers:
+    """One consumer after another: a lost connection ends arq's main loop and leaks its semaphore."""
+
+    def __init__(self, make: Callable[[], Consumer]) -> None:
+        self._make = make
+        self._current: Consumer | None = None
+        self._picking = True
+
+    async def run(self) -> None:
+        """Consume until cancelled."""
+        while True:
+            self._current = self._make()
+            self._current.allow_pick_jobs = self._picking
+            try:
+                await self._current.main()
+            except (RedisError, OSError) as exc:
+                logger.warning("the queue is away", extra={"reason": f"{type(exc).__name__}: {exc}"})
+            except Exception:
+                logger.exception("the consumer failed and is made anew")
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    def stop_picking(self) -> None:
+        """Take nothing new from now on; running jobs go on."""
+        self._picking = False
+        if self._current is not None:
+            self._current.allow_pick_jobs = False

@@ -1,0 +1,117 @@
+"""What arq runs: one coroutine a job, each in four steps: claim, compute off the loop, store, record."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from arq.worker import Function, func
+
+from shared.errors import LeaseLost, StorageUnavailable, UnreadableImage
+from shared.images import FULL, Image, Rendition, Size, ladder, original_key, rendition_key, thumbnail_name
+from shared.ledger import Ledger
+from shared.queue import CONVERT_IMAGE, MAKE_THUMBNAILS
+from shared.settings import Settings
+from shared.storage import Draft, Storage
+from worker.attempts import Attempts
+from worker.renderer import Renderer
+
+#: How every JPEG ends (ITU-T T.81, B.1.1.3: end of image).
+_JPEG_END = b"\xff\xd9"
+
+
+class Jobs:
+    """The work behind the queue's two functions."""
+
+    def __init__(
+        self, settings: Settings, ledger: Ledger, storage: Storage, renderer: Renderer, attempts: Attempts
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._storage = storage
+        self._renderer = renderer
+        self._attempts = attempts
+
+    @property
+    def functions(self) -> list[Function]:
+        """The functions to register with arq, under the names by which they are enqueued."""
+        return [
+            func(self.convert_image, name=CONVERT_IMAGE, max_tries=1),
+            func(self.make_thumbnails, name=MAKE_THUMBNAILS, max_tries=1),
+        ]
+
+    async def convert_image(self, ctx: dict[str, Any], image_id: str) -> None:
+        """Make an image's JPEG and thumbnails from its original."""
+        await self._attempts.run(lambda: self._ledger.claim(image_id, self._attempts.worker), self._convert)
+
+    async def make_thumbnails(self, ctx: dict[str, Any], image_id: str, wake: int) -> None:
+        """Make the thumbnails of a ready image, which is served meanwhile."""
+        await self._attempts.run(
+            lambda: self._ledger.claim_thumbnails(image_id, wake, self._attempts.worker), self._make_thumbnails
+        )
+
+    async def _convert(self, image: Image) -> Image:
+        async with contextlib.AsyncExitStack() as stack:
+            original = stack.enter_context(await self._storage.open_local(original_key(image.id)))
+            async with self._renderer.open(original.fileno()) as opened:
+                size = opened.size
+                drafts = await self._drafts(stack, [size, *ladder(size, self._settings.min_thumb_size)])
+                await opened.render({size: draft.fileno() for size, draft in drafts.items()})
+            renditions = await self._keep(image, size, drafts)
+        return _committed(await self._ledger.publish(image, size, renditions))
+
+    async def _make_thumbnails(self, image: Image) -> Image:
+        assert image.size is not None  # noqa: S101 - for mypy: a ready image has a size
+        assert image.published is not None  # noqa: S101 - for mypy: a ready image is published
+        published = rendition_key(image.id, image.published, FULL)
+        has_full = await self._storage.exists(published)
+        has_original = await self._storage.exists(original_key(image.id))
+        sizes = ladder(image.size, self._settings.min_thumb_size)
+        async with contextlib.AsyncExitStack() as stack:
+            source = await self._storage.open_local(original_key(image.id) if has_original else published)
+            stack.enter_context(source)
+            async with self._renderer.open(source.fileno()) as opened:
+                if opened.size != image.size:
+                    raise UnreadableImage("The stored picture is not the one that was published.")
+                drafts = await self._drafts(stack, sizes if has_full else [image.size, *sizes])
+                await opened.render({size: draft.fileno() for size, draft in drafts.items()})
+            renditions = await self._keep(image, image.size, drafts)
+        if has_full:
+            await self._storage.carry_over(published, rendition_key(image.id, image.attempt, FULL))
+            renditions = {FULL: image.renditions[FULL]} | renditions
+        return _committed(await self._ledger.publish(image, image.size, renditions))
+
+    async def _drafts(self, stack: contextlib.AsyncExitStack, sizes: Iterable[Size]) -> dict[Size, Draft]:
+        drafts: dict[Size, Draft] = {}
+        for size in sizes:
+            drafts[size] = await stack.enter_async_context(_discarded(await self._storage.draft()))
+        return drafts
+
+    async def _keep(self, image: Image, full: Size, drafts: dict[Size, Draft]) -> dict[str, Rendition]:
+        renditions: dict[str, Rendition] = {}
+        by_key: dict[str, Draft] = {}
+        for size, draft in drafts.items():
+            # Pillow ignores short writes, so that a full disk looks like a success.
+            if await draft.tail(len(_JPEG_END)) != _JPEG_END:
+                raise StorageUnavailable(f"the rendition of {size[0]}x{size[1]} is cut short")
+            name = FULL if size == full else thumbnail_name(size)
+            renditions[name] = Rendition(size, *await draft.digest())
+            by_key[rendition_key(image.id, image.attempt, name)] = draft
+        if by_key:
+            await self._storage.keep(by_key)
+        return renditions
+
+
+@contextlib.asynccontextmanager
+async def _discarded(draft: Draft) -> AsyncIterator[Draft]:
+    try:
+        yield draft
+    finally:
+        await draft.discard()
+
+
+def _committed(row: Image | None) -> Image:
+    if row is None:
+        raise LeaseLost("the commit found the image taken")
+    return row
