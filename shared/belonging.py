@@ -63,8 +63,8 @@ async def check_redis(client: Redis, breaker: CircuitBreaker, ledger_name: str) 
             return
         if waited >= _PATIENCE_SECONDS:
             raise MismatchError(
-                f"Redis and the ledger do not match: a process with another ledger ({standing}, not {ledger_name}) uses "
-                "this Redis. Set DATABASE_URL to the same value for web and worker, or REDIS_URL to a Redis of its own"
+                f"Redis and the ledger do not match: a process with another ledger ({standing}, not {ledger_name}) "
+                "uses this Redis. Set DATABASE_URL to the same value for web and worker, or REDIS_URL to another Redis"
             )
         await asyncio.sleep(1.0)
         waited += 1.0

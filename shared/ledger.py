@@ -41,6 +41,9 @@ from shared.settings import Settings
 
 T = TypeVar("T")
 
+#: Gives the name of the ledger at hand, which the web process knows only once it has started.
+LedgerName = Callable[[], str]
+
 #: Seconds that an attempt holds an image without renewing.
 LEASE_SECONDS = 12.0
 #: Seconds after an enqueue until somebody looks whether it worked.

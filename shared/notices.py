@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.connections import CircuitBreaker
+from shared.ledger import LedgerName
 
 logger = logging.getLogger(__name__)
 
@@ -24,22 +25,22 @@ def channel_of(ledger_name: str) -> str:
 class Announcer:
     """Sends notices."""
 
-    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:
+    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: LedgerName) -> None:
         self._client = client
         self._breaker = breaker
-        self._channel = channel_of(ledger_name)
+        self._ledger_name = ledger_name
 
     async def announce(self, image_id: str) -> None:
         """Tell every listener that this image has changed. Raises RedisAway."""
-        await self._breaker.call(lambda: self._client.publish(self._channel, image_id))
+        await self._breaker.call(lambda: self._client.publish(channel_of(self._ledger_name()), image_id))
 
 
 class Listener:
     """Hears notices, over one connection for the whole process."""
 
-    def __init__(self, client: Redis, ledger_name: str) -> None:
+    def __init__(self, client: Redis, ledger_name: LedgerName) -> None:
         self._client = client
-        self._channel = channel_of(ledger_name)
+        self._ledger_name = ledger_name
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
 
     @contextlib.contextmanager
@@ -59,7 +60,7 @@ class Listener:
         while True:
             try:
                 async with self._client.pubsub() as pubsub:
-                    await pubsub.subscribe(self._channel)
+                    await pubsub.subscribe(channel_of(self._ledger_name()))
                     while True:
                         message = await pubsub.get_message(timeout=5.0)
                         if message is not None:

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from shared.connections import CircuitBreaker, arq_client
 from shared.images import Image, Owed
+from shared.ledger import LedgerName
 
 CONVERT_IMAGE = "convert_image"
 MAKE_THUMBNAILS = "make_thumbnails"
@@ -35,22 +36,31 @@ def unpack(data: bytes) -> Any:
 class Queue:
     """The queue of one ledger. Methods raise RedisAway; whatever that loses, the sweep finds in the ledger."""
 
-    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:
+    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: LedgerName) -> None:
         self._client = client
         self._breaker = breaker
         self._ledger_name = ledger_name
-        self.name = f"arq:queue:{ledger_name}"
-        self.doorbell = f"{self.name}:doorbell"
-        self._beats = f"asgilook:{ledger_name}:workers"
-        self.arq = arq_client(client, job_serializer=pack, job_deserializer=unpack, default_queue_name=self.name)
+        self._arq = arq_client(client, job_serializer=pack, job_deserializer=unpack)
+
+    @property
+    def name(self) -> str:
+        return f"arq:queue:{self._ledger_name()}"
+
+    @property
+    def doorbell(self) -> str:
+        return f"{self.name}:doorbell"
+
+    @property
+    def _beats(self) -> str:
+        return f"asgilook:{self._ledger_name()}:workers"
 
     async def enqueue(self, image: Image) -> None:
         """Wake a worker up for what the image needs: its conversion, or its thumbnails."""
         if image.owed is Owed.THUMBNAILS:
-            job_id = f"thumbnails:{self._ledger_name}:{image.id}:{image.wake}"
+            job_id = f"thumbnails:{self._ledger_name()}:{image.id}:{image.wake}"
             function, arguments = MAKE_THUMBNAILS, [image.id, image.wake]
         else:
-            job_id = f"convert:{self._ledger_name}:{image.id}:{image.wake}"
+            job_id = f"convert:{self._ledger_name()}:{image.id}:{image.wake}"
             function, arguments = CONVERT_IMAGE, [image.id]
 
         async def exchange() -> None:
@@ -58,7 +68,9 @@ class Queue:
             # order of creation, so that images found again go first.
             before = datetime.fromtimestamp(image.created, UTC) - timedelta(days=1)
             expires = timedelta(days=1)
-            await self.arq.enqueue_job(function, *arguments, _job_id=job_id, _defer_until=before, _expires=expires)
+            await self._arq.enqueue_job(
+                function, *arguments, _job_id=job_id, _queue_name=self.name, _defer_until=before, _expires=expires
+            )
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.lpush(self.doorbell, 1)
                 pipe.ltrim(self.doorbell, 0, _MOST_RINGS - 1)

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from shared.connections import CircuitBreaker
+from shared.ledger import LedgerName
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +63,10 @@ class Lookup:
 class ResponseCache:
     """The copies and tokens of one ledger. Methods raise RedisAway."""
 
-    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:
+    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: LedgerName) -> None:
         self._client = client
         self._breaker = breaker
-        self._prefix = f"asgilook:{ledger_name}"
+        self._ledger_name = ledger_name
         self._may_fill = True
         self._sampled_at = -_MEMORY_SAMPLE_SECONDS
 
@@ -125,10 +126,10 @@ class ResponseCache:
         return self._may_fill
 
     def _token_key(self, topic: str) -> str:
-        return f"{self._prefix}:token:{topic}"
+        return f"asgilook:{self._ledger_name()}:token:{topic}"
 
     def _entry_key(self, slot: Slot) -> str:
-        return f"{self._prefix}:response:{slot.path}"
+        return f"asgilook:{self._ledger_name()}:response:{slot.path}"
 
 
 def _new_token() -> bytes:

@@ -66,11 +66,11 @@ async def run(settings: Settings) -> None:
             stack.push_async_callback(cache_breaker.close)
         await check_redis(redis, breaker, ledger_name)
 
-        queue = Queue(redis, breaker, ledger_name)
-        cache = ResponseCache(cache_redis, cache_breaker, ledger_name)
-        announcer = Announcer(redis, breaker, ledger_name)
+        queue = Queue(redis, breaker, lambda: ledger_name)
+        cache = ResponseCache(cache_redis, cache_breaker, lambda: ledger_name)
+        announcer = Announcer(redis, breaker, lambda: ledger_name)
         settling = Settling(ledger, storage, cache, announcer, settings.keep_originals)
-        renderer = Renderer(settings, slots, capacity.pixel_budget())
+        renderer = Renderer(settings, slots, capacity.pixel_budget(slots))
         await renderer.start()
         stack.push_async_callback(renderer.close)
         attempts = Attempts(ledger, storage, queue, settling, slots, name)
@@ -117,7 +117,7 @@ async def check(settings: Settings) -> int:
     breaker = CircuitBreaker(redis, WORKER_DEADLINE)
     try:
         identity = await ledger.identity()
-        names = await Queue(redis, breaker, identity.name).workers_alive()
+        names = await Queue(redis, breaker, lambda: identity.name).workers_alive()
     except AsgilookError as exc:
         print(f"asgilook: whether a worker is alive cannot be told: {exc}", file=sys.stderr)
         return 1

@@ -91,7 +91,8 @@ class Consumer(Worker):
     async def _wait_for_work(self) -> None:
         if self._may_pick and self.job_counter < self.max_jobs:
             # Only who has a free slot listens: a ring that a busy worker hears is lost for an idle one.
-            await self.pool.blpop([self._queue.doorbell], timeout=_LISTEN_SECONDS)
+            # redis-py's types know whole seconds only; the server takes fractions.
+            await self.pool.blpop([self._queue.doorbell], timeout=_LISTEN_SECONDS)  # type: ignore[arg-type,misc]
         else:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._slot_freed.wait(), _LISTEN_SECONDS)

@@ -1,0 +1,121 @@
+"""The web process's composition root: what there is, and at which path."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import falcon.asgi
+import uuid_utils
+from redis.asyncio import Redis
+
+from api import paths, problems
+from api.cache import ResponseCaching
+from api.health import Alive, Ready
+from api.images import Enqueueing, ImageList, ImageRecord, Retry
+from api.pictures import Jpeg, Pictures, Thumbnail
+from api.uploads import Uploads
+from api.waiting import Waiting
+from shared.belonging import check_redis, check_storage, keep_standing
+from shared.connections import (
+    WEB_DEADLINE,
+    CircuitBreaker,
+    RedisFactory,
+    listening_client,
+    redis_from_url,
+    web_client,
+)
+from shared.ledger import Ledger
+from shared.notices import Announcer, Listener
+from shared.queue import Queue
+from shared.response_cache import ResponseCache
+from shared.settings import Settings
+from shared.settling import Settling
+from shared.storage import Storage
+from shared.storage.disk import DiskStorage
+
+App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    uuid_generator: Callable[[], Any] = uuid_utils.uuid7,
+    redis_from_url: RedisFactory = redis_from_url,
+) -> App:
+    """Build the falcon application; everything it opens is opened and closed with its lifespan."""
+    settings = settings or Settings.from_env()
+    ledger = Ledger.connect(settings)
+    storage = DiskStorage(settings.storage_path)
+
+    redis = cache_redis = web_client(settings.redis_url, redis_from_url)
+    breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)
+    shares_redis = settings.cache_redis_url == settings.redis_url
+    if not shares_redis:
+        cache_redis = web_client(settings.cache_redis_url, redis_from_url)
+        cache_breaker = CircuitBreaker(cache_redis, WEB_DEADLINE)
+    listening = listening_client(settings.redis_url, redis_from_url)
+    lifespan = Lifespan(ledger, storage, redis, breaker)
+
+    queue = Queue(redis, breaker, lifespan.ledger_name)
+    response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name)
+    announcer = Announcer(redis, breaker, lifespan.ledger_name)
+    listener = Listener(listening, lifespan.ledger_name)
+    settling = Settling(ledger, storage, response_cache, announcer, settings.keep_originals)
+    # Before the cache is trusted again, what was committed while it was away must be told to it.
+    cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
+    lifespan.background = [listener.run]
+    lifespan.to_close = [breaker.close, cache_breaker.close, redis.aclose, cache_redis.aclose, listening.aclose]
+
+    enqueueing = Enqueueing(ledger, queue)
+    waiting = Waiting(ledger, settling, listener)
+    uploads = Uploads(settings, ledger, storage, uuid_generator)
+    pictures = Pictures(settings, ledger, storage, settling, enqueueing)
+
+    app: App = falcon.asgi.App()
+    app.add_middleware(lifespan)
+    app.add_middleware(ResponseCaching(response_cache))
+    paths.register(app.router_options)
+    problems.add_handlers(app)
+    app.add_route("/images", ImageList(settings, ledger, settling, enqueueing, waiting, uploads))
+    app.add_route("/images/{image_id:image_id}", ImageRecord(settings, ledger, settling, waiting))
+    app.add_route("/images/{image_id:image_id}/retry", Retry(settings, ledger, enqueueing))
+    app.add_route("/images/{image_id:image_id}.jpeg", Jpeg(pictures))
+    app.add_route("/thumbnails/{image_id:image_id}/{size:size}.jpeg", Thumbnail(pictures))
+    app.add_route("/healthz", Alive())
+    app.add_route("/readyz", Ready(ledger, storage, queue, redis, breaker, shares_redis))
+    return app
+
+
+class Lifespan:
+    """Falcon middleware that opens what the app needs, makes sure that its parts belong together, and closes them."""
+
+    def __init__(self, ledger: Ledger, storage: Storage, redis: Redis, breaker: CircuitBreaker) -> None:
+        self.background: list[Callable[[], Any]] = []
+        self.to_close: list[Callable[[], Any]] = []
+        self._ledger = ledger
+        self._storage = storage
+        self._redis = redis
+        self._breaker = breaker
+        self._ledger_name = ""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def ledger_name(self) -> str:
+        """Return the name of the ledger, known once the app has started."""
+        return self._ledger_name
+
+    async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
+        await self._storage.prepare()
+        self._ledger_name = await check_storage(self._ledger, self._storage)
+        await check_redis(self._redis, self._breaker, self._ledger_name)
+        standing = keep_standing(self._redis, self._breaker, self._ledger_name)
+        self._tasks = [asyncio.create_task(coroutine) for coroutine in (standing, *(run() for run in self.background))]
+
+    async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for close in self.to_close:
+            await close()
+        await self._ledger.close()

@@ -1,0 +1,41 @@
+"""What uvicorn imports: the application behind its guard."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+
+from api.app import create_app
+from api.guard import Guard
+from api.problems import raw_problem
+from shared import logs
+from shared.errors import AsgilookError
+from shared.settings import Settings
+
+_PR_SET_PDEATHSIG = 1
+
+
+def create_application() -> Guard:
+    """Build what the server runs, from the environment. Raises AsgilookError for a bad setting."""
+    settings = Settings.from_env()
+    logs.configure(settings.log_level)
+    return Guard(create_app(settings), settings, raw_problem)
+
+
+def die_with_supervisor() -> None:
+    """With WEB_CONCURRENCY, uvicorn's supervisor may be killed: its orphans must not go on holding the port."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != supervisor.pid:
+            sys.exit(1)
+
+
+die_with_supervisor()
+try:
+    application = create_application()
+except AsgilookError as exc:
+    raise SystemExit(f"asgilook: the web process cannot run: {exc}") from None

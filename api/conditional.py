@@ -1,0 +1,171 @@
+"""What a conditional or partial GET is owed, decided from its headers alone (RFC 9110, sections 8.8, 13 and 14)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Send all of it: 200."""
+
+
+@dataclass(frozen=True)
+class NotModified:
+    """The client has it already: 304."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Send the bytes `first` to `last`, both included: 206."""
+
+    first: int
+    last: int
+
+    @property
+    def length(self) -> int:
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True)
+class Unsatisfiable:
+    """The range asked for lies past the end: 416."""
+
+
+Decision = Whole | NotModified | Part | Unsatisfiable
+
+
+def decide(
+    method: str,
+    headers: Mapping[str, str],
+    *,
+    etag: str,
+    last_modified: float | None,
+    length: int | None,
+) -> Decision:
+    """Decide what a request for an existing representation is owed; whatever is malformed in it is ignored.
+
+    `headers` has lower-case names, with several lines of one name joined by commas. `last_modified` is in seconds
+    since the epoch; without a `length` no range is served.
+    """
+    if method not in ("GET", "HEAD"):
+        return Whole()
+    if _is_held_already(headers, etag, last_modified):
+        return NotModified()
+    wanted = headers.get("range")
+    if method == "GET" and wanted is not None and length is not None and _may_go_on(headers, etag, last_modified):
+        return _range_of(wanted, length)
+    return Whole()
+
+
+def strong_etag(digest: str) -> str:
+    """Return the strong ETag of a representation that has this digest, in hex."""
+    return f'"{digest}"'
+
+
+def content_range(decision: Part | Unsatisfiable, length: int) -> str:
+    """Return the Content-Range that goes with a 206 or a 416."""
+    match decision:
+        case Part(first, last):
+            return f"bytes {first}-{last}/{length}"
+        case Unsatisfiable():
+            return f"bytes */{length}"
+
+
+_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_TAG_LIST = re.compile(rf"[ \t,]*{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*[ \t,]*")
+
+
+def _is_held_already(headers: Mapping[str, str], etag: str, last_modified: float | None) -> bool:
+    tags = headers.get("if-none-match")
+    if tags is not None:
+        # Section 13.1.3: a date beside it is ignored, even where the tags themselves are malformed.
+        return tags.strip(" \t") == "*" or (
+            _TAG_LIST.fullmatch(tags) is not None and etag.removeprefix("W/") in _TAG.findall(tags)
+        )
+    since = _seconds_of(headers.get("if-modified-since", ""))
+    return since is not None and last_modified is not None and int(last_modified) <= since
+
+
+def _may_go_on(headers: Mapping[str, str], etag: str, last_modified: float | None) -> bool:
+    validator = headers.get("if-range")
+    if validator is None:
+        return True
+    validator = validator.strip(" \t")
+    if validator.startswith('"'):
+        return validator == etag
+    # A weak tag is no date either, so that it never holds.
+    date = _seconds_of(validator)
+    return date is not None and last_modified is not None and int(last_modified) == date
+
+
+_ONE_RANGE = re.compile(r"bytes=[ \t,]*([0-9]*)-([0-9]*)[ \t,]*", re.IGNORECASE | re.ASCII)
+
+
+def _range_of(wanted: str, length: int) -> Whole | Part | Unsatisfiable:
+    match = _ONE_RANGE.fullmatch(wanted.strip(" \t"))
+    if match is None or not (match[1] or match[2]):
+        return Whole()
+    if not match[1]:
+        suffix = _position(match[2])
+        if suffix == 0:
+            return Unsatisfiable()
+        # Of nothing, the last n bytes are nothing: satisfiable, but no Content-Range could say so.
+        return Part(max(length - suffix, 0), length - 1) if length else Whole()
+    first = _position(match[1])
+    last = _position(match[2]) if match[2] else max(first, length - 1)
+    if last < first:
+        return Whole()
+    return Part(first, min(last, length - 1)) if first < length else Unsatisfiable()
+
+
+def _position(digits: str) -> int:
+    # int() is quadratic in the digits, and refuses more than a few thousand of them.
+    significant = digits.lstrip("0")
+    return int(significant or "0") if len(significant) < 20 else 10**20
+
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MONTH = rf"(?P<month>{'|'.join(_MONTHS)})"
+_TIME = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+_HTTP_DATES = (
+    re.compile(rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT"),
+    re.compile(
+        r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, "
+        rf"(?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT"
+    ),
+    re.compile(rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) {_MONTH} (?P<day>[0-9 ][0-9]) {_TIME} (?P<year>[0-9]{{4}})"),
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _seconds_of(date: str) -> int | None:
+    """Read any of the three forms of section 5.6.7; by locale's names, as strptime does, they could not be."""
+    match = next((found for form in _HTTP_DATES if (found := form.fullmatch(date.strip(" \t")))), None)
+    if match is None or int(match["second"]) > 60:
+        return None
+    try:
+        minute = datetime(
+            _full_year(match["year"]),
+            _MONTHS.index(match["month"]) + 1,
+            int(match["day"]),
+            int(match["hour"]),
+            int(match["minute"]),
+            tzinfo=UTC,
+        )
+    except ValueError:
+        return None
+    # Added, not passed: a leap second is a valid one.
+    return (minute - _EPOCH) // timedelta(seconds=1) + int(match["second"])
+
+
+def _full_year(digits: str) -> int:
+    if len(digits) == 4:
+        return int(digits)
+    # Section 5.6.7: two digits that seem more than 50 years ahead belong to the past.
+    this_year = datetime.now(UTC).year
+    year = this_year - this_year % 100 + int(digits)
+    return year - 100 if year > this_year + 50 else year

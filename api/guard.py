@@ -1,0 +1,253 @@
+"""The wrapper in front of falcon, for what a framework sees too late: the pace of a body, how a connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from shared import logs
+from shared.errors import AsgilookError
+from shared.settings import Settings
+
+Scope = dict[str, Any]
+Event = dict[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+#: Makes the headers and the body of a problem from its status and its detail, a sentence for the client.
+Problem = Callable[[int, str], tuple[Headers, bytes]]
+
+#: How much of a refused body is read and dropped, and for how long, before the connection is closed.
+LINGER_BYTES = 256 * 1024
+LINGER_SECONDS = 1.0
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+log = logging.getLogger("api.access")
+
+
+class ClientDisconnected(AsgilookError):
+    """The client went away before the end of the body that it had announced."""
+
+
+class UploadStalled(AsgilookError):
+    """The body has stopped coming, or comes more slowly than we are ready to wait for."""
+
+
+class Guard:
+    """An ASGI application that hands HTTP requests to another one, and lets no client's conduct surprise it.
+
+    - The application first receives an empty event, without the server being asked: what it refuses by the headers
+      alone is refused before the server sends `100 Continue`.
+    - A body that ends early raises ClientDisconnected where it is read, one that stalls or trickles UploadStalled.
+    - An answer given before the body was read closes the connection, late enough for the client to see the answer.
+    - A path that is not plain ASCII, or holds an escape, is none of ours: 404.
+    - A request that the server cancels, at the end of its grace, is answered 503.
+    - Each request has an id for the logs, and one line in them.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        settings: Settings,
+        problem: Problem,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._problem = problem
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "websocket":
+            # Closed before it was accepted: the server answers the handshake with 403.
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        logs.request_id.set(_request_id(scope["headers"]))
+        # A pipelined request starts in the context of the one before it.
+        logs.image_id.set(None)
+        body = _RequestBody(receive, self._settings, self._clock, announced=_announces_a_body(scope["headers"]))
+        response = _Response(send, body)
+        started = self._clock()
+        try:
+            if _is_plain(scope):
+                await self._app(scope, body.receive, response.send)
+            else:
+                await self._refuse(scope, response, 404, "No path of this service has such characters.")
+        except ClientDisconnected:
+            pass
+        except asyncio.CancelledError:
+            # The server logs whatever leaves this function with a traceback, a cancellation of its own too.
+            if response.status is None:
+                leave = [(b"connection", b"close"), (b"retry-after", b"1")]
+                await self._refuse(scope, response, 503, "The server is shutting down.", leave)
+        except Exception:
+            response.failed()
+            raise
+        finally:
+            _log_access(scope, response, self._clock() - started)
+
+    async def _refuse(
+        self, scope: Scope, response: _Response, status: int, detail: str, more: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        headers, body = self._problem(status, detail)
+        headers = _with([*headers, *more], b"content-length", b"%d" % len(body))
+        await response.send({"type": "http.response.start", "status": status, "headers": headers})
+        await response.send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+class _RequestBody:
+    """The receiving side: knows how much of the body is still to come, and whether its pace is bearable."""
+
+    def __init__(self, receive: Receive, settings: Settings, clock: Callable[[], float], *, announced: bool) -> None:
+        self._receive = receive
+        self._patience = settings.upload_stall_seconds
+        self._least_rate = settings.upload_least_rate
+        self._clock = clock
+        self._opened = False
+        self._received = 0
+        self._waited = 0.0
+        self.unread = announced
+        self.client_gone = False
+
+    async def receive(self) -> Event:
+        if not self._opened:
+            self._opened = True
+            return {"type": "http.request", "body": b"", "more_body": self.unread}
+        if self.unread:
+            return await self._receive_in_time()
+        # All that can follow is that the client leaves, and the server's own event for a body that never was.
+        while (event := await self._receive())["type"] != "http.disconnect":
+            pass
+        return event
+
+    async def drop_some(self) -> None:
+        """Read and drop what still comes, up to the linger's limits; a cancellation only ends it sooner."""
+        dropped = 0
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self.unread and dropped < LINGER_BYTES:
+                    event = await self._receive()
+                    dropped += len(event.get("body", b""))
+                    self.unread = event.get("more_body", False)
+
+    async def _receive_in_time(self) -> Event:
+        event = await self._next_event()
+        if event["type"] == "http.disconnect":
+            self.client_gone = True
+            raise ClientDisconnected("the client went away in the middle of its upload")
+        self._received += len(event.get("body", b""))
+        self.unread = event.get("more_body", False)
+        # Only the time spent waiting counts: a slow disk of ours makes no slow client.
+        is_slow = self._received < self._least_rate * self._waited
+        if self.unread and is_slow and self._waited >= self._patience:
+            raise UploadStalled(f"{self._received} bytes in {self._waited:.1f} seconds of waiting")
+        return event
+
+    async def _next_event(self) -> Event:
+        # Waited for in two halves: where it was this process that stood still, the first is over before the server
+        # could read what had come meanwhile, and the second is not. No half counts for more than it is.
+        half = self._patience / 2
+        for _ in range(2):
+            begun = self._clock()
+            try:
+                async with asyncio.timeout(half):
+                    return await self._receive()
+            except TimeoutError:
+                pass
+            finally:
+                self._waited += min(self._clock() - begun, half)
+        raise UploadStalled(f"nothing came for {self._patience:g} seconds")
+
+
+class _Response:
+    """The sending side: notes what is answered, and closes the connection with care where the body was not read."""
+
+    def __init__(self, send: Send, body: _RequestBody) -> None:
+        self._send = send
+        self._body = body
+        self._lingers = False
+        self.status: int | None = None
+        self.bytes = 0
+        self.cache: str | None = None
+
+    async def send(self, event: Event) -> None:
+        if self._body.client_gone:
+            return
+        if event["type"] == "http.response.start":
+            event = self._start(event)
+        elif event["type"] == "http.response.body":
+            self.bytes += len(event.get("body", b""))
+            if self._lingers and not event.get("more_body", False):
+                await self._linger(event)
+                return
+        await self._send(event)
+
+    def failed(self) -> None:
+        """Note that the application raised: where nothing was sent yet, the server answers 500 by itself."""
+        if self.status is None:
+            self.status = 500
+
+    def _start(self, event: Event) -> Event:
+        headers: Headers = list(event.get("headers", []))
+        self.status = event["status"]
+        self.cache = next((value.decode("latin-1") for name, value in headers if name == b"x-asgilook-cache"), None)
+        self._lingers = self._body.unread
+        return {**event, "headers": _with(headers, b"connection", b"close")} if self._lingers else event
+
+    async def _linger(self, last: Event) -> None:
+        # To close a socket with unread data is to reset the connection, and a reset can overtake the answer in the
+        # client's own buffers (RFC 9112, section 9.6). The server closes at the last event: that one is held back.
+        # After the start of a response the server sends no `100 Continue` any more, so that reading is no promise.
+        await self._send({**last, "more_body": True})
+        await self._body.drop_some()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _announces_a_body(headers: Headers) -> bool:
+    # RFC 9112, section 6.3: a request without either has no body.
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0") != b"")
+        for name, value in headers
+    )
+
+
+def _is_plain(scope: Scope) -> bool:
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return path.isascii() and b"%" not in path
+
+
+def _request_id(headers: Headers) -> str:
+    given = next((value for name, value in headers if name == b"x-request-id"), b"")
+    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _with(headers: Headers, name: bytes, value: bytes) -> Headers:
+    return headers if any(present == name for present, _ in headers) else [*headers, (name, value)]
+
+
+def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
+    extra: dict[str, Any] = {
+        "method": scope["method"],
+        # Never the query: it may hold what its client takes for private.
+        "path": scope["path"][:200],
+        "status": response.status,
+        "bytes": response.bytes,
+        "milliseconds": round(seconds * 1000, 1),
+    }
+    if response.cache is not None:
+        extra["cache"] = response.cache
+    log.info("answered" if response.status else "client went away", extra=extra)

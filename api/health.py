@@ -1,0 +1,99 @@
+"""Health: whether this process lives, and whether the parts it needs do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+
+import falcon
+from falcon.asgi import Request, Response
+from redis.asyncio import Redis
+
+from api.records import body_of
+from shared.connections import CircuitBreaker, RedisAway
+from shared.errors import AsgilookError
+from shared.ledger import Ledger
+from shared.queue import Queue
+from shared.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a part that does not answer counts as away.
+_PATIENCE_SECONDS = 2.0
+
+
+class Alive:
+    """`/healthz`: this process answers."""
+
+    async def on_get(self, req: Request, resp: Response) -> None:
+        _set(resp, {"status": "ok"})
+
+    on_head = on_get
+
+
+class Ready:
+    """`/readyz`: each part by name. Only without ledger or storage are we no use; without the others, degraded."""
+
+    def __init__(
+        self, ledger: Ledger, storage: Storage, queue: Queue, redis: Redis, breaker: CircuitBreaker, shares_redis: bool
+    ) -> None:
+        self._ledger = ledger
+        self._storage = storage
+        self._queue = queue
+        self._redis = redis
+        self._breaker = breaker
+        self._shares_redis = shares_redis
+
+    async def on_get(self, req: Request, resp: Response) -> None:
+        ledger, storage, redis, workers, warnings = await asyncio.gather(
+            _state(self._ledger.identity()),
+            _state(self._storage.prepare()),
+            _state(self._breaker.call(self._redis.ping)),
+            self._workers(),
+            self._warnings(),
+        )
+        parts = {"ledger": ledger, "storage": storage, "redis": redis, "workers": workers}
+        if "away" in (ledger, storage):
+            resp.status = falcon.HTTP_503
+            status = "unavailable"
+        else:
+            status = "ok" if set(parts.values()) == {"ok"} else "degraded"
+        _set(resp, {"status": status, **parts, "warnings": warnings})
+
+    on_head = on_get
+
+    async def _workers(self) -> str:
+        try:
+            return "ok" if await self._queue.workers_alive() else "none"
+        except RedisAway:
+            return "unknown"
+
+    async def _warnings(self) -> list[str]:
+        try:
+            memory = await self._breaker.call(lambda: self._redis.info("memory"))
+        except RedisAway:
+            return []
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if not memory.get("maxmemory") or policy == "noeviction":
+            return []
+        shared = " Let CACHE_REDIS_URL name another server for the response cache." if self._shares_redis else ""
+        return [
+            f"Redis evicts keys ({policy}) when it is full: queued jobs may vanish, and wait for the sweep.{shared}"
+        ]
+
+
+async def _state(look: Awaitable[object]) -> str:
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await look
+    except (AsgilookError, TimeoutError) as exc:
+        logger.warning("a part is away", extra={"reason": f"{type(exc).__name__}: {exc}"})
+        return "away"
+    return "ok"
+
+
+def _set(resp: Response, content: dict[str, object]) -> None:
+    resp.data = body_of(content)
+    resp.content_type = falcon.MEDIA_JSON
+    resp.set_header("Cache-Control", "no-store")

@@ -1,0 +1,219 @@
+"""The images themselves: the list, one record, upload, delete, retry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import falcon
+from falcon.asgi import Request, Response
+
+from api.cache import allow_copy
+from api.problems import RETRY_SECONDS, TROUBLE_SECONDS, Problem
+from api.records import Page, body_of, etag_of, image_path, picture_path, record_of
+from api.uploads import Uploads, refuse_by_headers, require_room, require_token
+from api.waiting import Waiting, wait_of
+from shared.connections import RedisAway
+from shared.errors import AsgilookError
+from shared.images import Image, Status
+from shared.ledger import Ledger, Taken
+from shared.queue import Queue
+from shared.response_cache import LIST_TOPIC, RECORD_SECONDS, Slot
+from shared.settings import Settings
+from shared.settling import Settling
+
+logger = logging.getLogger(__name__)
+
+
+def require_json(req: Request) -> None:
+    """Refuse a request whose Accept has no room for JSON."""
+    if not req.client_accepts(falcon.MEDIA_JSON):
+        raise Problem("not-acceptable")
+
+
+class Enqueueing:
+    """Sends an image's wake-up; where Redis is away, leaves it to the sweep."""
+
+    def __init__(self, ledger: Ledger, queue: Queue) -> None:
+        self._ledger = ledger
+        self._queue = queue
+
+    async def enqueue(self, image: Image) -> bool:
+        """Enqueue the image; return False where the sweep will have to."""
+        try:
+            await self._queue.enqueue(image)
+        except RedisAway:
+            with contextlib.suppress(AsgilookError):
+                # Due at once: the next pass enqueues it, not the one ten seconds from now.
+                await self._ledger.give_back([Taken(image, image.created)])
+            return False
+        return True
+
+
+class ImageList:
+    """`/images`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        settling: Settling,
+        enqueueing: Enqueueing,
+        waiting: Waiting,
+        uploads: Uploads,
+    ) -> None:
+        self.settings = settings
+        self.uploads = uploads
+        self._ledger = ledger
+        self._settling = settling
+        self._enqueueing = enqueueing
+        self._waiting = waiting
+
+    def slot_of(self, req: Request) -> Slot | None:
+        require_json(req)
+        page = req.context.page = Page.parse(req.query_string)
+        return Slot(page.path, LIST_TOPIC, RECORD_SECONDS) if page.status is Status.READY else None
+
+    async def on_get(self, req: Request, resp: Response) -> None:
+        page: Page = req.context.page
+        # One more than asked for tells whether there is a next page.
+        if page.status is Status.READY:
+            # A client that saw an image ready must not read a list without it, whoever still has to say so to Redis.
+            with contextlib.suppress(RedisAway):
+                await self._settling.settle_all_tokens()
+            after = page.after if isinstance(page.after, int) else None
+            images = await self._ledger.list_ready(after, page.limit + 1, page.newest_first)
+            allow_copy(req)
+        else:
+            after_id = page.after if isinstance(page.after, str) else None
+            images = await self._ledger.list_with_status(page.status, after_id, page.limit + 1, page.newest_first)
+        body = body_of([record_of(image) for image in images[: page.limit]])
+        _set_json(resp, body)
+        if link := page.next_link(images):
+            resp.set_header("Link", link)
+
+    on_head = on_get
+
+    @falcon.before(require_token)
+    @falcon.before(refuse_by_headers)
+    @falcon.before(require_room)
+    async def on_post(self, req: Request, resp: Response) -> None:
+        image = await self.uploads.receive(req)
+        enqueued = await self._enqueueing.enqueue(image)
+        wait = wait_of(req.get_header("Prefer"))
+        if wait is not None:
+            resp.set_header("Preference-Applied", f"wait={wait}")
+            image = await self._waiting.until_final(image.id, wait) or _gone()
+        resp.set_header("Content-Location", image_path(image.id))
+        match image.status:
+            case Status.READY:
+                resp.status = falcon.HTTP_201
+                resp.set_header("Location", picture_path(image.id))
+            case Status.FAILED:
+                raise _failed(image, wait)
+            case Status.DELETING:
+                raise _gone_problem()
+            case _:
+                resp.status = falcon.HTTP_202
+                resp.set_header("Location", image_path(image.id))
+                resp.set_header("Retry-After", str(RETRY_SECONDS if enqueued else TROUBLE_SECONDS))
+        _set_unfinished(resp, image)
+
+
+class ImageRecord:
+    """`/images/{id}`."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, settling: Settling, waiting: Waiting) -> None:
+        self.settings = settings
+        self._ledger = ledger
+        self._settling = settling
+        self._waiting = waiting
+
+    def slot_of(self, req: Request, image_id: str) -> Slot:
+        require_json(req)
+        return Slot(image_path(image_id), image_id, RECORD_SECONDS)
+
+    async def on_get(self, req: Request, resp: Response, image_id: str) -> None:
+        wait = wait_of(req.get_header("Prefer"))
+        image = await self._waiting.until_final(image_id, wait or 0)
+        if image is None or image.status is Status.DELETING:
+            raise _gone_problem()
+        if image.status is Status.READY:
+            allow_copy(req)
+            _set_json(resp, body_of(record_of(image)))
+            return
+        if not image.status.is_final:
+            resp.set_header("Retry-After", str(RETRY_SECONDS))
+        _set_unfinished(resp, image)
+
+    on_head = on_get
+
+    @falcon.before(require_token)
+    async def on_delete(self, req: Request, resp: Response, image_id: str) -> None:
+        image = await self._ledger.delete(image_id)
+        if image is None:
+            raise _gone_problem()
+        settling = asyncio.ensure_future(self._settling.settle(image))
+        try:
+            await asyncio.shield(settling)
+        except AsgilookError as exc:
+            # It is gone for everybody already; the sweep removes the files.
+            logger.warning("leftovers of a deleted image remain", extra={"image": image_id, "reason": str(exc)})
+        resp.status = falcon.HTTP_204
+        resp.set_header("Cache-Control", "no-store")
+
+
+class Retry:
+    """`/images/{id}/retry`."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, enqueueing: Enqueueing) -> None:
+        self.settings = settings
+        self._ledger = ledger
+        self._enqueueing = enqueueing
+
+    @falcon.before(require_token)
+    async def on_post(self, req: Request, resp: Response, image_id: str) -> None:
+        image = await self._ledger.retry(image_id)
+        if image is None:
+            image = await self._ledger.get(image_id)
+            if image is None or image.status is Status.DELETING:
+                raise _gone_problem()
+            raise Problem("not-failed", f"The image is {image.status}.")
+        enqueued = await self._enqueueing.enqueue(image)
+        resp.status = falcon.HTTP_202
+        resp.set_header("Location", image_path(image_id))
+        resp.set_header("Retry-After", str(RETRY_SECONDS if enqueued else TROUBLE_SECONDS))
+        _set_unfinished(resp, image)
+
+
+def _set_json(resp: Response, body: bytes) -> None:
+    resp.data = body
+    resp.content_type = falcon.MEDIA_JSON
+    resp.set_header("Cache-Control", "no-cache")
+    resp.set_header("ETag", etag_of(body))
+
+
+def _set_unfinished(resp: Response, image: Image) -> None:
+    resp.data = body_of(record_of(image))
+    resp.content_type = falcon.MEDIA_JSON
+    resp.set_header("Cache-Control", "no-store")
+
+
+def _failed(image: Image, wait: int | None) -> Problem:
+    """Return the problem of an upload that failed while its client waited."""
+    name = image.error_type or "worker-lost"
+    return Problem(
+        name,
+        image.error_detail,
+        headers={"Location": image_path(image.id), "Preference-Applied": f"wait={wait}"},
+        extra={"image": record_of(image)},
+    )
+
+
+def _gone_problem() -> Problem:
+    return Problem("no-such-image")
+
+
+def _gone() -> Image:
+    raise _gone_problem()

@@ -1,0 +1,139 @@
+"""The pictures: an image's JPEG and its thumbnails, from the response cache, else from storage."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+
+import falcon
+from falcon.asgi import Request, Response
+
+from api import conditional
+from api.cache import allow_copy, apply_decision
+from api.images import Enqueueing
+from api.problems import RETRY_SECONDS, Problem
+from api.records import picture_path, thumbnail_path
+from shared.errors import NoSuchKey
+from shared.images import FULL, Image, Rendition, Size, Status, ladder, rendition_key, thumbnail_name
+from shared.ledger import Ledger
+from shared.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Slot
+from shared.settings import Settings
+from shared.settling import Settling
+from shared.storage import Storage
+
+
+class Pictures:
+    """Serves one rendition of an image; both resources below share it."""
+
+    def __init__(
+        self, settings: Settings, ledger: Ledger, storage: Storage, settling: Settling, enqueueing: Enqueueing
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._storage = storage
+        self._settling = settling
+        self._enqueueing = enqueueing
+
+    async def serve(self, req: Request, resp: Response, image_id: str, name: str, size: Size | None) -> None:
+        """Answer with the rendition called `name`; `size` is None for the full-size JPEG."""
+        image = await self._ready_image(image_id)
+        try:
+            await self._answer(req, resp, image, name, size)
+        except NoSuchKey:
+            # Its folder may just have been superseded: the row, read again, knows the new one.
+            latest = await self._ready_image(image_id)
+            if latest.published == image.published:
+                raise await self._missing(latest) from None
+            try:
+                await self._answer(req, resp, latest, name, size)
+            except NoSuchKey:
+                raise await self._missing(latest) from None
+
+    async def _ready_image(self, image_id: str) -> Image:
+        image = await self._ledger.get(image_id)
+        match None if image is None else image.status:
+            case Status.READY if image is not None:
+                return await self._settling.settle_tokens(image)
+            case Status.QUEUED | Status.PROCESSING:
+                raise Problem("not-ready", headers={"Retry-After": str(RETRY_SECONDS)})
+            case Status.FAILED:
+                raise Problem("image-failed", image.error_detail if image else None)
+            case _:
+                raise Problem("no-such-image")
+
+    async def _answer(self, req: Request, resp: Response, image: Image, name: str, size: Size | None) -> None:
+        rendition = image.renditions.get(name)
+        if rendition is None:
+            if size in ladder(image.size or (0, 0), self._settings.min_thumb_size):
+                raise await self._missing(image)
+            raise Problem("no-such-size")
+        key = rendition_key(image.id, image.published or 0, name)
+        if rendition.bytes > MOST_BODY_BYTES:
+            await self._stream(req, resp, image, rendition, key)
+        else:
+            resp.data = await self._storage.read(key)
+            allow_copy(req)
+        self._set_headers(resp, image, rendition)
+
+    async def _stream(self, req: Request, resp: Response, image: Image, rendition: Rendition, key: str) -> None:
+        if not await self._storage.exists(key):
+            raise NoSuchKey(key)
+        decision = conditional.decide(
+            req.method,
+            req.headers_lower,
+            etag=conditional.strong_etag(rendition.sha256),
+            last_modified=image.modified,
+            length=rendition.bytes,
+        )
+        apply_decision(resp, decision, rendition.bytes)
+        if isinstance(decision, conditional.NotModified):
+            return
+        first, last = 0, rendition.bytes - 1
+        if isinstance(decision, conditional.Part):
+            first, last = decision.first, decision.last
+        resp.set_header("X-ASGILook-Cache", "Miss")
+        resp.set_stream(self._storage.stream(key, first, last), last - first + 1)
+
+    def _set_headers(self, resp: Response, image: Image, rendition: Rendition) -> None:
+        resp.content_type = falcon.MEDIA_JPEG
+        resp.set_header("ETag", conditional.strong_etag(rendition.sha256))
+        resp.set_header("Last-Modified", formatdate(image.modified, usegmt=True))
+        resp.set_header("Cache-Control", f"public, max-age={self._settings.picture_max_age}, immutable")
+        resp.set_header("Accept-Ranges", "bytes")
+        resp.set_header("X-Content-Type-Options", "nosniff")
+
+    async def _missing(self, image: Image) -> Problem:
+        """Have a ready image's renditions made again; return the problem to answer with meanwhile."""
+        wanted = await self._ledger.request_thumbnails(image.id)
+        if wanted is not None:
+            await self._enqueueing.enqueue(wanted)
+        return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
+
+
+class Jpeg:
+    """`/images/{id}.jpeg`."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+
+    def slot_of(self, req: Request, image_id: str) -> Slot:
+        return Slot(picture_path(image_id), image_id, PICTURE_SECONDS)
+
+    async def on_get(self, req: Request, resp: Response, image_id: str) -> None:
+        await self._pictures.serve(req, resp, image_id, FULL, None)
+
+    on_head = on_get
+
+
+class Thumbnail:
+    """`/thumbnails/{id}/{w}x{h}.jpeg`."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+
+    def slot_of(self, req: Request, image_id: str, size: Size) -> Slot:
+        return Slot(thumbnail_path(image_id, size), image_id, PICTURE_SECONDS)
+
+    async def on_get(self, req: Request, resp: Response, image_id: str, size: Size) -> None:
+        await self._pictures.serve(req, resp, image_id, thumbnail_name(size), size)
+
+    on_head = on_get

@@ -1,0 +1,79 @@
+"""How much this machine, or this container, can render at once: slots by its cores, pixels by its memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+#: What a pixel costs at the worst (measured on 50 MP pictures: the image, its decoder's copy, the converted one).
+BYTES_PER_PIXEL = 16
+#: What the worker itself needs, its buffers and its neighbours in the container included.
+WORKER_RESERVE = 192 * 1024 * 1024
+#: What an idle child needs.
+CHILD_RESERVE = 64 * 1024 * 1024
+
+
+def render_slots(root: Path = Path("/"), *, cores: int | None = None) -> int:
+    """Return how many pictures to render at once, unless somebody has set it: one a core, if their children fit in."""
+    cores = cores if cores is not None else len(os.sched_getaffinity(0))
+    quota = min(_cpu_quotas(root), default=float(cores))
+    room = (usable_memory(root) - WORKER_RESERVE) // (2 * CHILD_RESERVE)
+    return max(1, min(cores, int(quota), room))
+
+
+def pixel_budget(slots: int, root: Path = Path("/")) -> int:
+    """Return how many pixels may be being decoded at once; a picture of more is to be rendered alone."""
+    return max(1, (usable_memory(root) - WORKER_RESERVE - slots * CHILD_RESERVE) // BYTES_PER_PIXEL)
+
+
+def usable_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that the cgroup allows, or the machine has."""
+    return min((_physical_memory(root), *_memory_limits(root)))
+
+
+def _physical_memory(root: Path) -> int:
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 1024**3  # no /proc, no promise
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    for folder in _cgroups(root, "memory"):
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+            if (text := _read(folder / name).strip()).isdecimal():
+                yield int(text)
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    for folder in _cgroups(root, "cpu"):
+        # Version 2 says "150000 100000" or "max 100000"; version 1 has a file for each, and -1 for no limit.
+        version_1 = (_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+        for words in (_read(folder / "cpu.max").split(), " ".join(version_1).split()):
+            match words:
+                case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period):
+                    yield int(quota) / int(period)
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of our cgroups that may limit `controller`, and of all above: each limit holds."""
+    mounts = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            mount = mounts
+        elif controller in controllers.split(","):
+            mount = mounts / controllers
+        else:
+            continue
+        # In a container the path may be one of the host's, which is not to be seen here: then only the top is.
+        inside = PurePosixPath(path.lstrip("/"))
+        yield from (mount / folder for folder in (inside, *inside.parents) if ".." not in folder.parts)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""

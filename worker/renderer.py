@@ -1,0 +1,392 @@
+"""The worker's side of its children: hands each picture to a free one, holds it to its limits, replaces the dead."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from shared.errors import (
+    ChildLost,
+    DecoderCrashed,
+    ImageTooLarge,
+    RenderFailure,
+    RenderOutOfMemory,
+    RenderTimedOut,
+    StorageFull,
+    StorageUnavailable,
+    UnreadableImage,
+)
+from shared.formats import PILLOW_FORMATS
+from shared.images import MAX_SIDE, Size
+from shared.settings import Settings
+from worker.frames import HEADER, BadFrame, Message, length_of, pack, unpack
+
+#: How long a child may take to load the decoders.
+START_SECONDS = 60.0
+#: How long a process may take to be gone once its side of the connection is closed.
+EXIT_SECONDS = 10.0
+
+_ROOT = Path(__file__).resolve().parent.parent
+_REPORTED: dict[str, type[RenderFailure]] = {
+    failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)
+}
+
+logger = logging.getLogger("worker.child")
+
+
+class Renderer:
+    """As many children as there are slots, each warm, and each replaced as soon as it is gone."""
+
+    def __init__(
+        self, settings: Settings, slots: int, pixel_budget: int, *, command: Sequence[str] | None = None
+    ) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._budget = PixelBudget(pixel_budget)
+        self._command = tuple(command or (sys.executable, "-m", "worker.child"))
+        self._free: asyncio.Queue[_Child] = asyncio.Queue()
+        self._children: set[_Child] = set()
+        self._keepers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Return when every child is warm. Raises ChildLost where one cannot be started."""
+        starts = [asyncio.create_task(self._start_child()) for _ in range(self._slots)]
+        try:
+            children = await asyncio.gather(*starts)
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+            await self.close()
+            raise
+        self._keepers = [asyncio.create_task(self._keep_slot_filled(child)) for child in children]
+
+    async def close(self) -> None:
+        """Kill all children at once, whatever they are at, and return when they are gone."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        self._keepers = []
+        await asyncio.gather(*(child.end() for child in self._children))
+        self._children.clear()
+
+    @asynccontextmanager
+    async def open(self, original: int) -> AsyncIterator[Opened]:
+        """Have a free child read the header of the picture behind the descriptor `original`, open for reading.
+
+        Who leaves without having rendered, by an error or cancelled, costs the child its life: it is killed at once.
+
+        Raises RenderFailure for what the file did, ChildLost for what was done to the child.
+        """
+        child = await self._free_child()
+        try:
+            opened = Opened(child, self._settings, self._budget)
+            await opened._read_header(original)
+            yield opened
+        finally:
+            if child.is_idle:
+                child.is_taken = False
+                self._free.put_nowait(child)
+            else:
+                child.discard()
+
+    async def _free_child(self) -> _Child:
+        while True:
+            child = await self._free.get()
+            if child.is_silent():
+                child.is_taken = True
+                return child
+            # It died while it had nothing to do: no picture's fault, and its keeper is replacing it.
+            child.discard()
+
+    async def _keep_slot_filled(self, child: _Child) -> None:
+        failures = 0
+        while True:
+            try:
+                self._free.put_nowait(child)
+                await child.process.wait()
+            finally:
+                await child.end()
+                self._children.discard(child)
+            logger.warning("replacing a child", extra={"pid": child.process.pid, "exit": child.process.returncode})
+            while True:
+                try:
+                    child = await self._start_child()
+                    failures = 0
+                    break
+                except (ChildLost, OSError) as exc:
+                    # Nobody is failed for it: who wants a child waits for one, until a start succeeds.
+                    failures += 1
+                    logger.error("cannot start a child", extra={"reason": str(exc), "failures": failures})
+                    await asyncio.sleep(min(2.0**failures, 60.0))
+
+    async def _start_child(self) -> _Child:
+        settings = self._settings
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                ours.setblocking(False)
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    *(str(theirs.fileno()), str(os.getpid())),
+                    *(str(settings.render_memory_bytes), str(_largest_jpeg(settings.max_pixels))),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    # libtiff writes its complaints, with parts of the file in them, straight to it.
+                    stderr=asyncio.subprocess.DEVNULL,
+                    env={},
+                    cwd=_ROOT,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        child = _Child(process, ours)
+        self._children.add(child)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                if await child.receive() != {"ready": True}:
+                    raise ChildLost("a child began with something else than that it is ready")
+        except BaseException as exc:
+            await child.end()
+            self._children.discard(child)
+            if isinstance(exc, (EOFError, BadFrame, OSError)):  # TimeoutError is an OSError
+                raise ChildLost(f"a child did not come up, exit {process.returncode}: {exc!r}") from exc
+            raise
+        child.is_idle = True
+        return child
+
+
+class Opened:
+    """A picture in a child: its oriented `size` and its `format` are known, its pixels are not decoded yet."""
+
+    size: Size
+    format: str
+
+    def __init__(self, child: _Child, settings: Settings, budget: PixelBudget) -> None:
+        self._child = child
+        self._settings = settings
+        self._budget = budget
+        self._seconds_left = settings.render_wall_seconds
+
+    async def render(self, outputs: Mapping[Size, int]) -> dict[str, float]:
+        """Write a JPEG of each size into its descriptor, empty and open for both reading and writing.
+
+        Returns the milliseconds of each stage. Sizes are the picture's own and those on its ladder.
+
+        Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable where it could not be written.
+        """
+        order = {"sizes": [list(size) for size in outputs], "background": list(self._settings.background)}
+        async with self._budget.hold(math.prod(self.size)):
+            reply = await self._ask({"render": order}, outputs.values())
+        stages = _stages_in(reply)
+        if stages is None or not all(_is_whole_jpeg(descriptor) for descriptor in outputs.values()):
+            raise self._child.distrust("claimed to have rendered what it had not")
+        self._child.is_idle = True
+        logger.info(
+            "rendered",
+            extra={"pid": self._child.process.pid, "format": self.format, "size": list(self.size), "stages": stages},
+        )
+        return stages
+
+    async def _read_header(self, original: int) -> None:
+        order = {"max_pixels": self._settings.max_pixels, "cpu_seconds": self._settings.render_cpu_seconds}
+        reply = await self._ask({"open": order}, [original])
+        size, name = _size_in(reply, self._settings.max_pixels), reply.get("format")
+        if size is None or name not in PILLOW_FORMATS:
+            raise self._child.distrust("answered nonsense about a header")
+        self.size, self.format = size, name
+
+    async def _ask(self, message: Message, descriptors: Iterable[int]) -> Message:
+        child = self._child
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds_left):
+                reply = await child.exchange(message, descriptors)
+        except TimeoutError as exc:
+            child.kill()
+            raise RenderTimedOut("The picture took too long to render.") from exc
+        except (EOFError, ConnectionError) as exc:
+            raise await child.cause_of_death() from exc
+        except (BadFrame, OSError) as exc:
+            raise child.distrust(f"could not be talked to: {exc!r}") from exc
+        self._seconds_left -= time.monotonic() - start
+        if "error" in reply:
+            raise self._error_in(reply)
+        return reply
+
+    def _error_in(self, reply: Message) -> Exception:
+        child, name, detail = self._child, reply["error"], reply.get("detail")
+        if not isinstance(name, str) or not isinstance(detail, str) or len(detail) > 1000:
+            return child.distrust("reported an error that is none")
+        logger.info(
+            "not rendered", extra={"pid": child.process.pid, "error": name, "cause": str(reply.get("cause"))[:500]}
+        )
+        # After a lack of memory it ends by itself.
+        child.is_idle = name != RenderOutOfMemory.type
+        if name in _REPORTED:
+            return _REPORTED[name](detail)
+        if name != "storage":
+            return ChildLost(f"the child failed: {detail}")
+        if reply.get("errno") in (errno.ENOSPC, errno.EDQUOT):
+            return StorageFull(detail)
+        if reply.get("errno") == errno.EFBIG:
+            return ChildLost(f"the child wrote more than any picture needs: {detail}")
+        return StorageUnavailable(detail)
+
+
+class PixelBudget:
+    """At most so many pixels are being decoded at once; who comes first is served first."""
+
+    def __init__(self, pixels: int) -> None:
+        self._all = max(pixels, 1)
+        self._left = self._all
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def hold(self, pixels: int) -> AsyncIterator[None]:
+        """Wait until there is room for `pixels` and keep it; a picture larger than the whole budget passes alone."""
+        pixels = min(pixels, self._all)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((pixels, turn))
+        self._admit()
+        try:
+            await turn
+            yield
+        finally:
+            if turn.done() and not turn.cancelled():
+                self._left += pixels
+            elif (pixels, turn) in self._waiting:
+                self._waiting.remove((pixels, turn))
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._left:
+            pixels, turn = self._waiting.popleft()
+            if not turn.cancelled():
+                self._left -= pixels
+                turn.set_result(None)
+
+
+class _Child:
+    """A process and our end of its connection; idle when it owes no answer and waits for no second order."""
+
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+        self.process = process
+        self.is_idle = False
+        self.is_taken = False
+        self._connection = connection
+        self._killed = False
+
+    def is_silent(self) -> bool:
+        """Whether it lives, as far as one can see, and says nothing unasked."""
+        try:
+            self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return self.process.returncode is None
+        except OSError:
+            return False
+        return False
+
+    async def exchange(self, message: Message, descriptors: Iterable[int]) -> Message:
+        self.is_idle = False
+        frame = pack(message)
+        # The other side has read all that came before, so that a frame always fits into the socket's buffer at once.
+        if socket.send_fds(self._connection, [frame], list(descriptors)) != len(frame):
+            raise BadFrame("does not listen")
+        return await self.receive()
+
+    async def receive(self) -> Message:
+        return unpack(await self._read(length_of(await self._read(HEADER.size))))
+
+    async def _read(self, count: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        data = b""
+        while len(data) < count:
+            part = await loop.sock_recv(self._connection, count - len(data))
+            if not part:
+                raise EOFError("hung up")
+            data += part
+        return data
+
+    def kill(self) -> None:
+        """Kill it at once, and whatever it may have started."""
+        self._killed = True
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def discard(self) -> None:
+        """Kill it, as the one who has taken it and wants nothing more of it."""
+        self.kill()
+        self._connection.close()
+
+    async def end(self) -> None:
+        """Kill it and return when it is gone."""
+        self.kill()
+        try:
+            await self.process.wait()
+        finally:
+            # Who has taken it may still have its last words to read.
+            if not self.is_taken:
+                self._connection.close()
+
+    def distrust(self, what: str) -> ChildLost:
+        self.is_idle = False
+        self.kill()
+        return ChildLost(f"child {self.process.pid} {what}")
+
+    async def cause_of_death(self) -> Exception:
+        """Tell from how it ended whose fault that was."""
+        was_killed = self._killed
+        try:
+            async with asyncio.timeout(EXIT_SECONDS):
+                code = await self.process.wait()
+        except TimeoutError:
+            return self.distrust("hung up and stayed")
+        if code == -signal.SIGXCPU:
+            return RenderTimedOut("The picture took too much computing time to render.")
+        if code < 0 and code != -signal.SIGKILL and not was_killed:
+            return DecoderCrashed(f"The decoder crashed on this picture ({signal.Signals(-code).name}).")
+        return ChildLost(f"child {self.process.pid} ended, exit {code}")
+
+
+def _largest_jpeg(max_pixels: int) -> int:
+    # Pure noise takes 1.2 bytes a pixel at our quality: a file of four is no JPEG of ours.
+    return 4 * max_pixels + 1024 * 1024
+
+
+def _is_whole_jpeg(descriptor: int) -> bool:
+    length = os.fstat(descriptor).st_size
+    return os.pread(descriptor, 3, 0) == b"\xff\xd8\xff" and os.pread(descriptor, 2, length - 2) == b"\xff\xd9"
+
+
+def _size_in(reply: Message, max_pixels: int) -> Size | None:
+    match reply.get("size"):
+        case [int(width), int(height)] if 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE:
+            return (width, height) if width * height <= max_pixels else None
+    return None
+
+
+def _stages_in(reply: Message) -> dict[str, float] | None:
+    stages = reply.get("stages")
+    if not isinstance(stages, dict) or len(stages) > 16:
+        return None
+    for name, milliseconds in stages.items():
+        if not isinstance(name, str) or len(name) > 32 or not isinstance(milliseconds, float):
+            return None
+        if not 0 <= milliseconds < math.inf:
+            return None
+    return stages

@@ -1,0 +1,337 @@
+"""One picture to JPEGs: open by its header, decode, orient, convert to sRGB, flatten, then a ladder of halvings."""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol, cast
+
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageChops,
+    ImageCms,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from shared.errors import ImageTooLarge, RenderFailure, RenderOutOfMemory, UnreadableImage
+from shared.formats import PILLOW_FORMATS
+from shared.images import MAX_SIDE, Size
+
+QUALITY = 85
+
+#: Naming the plugins registers them; a format that is not among them cannot be opened by accident.
+PLUGINS = (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+# Pillow's own JPEG opener reads on into the pictures that a phone appends (MPO) and fails where their index is
+# broken. We serve the first picture only, so the index is never looked at.
+Image.register_open("JPEG", JpegImagePlugin.JpegImageFile, lambda prefix: prefix.startswith(b"\xff\xd8\xff"))
+# A child is one slot on one core. libavif would start a thread for every core of the machine, and each would take
+# its stack and its arena from the child's address space.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = (5, 6, 7, 8)
+
+#: The mode in which Pillow hands pixels of an ICC profile's colour space to the colour engine.
+_MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_SRGB = ImageCms.createProfile("sRGB")
+#: Colours on a grid over the whole cube, to find out what a profile does to them.
+_CUBE = Image.frombytes(
+    "RGB",
+    (17 * 17, 17),
+    bytes(v for r in range(17) for g in range(17) for b in range(17) for v in (15 * r, 15 * g, 15 * b)),
+)
+
+#: What an original's disk, not its content, answers with. (A seek to a nonsensical offset is the file's: EINVAL.)
+_DISK_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN})
+
+
+class Writable(Protocol):
+    """What a JPEG is written to: a raw file, which may take less than it is given, or a buffer in memory."""
+
+    def write(self, data: memoryview, /) -> int: ...
+
+
+@dataclass
+class Picture:
+    """An opened picture of which only the header was read; `size` is what it will have when oriented."""
+
+    size: Size
+    format: str
+    _image: ImageFile.ImageFile | None
+    _transpose: Image.Transpose | None
+    _profile: bytes | None
+
+    def _take(self) -> ImageFile.ImageFile:
+        # The only reference is handed on, so that each step's memory is free as soon as the next step is done.
+        image, self._image = self._image, None
+        if image is None:
+            raise ValueError("this picture was rendered before")
+        return image
+
+
+def open_picture(file: BinaryIO, *, max_pixels: int) -> Picture:
+    """Read the header of the picture in `file`, which must stay open until the picture is rendered.
+
+    Raises UnreadableImage, ImageTooLarge, RenderOutOfMemory: each with a sentence for its uploader.
+    """
+    # Pillow refuses at twice its own limit, and does so before WebP's decoder takes memory for the canvas.
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+    with _blaming_the_file():
+        try:
+            image = Image.open(file, formats=PILLOW_FORMATS)
+        except Image.DecompressionBombError as exc:
+            raise ImageTooLarge(f"The picture has more than the {max_pixels:,} pixels allowed.") from exc
+        except UnidentifiedImageError as exc:
+            raise UnreadableImage(
+                "This is no picture that we can read (JPEG, PNG, GIF, WebP, TIFF, BMP, AVIF), or its start is damaged."
+            ) from exc
+        size, transpose = _orientation(image)
+        profile = image.info.get("icc_profile")
+    width, height = size
+    if max(size) > MAX_SIDE:
+        raise ImageTooLarge(f"The picture has {width:,} x {height:,} pixels; a side may have at most {MAX_SIDE:,}.")
+    if width * height > max_pixels:
+        raise ImageTooLarge(f"The picture has {width:,} x {height:,} pixels; at most {max_pixels:,} are allowed.")
+    return Picture(size, image.format or "", image, transpose, profile if isinstance(profile, bytes) else None)
+
+
+def render(picture: Picture, outputs: Mapping[Size, Writable], background: tuple[int, int, int]) -> dict[str, float]:
+    """Write a JPEG of each size asked for into its file and return the stages' milliseconds.
+
+    A size is the picture's own, or one on its ladder of halvings. Raises UnreadableImage or RenderOutOfMemory for what
+    the file did; whatever fails in encoding or writing comes out as it is, since that is ours.
+    """
+    unwritten = dict(outputs)
+    if strangers := unwritten.keys() - set(_levels(picture.size)):
+        raise ValueError(f"not on the ladder of {picture.size}: {sorted(strangers)}")
+    stages: dict[str, float] = {}
+    with _blaming_the_file():
+        with _timed(stages, "decode"):
+            image = _decode(picture)
+        with _timed(stages, "colour"):
+            level = _flatten_to_srgb(image, picture._profile, background)
+            del image
+    # Pillow would carry a comment over into the JPEG.
+    level.info.clear()
+    try:
+        for size in _levels(picture.size):
+            with _timed(stages, "scale"):
+                level = _scale(level, size, is_first=level.size == picture.size)
+            if size in unwritten:
+                with _timed(stages, "encode"):
+                    _encode(level, unwritten.pop(size))
+            if not unwritten:
+                break
+    except MemoryError as exc:
+        raise _out_of_memory() from exc
+    return stages
+
+
+def _levels(size: Size) -> Iterator[Size]:
+    width, height = size
+    while width and height:
+        yield width, height
+        width, height = width // 2, height // 2
+
+
+def _scale(level: Image.Image, size: Size, *, is_first: bool) -> Image.Image:
+    if level.size == size:
+        return level
+    # A box filter is as good as any for one exact halving and three times as fast; a second one in a row shows, and
+    # with an odd side it would shift the picture by half a pixel.
+    if is_first and level.width % 2 == 0 and level.height % 2 == 0:
+        return level.reduce(2)
+    return level.resize(size, Image.Resampling.LANCZOS)
+
+
+def _encode(level: Image.Image, file: Writable) -> None:
+    # Into memory first: writing to a descriptor by itself, Pillow takes no notice of a short write.
+    jpeg = io.BytesIO()
+    level.save(jpeg, "JPEG", quality=QUALITY, subsampling="4:2:0", optimize=False, progressive=False)
+    rest = jpeg.getbuffer()
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _orientation(image: ImageFile.ImageFile) -> tuple[Size, Image.Transpose | None]:
+    try:
+        # Not the PNG plugin's own method: that decodes the pixels first, in case there is EXIF behind them.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # The pixels do not depend on the EXIF: where that is garbage, they are shown as they lie.
+        orientation = 1
+    if not isinstance(orientation, int) or orientation not in _TRANSPOSE:
+        orientation = 1
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Pillow turns a TIFF by itself as it loads, by the same EXIF, but swaps the sides beforehand by the tag alone:
+        # the two differ where the orientation stands in XMP only.
+        if (image.tag_v2.get(ExifTags.Base.Orientation) in _SWAPS_SIDES) != (orientation in _SWAPS_SIDES):
+            width, height = height, width
+        return (width, height), None
+    if orientation in _SWAPS_SIDES:
+        width, height = height, width
+    return (width, height), _TRANSPOSE.get(orientation)
+
+
+def _decode(picture: Picture) -> Image.Image:
+    opened = picture._take()
+    opened.load()
+    image: Image.Image = opened
+    if opened.mode == "CMYK" and opened.format == "JPEG" and "adobe" not in opened.info:
+        # Pillow takes every CMYK JPEG for one of Adobe's, which are inverted; without their marker they are not.
+        image = ImageChops.invert(image)
+    del opened
+    if picture._transpose is not None:
+        image = image.transpose(picture._transpose)
+    if image.size != picture.size:
+        raise UnreadableImage("The picture's size is not the one that its header tells.")
+    return image
+
+
+def _flatten_to_srgb(image: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    colour, alpha = _separate_alpha(image)
+    del image
+    colour = _convert_to_srgb(colour, profile)
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        colour.paste(background, mask=ImageChops.invert(alpha))
+    return colour
+
+
+def _separate_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _eight_bits(image), None
+    if image.has_transparency_data:
+        _fit_transparent_colour(image)
+        if image.mode in ("1", "L", "LA", "La"):
+            image = image.convert("LA")
+            return image.getchannel("L"), image.getchannel("A")
+        if image.mode != "RGBA":
+            image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        return image.convert("RGB"), alpha
+    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        return image, None
+    return image.convert("L" if image.mode == "1" else "RGB"), None
+
+
+def _fit_transparent_colour(image: Image.Image) -> None:
+    # A PNG of 16 bits a channel is read as one of 8, but names its transparent colour in 16.
+    colour = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        low, high = 0.0, 65535.0
+        image = image.convert("I")
+    else:
+        # Neither says what white is: the least customary range that holds all values, or the values' own.
+        low, high = (float(value) for value in cast("tuple[float, float]", image.getextrema()))
+        usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            low, high = 0.0, 255.0
+        elif white := next((white for white in usual if low >= 0 and high <= white), None):
+            low, high = 0.0, white
+    scale = 255 / (high - low) if high > low else 1.0
+    return image.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
+
+
+def _convert_to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
+    if profile is not None or colour.mode == "LAB":
+        try:
+            return _through_profile(colour, profile)
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            # A broken profile, or one of another kind of colour, is no reason to refuse the pixels.
+            if colour.mode == "LAB":
+                raise
+    return colour if colour.mode == "RGB" else colour.convert("RGB")
+
+
+def _through_profile(colour: Image.Image, profile: bytes | None) -> Image.Image:
+    if colour.mode == "LAB":
+        source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    else:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
+        space = source.profile.xcolor_space.strip()
+        if space == "RGB" and colour.mode == "L":
+            colour = colour.convert("RGB")
+        if _MODE_OF_SPACE.get(space) != colour.mode:
+            raise ValueError(f"a profile for {space} in a picture of {colour.mode}")
+    transform = ImageCms.buildTransform(source, _SRGB, colour.mode, "RGB")
+    if colour.mode != "RGB":
+        return transform.apply(colour)
+    if not _changes_colours(transform):
+        return colour
+    return transform.apply_in_place(colour)
+
+
+def _changes_colours(transform: ImageCms.ImageCmsTransform) -> bool:
+    # Most profiles are sRGB under one of its many names: no name is asked for, only what the profile does.
+    difference = ImageChops.difference(_CUBE, transform.apply(_CUBE))
+    return max(high for _, high in cast("tuple[tuple[int, int], ...]", difference.getextrema())) > 2
+
+
+@contextmanager
+def _blaming_the_file() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Pillow warns of what it forgives, and of large pictures, about which we have our own limit.
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except RenderFailure:
+            raise
+        except MemoryError as exc:
+            raise _out_of_memory() from exc
+        except Exception as exc:
+            if isinstance(exc, OSError) and exc.errno in _DISK_ERRORS:
+                raise
+            if "out of memory" in str(exc).lower():
+                raise _out_of_memory() from exc
+            raise UnreadableImage("The picture cannot be decoded: it is damaged or incomplete.") from exc
+
+
+def _out_of_memory() -> RenderOutOfMemory:
+    return RenderOutOfMemory("The picture needs more memory than a picture may take.")
+
+
+@contextmanager
+def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        stages[name] = round(stages.get(name, 0.0) + (time.perf_counter() - start) * 1000, 3)
