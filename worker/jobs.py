@@ -8,7 +8,7 @@ from typing import Any
 
 from arq.worker import Function, func
 
-from shared.errors import LeaseLost, StorageUnavailable, UnreadableImage
+from shared.errors import LeaseLost, UnreadableImage
 from shared.images import FULL, Image, Rendition, Size, ladder, original_key, rendition_key, thumbnail_name
 from shared.ledger import Ledger
 from shared.queue import CONVERT_IMAGE, MAKE_THUMBNAILS
@@ -16,9 +16,6 @@ from shared.settings import Settings
 from shared.storage import Draft, Storage
 from worker.attempts import Attempts
 from worker.renderer import Renderer
-
-#: How every JPEG ends (ITU-T T.81, B.1.1.3: end of image).
-_JPEG_END = b"\xff\xd9"
 
 
 class Jobs:
@@ -92,9 +89,6 @@ class Jobs:
         renditions: dict[str, Rendition] = {}
         by_key: dict[str, Draft] = {}
         for size, draft in drafts.items():
-            # Pillow ignores short writes, so that a full disk looks like a success.
-            if await draft.tail(len(_JPEG_END)) != _JPEG_END:
-                raise StorageUnavailable(f"the rendition of {size[0]}x{size[1]} is cut short")
             name = FULL if size == full else thumbnail_name(size)
             renditions[name] = Rendition(size, *await draft.digest())
             by_key[rendition_key(image.id, image.attempt, name)] = draft

@@ -369,14 +369,15 @@ def _largest_jpeg(max_pixels: int) -> int:
 
 
 def _is_whole_jpeg(descriptor: int) -> bool:
-    length = os.fstat(descriptor).st_size
-    return os.pread(descriptor, 3, 0) == b"\xff\xd8\xff" and os.pread(descriptor, 2, length - 2) == b"\xff\xd9"
+    end = os.fstat(descriptor).st_size - 2
+    return end > 0 and os.pread(descriptor, 3, 0) == b"\xff\xd8\xff" and os.pread(descriptor, 2, end) == b"\xff\xd9"
 
 
 def _size_in(reply: Message, max_pixels: int) -> Size | None:
     match reply.get("size"):
-        case [int(width), int(height)] if 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE:
-            return (width, height) if width * height <= max_pixels else None
+        case [int(width), int(height)] if not isinstance(width, bool) and not isinstance(height, bool):
+            if 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= max_pixels:
+                return width, height
     return None
 
 

@@ -13,13 +13,10 @@ class Draft(Protocol):
         """Append `chunk`. Raises StorageFull or StorageUnavailable."""
 
     def fileno(self) -> int:
-        """Return the descriptor of the temporary file, for a child to write to."""
+        """Return the descriptor of the temporary file, open for reading and writing."""
 
     async def digest(self) -> tuple[int, str]:
         """Return the length and the SHA-256 (hex) of what was written."""
-
-    async def tail(self, count: int) -> bytes:
-        """Return the last `count` bytes written."""
 
     async def discard(self) -> None:
         """Remove the temporary file unless the draft was kept; safe to repeat."""

@@ -50,14 +50,6 @@ class DiskDraft:
 
         return await _in_thread(self.path, compute)
 
-    async def tail(self, count: int) -> bytes:
-        def read() -> bytes:
-            with self.path.open("rb") as file:
-                file.seek(-min(count, os.fstat(file.fileno()).st_size), os.SEEK_END)
-                return file.read()
-
-        return await _in_thread(self.path, read)
-
     async def discard(self) -> None:
         def remove() -> None:
             self.path.unlink(missing_ok=True)
@@ -99,7 +91,7 @@ class DiskStorage:
     async def draft(self) -> DiskDraft:
         path = self._drafts / secrets.token_hex(16)
         with _translated(path):
-            return DiskDraft(path, await aiofiles.open(path, "xb"))
+            return DiskDraft(path, await aiofiles.open(path, "x+b"))
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
         targets: dict[Path, DiskDraft] = {}
