@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from email.utils import formatdate
 
 import falcon
@@ -75,8 +76,6 @@ class Pictures:
         self._set_headers(resp, image, rendition)
 
     async def _stream(self, req: Request, resp: Response, image: Image, rendition: Rendition, key: str) -> None:
-        if not await self._storage.exists(key):
-            raise NoSuchKey(key)
         decision = conditional.decide(
             req.method,
             req.headers_lower,
@@ -91,7 +90,8 @@ class Pictures:
         if isinstance(decision, conditional.Part):
             first, last = decision.first, decision.last
         resp.set_header("X-ASGILook-Cache", "Miss")
-        resp.set_stream(self._storage.stream(key, first, last), last - first + 1)
+        pieces = await _begun(self._storage.stream(key, first, last))
+        resp.set_stream(pieces, last - first + 1)
 
     def _set_headers(self, resp: Response, image: Image, rendition: Rendition) -> None:
         resp.content_type = falcon.MEDIA_JPEG
@@ -107,6 +107,18 @@ class Pictures:
         if wanted is not None:
             await self._enqueueing.enqueue(wanted)
         return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
+
+
+async def _begun(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Return the same pieces, the first of them read: what is missing is missed before the answer begins."""
+    first = await anext(pieces)
+
+    async def all_of_them() -> AsyncIterator[bytes]:
+        yield first
+        async for piece in pieces:
+            yield piece
+
+    return all_of_them()
 
 
 class Jpeg:

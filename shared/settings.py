@@ -37,7 +37,7 @@ class Settings:
     render_cpu_seconds: int = 20
     render_wall_seconds: float = 40.0
     render_memory_bytes: int = 1536 * 1024 * 1024
-    grace_seconds: float = 20.0
+    grace_seconds: int = 20
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Settings:
             render_memory_bytes=read(
                 "ASGI_LOOK_RENDER_MEMORY_BYTES", _at_least(256 * 1024 * 1024), default.render_memory_bytes
             ),
-            grace_seconds=read("ASGI_LOOK_GRACE_SECONDS", _seconds, default.grace_seconds),
+            grace_seconds=read("ASGI_LOOK_GRACE_SECONDS", _at_least(0), default.grace_seconds),
             log_level=read("ASGI_LOOK_LOG_LEVEL", _log_level, default.log_level),
         )
 
