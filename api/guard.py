@@ -38,7 +38,7 @@ class ClientDisconnected(AsgilookError):
 
 
 class UploadStalled(AsgilookError):
-    """The body has stopped coming, or comes more slowly than we are ready to wait for."""
+    """The body stopped coming, or comes more slowly than we wait for; the message is fit for its client."""
 
 
 class Guard:
@@ -73,7 +73,7 @@ class Guard:
             # Closed before it was accepted: the server answers the handshake with 403.
             await send({"type": "websocket.close", "code": 1000})
         else:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _in_one_line(send))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         logs.request_id.set(_request_id(scope["headers"]))
@@ -92,10 +92,11 @@ class Guard:
         except asyncio.CancelledError:
             # The server logs whatever leaves this function with a traceback, a cancellation of its own too.
             if response.status is None:
-                leave = [(b"connection", b"close"), (b"retry-after", b"1")]
-                await self._refuse(scope, response, 503, "The server is shutting down.", leave)
+                more = [(b"connection", b"close"), (b"retry-after", b"1")]
+                await self._refuse(scope, response, 503, "The server is shutting down.", more)
         except Exception:
-            response.failed()
+            # Where nothing was sent yet, the server answers by itself.
+            response.status = response.status or 500
             raise
         finally:
             _log_access(scope, response, self._clock() - started)
@@ -107,6 +108,19 @@ class Guard:
         headers = _with([*headers, *more], b"content-length", b"%d" % len(body))
         await response.send({"type": "http.response.start", "status": status, "headers": headers})
         await response.send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _in_one_line(send: Send) -> Send:
+    """Have the server log why the application could not start as one line; falcon tells it by a traceback."""
+
+    async def send_line(event: Event) -> None:
+        if event["type"] == "lifespan.startup.failed":
+            last = event.get("message", "").strip().rpartition("\n")[2]
+            # What stands before the message is the exception's own name, with its module.
+            event = event | {"message": f"the web process cannot run: {last.partition(': ')[2] or last}"}
+        await send(event)
+
+    return send_line
 
 
 class _RequestBody:
@@ -154,7 +168,7 @@ class _RequestBody:
         # Only the time spent waiting counts: a slow disk of ours makes no slow client.
         is_slow = self._received < self._least_rate * self._waited
         if self.unread and is_slow and self._waited >= self._patience:
-            raise UploadStalled(f"{self._received} bytes in {self._waited:.1f} seconds of waiting")
+            raise UploadStalled(f"Only {self._received} bytes came in {self._waited:.1f} seconds.")
         return event
 
     async def _next_event(self) -> Event:
@@ -170,7 +184,7 @@ class _RequestBody:
                 pass
             finally:
                 self._waited += min(self._clock() - begun, half)
-        raise UploadStalled(f"nothing came for {self._patience:g} seconds")
+        raise UploadStalled(f"Nothing came for {self._patience:g} seconds.")
 
 
 class _Response:
@@ -195,11 +209,6 @@ class _Response:
                 await self._linger(event)
                 return
         await self._send(event)
-
-    def failed(self) -> None:
-        """Note that the application raised: where nothing was sent yet, the server answers 500 by itself."""
-        if self.status is None:
-            self.status = 500
 
     def _start(self, event: Event) -> Event:
         headers: Headers = list(event.get("headers", []))
