@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 BYTES_PER_PIXEL = 18
 #: What the worker itself needs, its buffers and its neighbours in the container included.
 WORKER_RESERVE = 192 * 1024 * 1024
-#: What an idle child needs.
-CHILD_RESERVE = 64 * 1024 * 1024
+#: What a child keeps between two pictures.
+CHILD_RESERVE = 96 * 1024 * 1024
 
 
 def render_slots(root: Path = Path("/"), *, cores: int | None = None) -> int:

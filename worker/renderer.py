@@ -7,18 +7,14 @@ import errno
 import logging
 import math
 import os
-import signal
-import socket
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import asynccontextmanager
 
 from shared.errors import (
     ChildLost,
-    DecoderCrashed,
     ImageTooLarge,
     RenderFailure,
     RenderOutOfMemory,
@@ -30,14 +26,9 @@ from shared.errors import (
 from shared.formats import PILLOW_FORMATS
 from shared.images import MAX_SIDE, Size
 from shared.settings import Settings
-from worker.frames import HEADER, BadFrame, Message, length_of, pack, unpack
+from worker.children import Child
+from worker.frames import BadFrame, Message
 
-#: How long a child may take to load the decoders.
-START_SECONDS = 60.0
-#: How long a process may take to be gone once its side of the connection is closed.
-EXIT_SECONDS = 10.0
-
-_ROOT = Path(__file__).resolve().parent.parent
 _REPORTED: dict[str, type[RenderFailure]] = {
     failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)
 }
@@ -55,8 +46,8 @@ class Renderer:
         self._slots = slots
         self._budget = PixelBudget(pixel_budget)
         self._command = tuple(command or (sys.executable, "-m", "worker.child"))
-        self._free: asyncio.Queue[_Child] = asyncio.Queue()
-        self._children: set[_Child] = set()
+        self._free: asyncio.Queue[Child] = asyncio.Queue()
+        self._children: set[Child] = set()
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -101,7 +92,7 @@ class Renderer:
             else:
                 child.discard()
 
-    async def _free_child(self) -> _Child:
+    async def _free_child(self) -> Child:
         while True:
             child = await self._free.get()
             if child.is_silent():
@@ -110,7 +101,7 @@ class Renderer:
             # It died while it had nothing to do: no picture's fault, and its keeper is replacing it.
             child.discard()
 
-    async def _keep_slot_filled(self, child: _Child) -> None:
+    async def _keep_slot_filled(self, child: Child) -> None:
         failures = 0
         while True:
             try:
@@ -131,41 +122,16 @@ class Renderer:
                     logger.error("cannot start a child", extra={"reason": str(exc), "failures": failures})
                     await asyncio.sleep(min(2.0**failures, 60.0))
 
-    async def _start_child(self) -> _Child:
+    async def _start_child(self) -> Child:
         settings = self._settings
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                ours.setblocking(False)
-                process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    *(str(theirs.fileno()), str(os.getpid())),
-                    *(str(settings.render_memory_bytes), str(_largest_jpeg(settings.max_pixels))),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    # libtiff writes its complaints, with parts of the file in them, straight to it.
-                    stderr=asyncio.subprocess.DEVNULL,
-                    env={},
-                    cwd=_ROOT,
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        child = _Child(process, ours)
+        child = await Child.spawn(self._command, settings.render_memory_bytes, _largest_jpeg(settings.max_pixels))
         self._children.add(child)
         try:
-            async with asyncio.timeout(START_SECONDS):
-                if await child.receive() != {"ready": True}:
-                    raise ChildLost("a child began with something else than that it is ready")
-        except BaseException as exc:
+            await child.warm_up()
+        except BaseException:
             await child.end()
             self._children.discard(child)
-            if isinstance(exc, (EOFError, BadFrame, OSError)):  # TimeoutError is an OSError
-                raise ChildLost(f"a child did not come up, exit {process.returncode}: {exc!r}") from exc
             raise
-        child.is_idle = True
         return child
 
 
@@ -175,7 +141,7 @@ class Opened:
     size: Size
     format: str
 
-    def __init__(self, child: _Child, settings: Settings, budget: PixelBudget) -> None:
+    def __init__(self, child: Child, settings: Settings, budget: PixelBudget) -> None:
         self._child = child
         self._settings = settings
         self._budget = budget
@@ -278,89 +244,6 @@ class PixelBudget:
             if not turn.cancelled():
                 self._left -= pixels
                 turn.set_result(None)
-
-
-class _Child:
-    """A process and our end of its connection; idle when it owes no answer and waits for no second order."""
-
-    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
-        self.process = process
-        self.is_idle = False
-        self.is_taken = False
-        self._connection = connection
-        self._killed = False
-
-    def is_silent(self) -> bool:
-        """Whether it lives, as far as one can see, and says nothing unasked."""
-        try:
-            self._connection.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return self.process.returncode is None
-        except OSError:
-            return False
-        return False
-
-    async def exchange(self, message: Message, descriptors: Iterable[int]) -> Message:
-        self.is_idle = False
-        frame = pack(message)
-        # The other side has read all that came before, so that a frame always fits into the socket's buffer at once.
-        if socket.send_fds(self._connection, [frame], list(descriptors)) != len(frame):
-            raise BadFrame("does not listen")
-        return await self.receive()
-
-    async def receive(self) -> Message:
-        return unpack(await self._read(length_of(await self._read(HEADER.size))))
-
-    async def _read(self, count: int) -> bytes:
-        loop = asyncio.get_running_loop()
-        data = b""
-        while len(data) < count:
-            part = await loop.sock_recv(self._connection, count - len(data))
-            if not part:
-                raise EOFError("hung up")
-            data += part
-        return data
-
-    def kill(self) -> None:
-        """Kill it at once, and whatever it may have started."""
-        self._killed = True
-        if self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-    def discard(self) -> None:
-        """Kill it, as the one who has taken it and wants nothing more of it."""
-        self.kill()
-        self._connection.close()
-
-    async def end(self) -> None:
-        """Kill it and return when it is gone."""
-        self.kill()
-        try:
-            await self.process.wait()
-        finally:
-            # Who has taken it may still have its last words to read.
-            if not self.is_taken:
-                self._connection.close()
-
-    def distrust(self, what: str) -> ChildLost:
-        self.is_idle = False
-        self.kill()
-        return ChildLost(f"child {self.process.pid} {what}")
-
-    async def cause_of_death(self) -> Exception:
-        """Tell from how it ended whose fault that was."""
-        was_killed = self._killed
-        try:
-            async with asyncio.timeout(EXIT_SECONDS):
-                code = await self.process.wait()
-        except TimeoutError:
-            return self.distrust("hung up and stayed")
-        if code == -signal.SIGXCPU:
-            return RenderTimedOut("The picture took too much computing time to render.")
-        if code < 0 and code != -signal.SIGKILL and not was_killed:
-            return DecoderCrashed(f"The decoder crashed on this picture ({signal.Signals(-code).name}).")
-        return ChildLost(f"child {self.process.pid} ended, exit {code}")
 
 
 def _largest_jpeg(max_pixels: int) -> int:

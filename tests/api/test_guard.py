@@ -865,12 +865,14 @@ async def test_lifespan_passes_through_untouched() -> None:
     seen: list[object] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.extend([scope, receive, send])
+        seen.extend([scope, receive])
+        await send({"type": "lifespan.startup.complete"})
 
     asked, receive, send = {"type": "lifespan"}, Script([]), Sent()
     await Guard(app, Settings(), problem)(asked, receive, send)
 
-    assert seen == [asked, receive, send]
+    assert seen == [asked, receive]
+    assert send.events == [{"type": "lifespan.startup.complete"}]
 
 
 # --- A server's side, in process -----------------------------------------------------------------------------

@@ -1,0 +1,623 @@
+"""Children under every fault we can think of: each costs one picture, with the right one to blame."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+import pytest
+from PIL import Image
+
+from shared.errors import (
+    ChildLost,
+    DecoderCrashed,
+    ImageTooLarge,
+    RenderOutOfMemory,
+    RenderTimedOut,
+    StorageFull,
+    StorageUnavailable,
+    UnreadableImage,
+)
+from shared.images import Size, ladder
+from shared.settings import Settings
+from tests.worker.pictures import encoded, photo, quartered
+from worker.renderer import PixelBudget, Renderer
+
+HOSTILE = (sys.executable, "-m", "tests.worker.hostile")
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = Settings(render_memory_bytes=384 * 1024 * 1024)
+
+StartRenderer = Callable[..., Coroutine[None, None, Renderer]]
+
+
+@pytest.fixture
+async def start_renderer() -> AsyncIterator[StartRenderer]:
+    """Start renderers whose children obey planted faults; afterwards nothing of them is left."""
+    renderers: list[Renderer] = []
+    descriptors = len(os.listdir("/proc/self/fd"))
+    before = children()
+
+    async def start(
+        settings: Settings = SETTINGS,
+        *,
+        slots: int = 1,
+        pixel_budget: int = 100_000_000,
+        command: tuple[str, ...] = HOSTILE,
+    ) -> Renderer:
+        renderer = Renderer(settings, slots, pixel_budget, command=command)
+        renderers.append(renderer)
+        await renderer.start()
+        return renderer
+
+    yield start
+
+    for renderer in renderers:
+        await renderer.close()
+    assert children() == before
+    assert len(asyncio.all_tasks()) == 1
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def children(of: int | None = None) -> set[int]:
+    """Return the pids of all processes started by one, this one unless told; the dead do not count."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if int(parent) == (of or os.getpid()) and state not in "ZX":
+                found.add(int(folder.name))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        await asyncio.sleep(0.01)
+
+
+async def until_dead(pids: set[int]) -> None:
+    await until(lambda: not any(is_alive(pid) for pid in pids))
+
+
+@pytest.fixture
+def original() -> Iterator[Callable[[bytes], int]]:
+    """Make descriptors of files with the content given."""
+    with ExitStack() as files:
+
+        def write(content: bytes) -> int:
+            file = files.enter_context(TemporaryFile())
+            file.write(content)
+            file.flush()
+            return file.fileno()
+
+        yield write
+
+
+Original = Callable[[bytes], int]
+
+GOOD = encoded(photo((200, 150)), "PNG").getvalue()
+
+
+def fault(phase: str, name: str) -> bytes:
+    return f"FAULT {phase} {name}\n".encode()
+
+
+async def render(renderer: Renderer, original: int) -> dict[Size, Image.Image]:
+    """Have the picture rendered at its size and two below, and return what was written."""
+    with ExitStack() as files:
+        async with renderer.open(original) as opened:
+            sizes = [opened.size, *ladder(opened.size, 1)][:3]
+            drafts: dict[Size, IO[bytes]] = {size: files.enter_context(TemporaryFile()) for size in sizes}
+            await opened.render({size: draft.fileno() for size, draft in drafts.items()})
+        images: dict[Size, Image.Image] = {}
+        for size, draft in drafts.items():
+            images[size] = Image.open(draft)
+            images[size].load()
+        return images
+
+
+async def test_a_picture_is_opened_and_rendered(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer(command=(sys.executable, "-m", "worker.child"))
+
+    async with renderer.open(original(GOOD)) as opened:
+        with TemporaryFile() as full, TemporaryFile() as thumbnail:
+            stages = await opened.render({(200, 150): full.fileno(), (50, 37): thumbnail.fileno()})
+
+            assert (opened.size, opened.format) == ((200, 150), "PNG")
+            assert Image.open(full).size == (200, 150)
+            assert Image.open(thumbnail).size == (50, 37)
+            assert set(stages) == {"decode", "colour", "scale", "encode"}
+
+
+async def test_a_finished_render_leaves_one_line(
+    start_renderer: StartRenderer, original: Original, caplog: pytest.LogCaptureFixture
+) -> None:
+    renderer = await start_renderer()
+    caplog.set_level(logging.INFO, "worker.child")
+
+    await render(renderer, original(GOOD))
+
+    (line,) = caplog.records
+    (pid,) = children()
+    assert (line.message, vars(line)["pid"], vars(line)["format"], vars(line)["size"]) == (
+        "rendered",
+        pid,
+        "PNG",
+        [200, 150],
+    )
+
+
+async def test_a_child_goes_on_after_pictures_that_it_cannot_read(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    renderer = await start_renderer(replace(SETTINGS, max_pixels=40_000))
+    before = children()
+
+    for content, failure in (
+        (b"hello", UnreadableImage),
+        (GOOD[:400], UnreadableImage),
+        (encoded(quartered((300, 200)), "PNG").getvalue(), ImageTooLarge),
+    ):
+        with pytest.raises(failure):
+            await render(renderer, original(content))
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+    assert children() == before
+
+
+async def test_an_original_is_read_from_its_start_wherever_its_descriptor_stands(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    renderer = await start_renderer()
+    descriptor = original(GOOD)
+
+    assert await render(renderer, descriptor) == await render(renderer, descriptor)
+
+
+@pytest.mark.parametrize("phase", ["open", "render"])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("segfault", DecoderCrashed),
+        ("abort", DecoderCrashed),
+        ("vanish", ChildLost),
+        ("bug", ChildLost),
+        ("allocate", RenderOutOfMemory),
+        ("disk", StorageUnavailable),
+        ("garbage", ChildLost),
+        ("long", ChildLost),
+        ("empty", ChildLost),
+        ("no-map", ChildLost),
+        ("no-size", ChildLost),
+        ("odd-size", ChildLost),
+        ("true-size", ChildLost),
+        ("large-size", ChildLost),
+        ("odd-format", ChildLost),
+        ("odd-error", ChildLost),
+        ("long-error", ChildLost),
+        ("talkative", ChildLost),
+        ("talks-later", UnreadableImage),
+        ("odd-stages", ChildLost),
+        ("endless-stage", ChildLost),
+        ("lie", ChildLost),
+    ],
+)
+async def test_a_fault_costs_its_own_picture_only(
+    start_renderer: StartRenderer, original: Original, phase: str, name: str, error: type[Exception]
+) -> None:
+    """Promise 8: with one slot, the next picture is rendered by the same child or by its replacement."""
+    renderer = await start_renderer()
+
+    with pytest.raises(error):
+        await render(renderer, original(fault(phase, name)))
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+@pytest.mark.parametrize("phase", ["open", "render"])
+async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
+    start_renderer: StartRenderer, original: Original, phase: str
+) -> None:
+    renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=1.0), slots=2)
+    hanging = asyncio.create_task(render(renderer, original(fault(phase, "hang"))))
+
+    for _ in range(5):
+        assert (200, 150) in await render(renderer, original(GOOD))
+
+    with pytest.raises(RenderTimedOut):
+        await hanging
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_spinning_ends_at_the_limit_of_computing_time(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer(replace(SETTINGS, render_cpu_seconds=1, render_wall_seconds=60.0))
+
+    with pytest.raises(RenderTimedOut, match="computing time"):
+        await render(renderer, original(fault("render", "spin")))
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_computing_time_is_allowed_to_each_picture_anew(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    """The kernel counts from the start of the process: a limit set once would kill every child after a while."""
+    renderer = await start_renderer(replace(SETTINGS, render_cpu_seconds=1))
+    (pid,) = children()
+    descriptor = original(encoded(photo((3000, 2000)), "PNG").getvalue())
+
+    def ticks() -> int:
+        return sum(int(v) for v in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+
+    while ticks() < 2.5 * os.sysconf("SC_CLK_TCK"):
+        await render(renderer, descriptor)
+
+    assert children() == {pid}
+
+
+async def test_a_picture_that_needs_too_much_memory_is_to_blame(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    renderer = await start_renderer(replace(SETTINGS, render_memory_bytes=256 * 1024 * 1024))
+    large = encoded(Image.new("RGBA", (6000, 6000), (1, 2, 3, 4)), "PNG").getvalue()
+
+    with pytest.raises(RenderOutOfMemory):
+        await render(renderer, original(large))
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_a_child_killed_from_outside_is_nobodys_fault(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer()
+    (pid,) = children()
+
+    async with renderer.open(original(fault("render", "hang"))) as opened:
+        with TemporaryFile() as draft:
+            rendering = asyncio.create_task(opened.render({(4, 4): draft.fileno()}))
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(ChildLost):
+                await rendering
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_children_killed_while_idle_cost_no_picture(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer(slots=2)
+
+    for _ in range(3):
+        killed = children()
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        await until_dead(killed)
+        assert (200, 150) in await render(renderer, original(GOOD))
+
+    await until(lambda: len(children()) == 2)
+
+
+async def test_a_child_that_hangs_up_and_stays_is_killed(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.children.EXIT_SECONDS", 0.2)  # ten seconds would only be waited for
+    renderer = await start_renderer()
+    (pid,) = children()
+
+    with pytest.raises(ChildLost, match="hung up"):
+        await render(renderer, original(fault("open", "hang-up")))
+
+    await until(lambda: not is_alive(pid))
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_a_cancelled_render_kills_its_child_at_once(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer()
+    (pid,) = children()
+    began = asyncio.Event()
+
+    async def job() -> None:
+        async with renderer.open(original(fault("render", "hang"))) as opened:
+            with TemporaryFile() as draft:
+                began.set()
+                await opened.render({(4, 4): draft.fileno()})
+
+    task = asyncio.create_task(job())
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    await until(lambda: not is_alive(pid))
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_who_leaves_without_rendering_costs_the_child_its_life(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    """It waits for an order that will never come, with the original still open: a fresh one knows where it stands."""
+    renderer = await start_renderer()
+    (pid,) = children()
+
+    async with renderer.open(original(GOOD)) as opened:
+        assert opened.size == (200, 150)
+
+    await until(lambda: not is_alive(pid))
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_closing_in_the_middle_of_a_render_loses_it(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer()
+    async with renderer.open(original(fault("render", "hang"))) as opened:
+        with TemporaryFile() as draft:
+            rendering = asyncio.create_task(opened.render({(4, 4): draft.fileno()}))
+            await renderer.close()
+
+            with pytest.raises(ChildLost):
+                await rendering
+
+
+async def test_a_full_disk_is_storage_that_is_full(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer()
+    before = children()
+
+    full = os.open("/dev/full", os.O_RDWR)
+    try:
+        async with renderer.open(original(GOOD)) as opened:
+            with pytest.raises(StorageFull):
+                await opened.render({(200, 150): full})
+    finally:
+        os.close(full)
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+    assert children() == before
+
+
+async def test_a_child_that_writes_too_much_is_stopped(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer()
+    async with renderer.open(original(GOOD)) as opened:
+        with TemporaryFile() as draft:
+            (pid,) = children()
+            subprocess.run(["prlimit", f"--pid={pid}", "--fsize=100"], check=True)  # noqa: ASYNC221 # a moment
+
+            with pytest.raises(ChildLost, match="more than any picture needs"):
+                await opened.render({(200, 150): draft.fileno()})
+
+
+async def test_a_child_knows_nothing_and_holds_nothing(start_renderer: StartRenderer, original: Original) -> None:
+    """Promise 6: no secret in its environment, and of all descriptors only its end of the connection."""
+    renderer = await start_renderer(command=(sys.executable, "-m", "worker.child"))
+    (pid,) = children()
+
+    def opened() -> dict[str, str]:
+        return {fd.name: os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+
+    before = opened()
+    for content in [GOOD, b"hello", GOOD[:500]] * 10:
+        try:
+            await render(renderer, original(content))
+        except UnreadableImage:
+            continue
+
+    assert Path(f"/proc/{pid}/environ").read_bytes() == b""
+    assert os.getsid(pid) == pid
+    assert sorted(before.values())[:3] == ["/dev/null"] * 3
+    assert len(before) == 4
+    await until(lambda: opened() == before)
+
+
+async def test_a_child_is_limited_from_its_start(start_renderer: StartRenderer) -> None:
+    await start_renderer(command=(sys.executable, "-m", "worker.child"))
+    (pid,) = children()
+    limits = {line[:26].strip(): line[26:].split()[:2] for line in Path(f"/proc/{pid}/limits").read_text().splitlines()}
+
+    assert limits["Max address space"] == [str(SETTINGS.render_memory_bytes)] * 2
+    assert limits["Max core file size"] == ["0", "0"]
+    assert limits["Max open files"] == ["64", "64"]
+    assert limits["Max file size"][0] != "unlimited"
+    assert "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
+
+
+async def test_a_child_has_no_network(start_renderer: StartRenderer) -> None:
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0:  # noqa: ASYNC221 # a moment
+        pytest.skip("this machine lets nobody have a network namespace")
+    await start_renderer(command=(sys.executable, "-m", "worker.child"))
+    (pid,) = children()
+
+    assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
+
+
+async def test_a_child_lets_its_worker_decide_when_to_stop(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer()
+    before = children()
+    for pid in before:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+    assert children() == before
+
+
+async def test_children_die_with_their_parent() -> None:
+    program = textwrap.dedent("""
+        import asyncio, sys
+        from shared.settings import Settings
+        from worker.renderer import Renderer
+
+        async def main():
+            renderer = Renderer(Settings(), 2, 1, command=(sys.executable, "-m", "tests.worker.hostile"))
+            await renderer.start()
+            with open(sys.argv[1], "rb") as original:
+                async with renderer.open(original.fileno()) as opened, asyncio.timeout(None):
+                    print("opened", flush=True)
+                    with open(sys.argv[2], "w+b") as draft:
+                        await opened.render({(4, 4): draft.fileno()})
+
+        asyncio.run(main())
+    """)
+    with TemporaryFile() as file, TemporaryFile() as draft:
+        file.write(fault("render", "hang"))
+        file.flush()
+        paths = [f"/proc/self/fd/{f.fileno()}" for f in (file, draft)]
+        parent = subprocess.Popen(  # noqa: ASYNC220 # what is tested is its death, not its output
+            [sys.executable, "-c", program, *paths],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            pass_fds=(file.fileno(), draft.fileno()),
+        )
+        with parent:
+            try:
+                assert parent.stdout is not None
+                assert parent.stdout.readline() == b"opened\n"
+                born = children(parent.pid)
+            finally:
+                parent.kill()
+
+    assert len(born) == 2
+    await until_dead(born)
+
+
+@pytest.mark.parametrize("program", ["pass", "import os; os.abort()", "import sys; sys.stdin.read(); 1 / 0"])
+async def test_a_child_that_does_not_come_up_fails_the_start(start_renderer: StartRenderer, program: str) -> None:
+    with pytest.raises(ChildLost, match="did not come up"):
+        await start_renderer(slots=2, command=(sys.executable, "-c", program))
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(start_renderer: StartRenderer) -> None:
+    starting = asyncio.create_task(start_renderer(slots=2))
+    await until(lambda: len(children()) > 0)
+
+    starting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+
+
+async def test_pictures_wait_for_the_pixel_budget(start_renderer: StartRenderer, original: Original) -> None:
+    """There is a free child for the second picture, but no room for its pixels while the first is being decoded."""
+    renderer = await start_renderer(slots=2, pixel_budget=16)
+    async with renderer.open(original(fault("render", "hang"))) as opened:
+        with TemporaryFile() as draft:
+            first = asyncio.create_task(opened.render({(4, 4): draft.fileno()}))
+            second = asyncio.create_task(render(renderer, original(GOOD)))
+            done, _ = await asyncio.wait({first, second}, timeout=0.5)
+
+            first.cancel()
+
+            assert done == set()
+            assert (200, 150) in await second
+
+
+async def test_waiting_for_the_pixel_budget_does_not_count_as_rendering(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=1.5), slots=2, pixel_budget=16)
+    first = asyncio.create_task(render(renderer, original(fault("render", "hang"))))
+    second = asyncio.create_task(render(renderer, original(fault("render", "hang"))))
+
+    for task in (first, second):
+        with pytest.raises(RenderTimedOut):
+            await task
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def hold(budget: PixelBudget, pixels: int, name: str, log: list[str], leave: asyncio.Event) -> None:
+    async with budget.hold(pixels):
+        log.append(name)
+        await leave.wait()
+
+
+async def turn_of_the_loop() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_the_pixel_budget_is_given_in_the_order_of_asking() -> None:
+    """A large picture must not starve behind small ones that would still fit."""
+    budget, log = PixelBudget(10), list[str]()
+    leave = {name: asyncio.Event() for name in "abcd"}
+    async with asyncio.TaskGroup() as jobs:
+        for name, pixels in (("a", 6), ("b", 8), ("c", 2), ("d", 2)):
+            jobs.create_task(hold(budget, pixels, name, log, leave[name]))
+        await turn_of_the_loop()
+        assert log == ["a"]
+
+        leave["a"].set()
+        await turn_of_the_loop()
+        assert log == ["a", "b", "c"]
+
+        leave["c"].set()
+        await turn_of_the_loop()
+        assert log == ["a", "b", "c", "d"]
+        for event in leave.values():
+            event.set()
+
+
+async def test_a_picture_larger_than_the_pixel_budget_passes_alone() -> None:
+    budget, log, leave = PixelBudget(10), list[str](), asyncio.Event()
+    async with asyncio.TaskGroup() as jobs:
+        jobs.create_task(hold(budget, 1000, "large", log, leave))
+        jobs.create_task(hold(budget, 1, "small", log, leave))
+        await turn_of_the_loop()
+        assert log == ["large"]
+
+        leave.set()
+        await turn_of_the_loop()
+        assert log == ["large", "small"]
+
+
+async def test_who_is_cancelled_while_waiting_for_the_pixel_budget_gives_way() -> None:
+    budget, log = PixelBudget(10), list[str]()
+    leave = asyncio.Event()
+    first = asyncio.create_task(hold(budget, 6, "first", log, leave))
+    waiting = asyncio.create_task(hold(budget, 10, "waiting", log, leave))
+    last = asyncio.create_task(hold(budget, 4, "last", log, leave))
+    await turn_of_the_loop()
+
+    waiting.cancel()
+    await turn_of_the_loop()
+
+    assert log == ["first", "last"]
+    leave.set()
+    await asyncio.gather(first, last)
+    async with budget.hold(10):  # all of it is there again
+        pass
+
+
+async def test_who_is_cancelled_at_the_moment_of_being_admitted_keeps_nothing() -> None:
+    budget, log = PixelBudget(10), list[str]()
+    leave = asyncio.Event()
+    first = asyncio.create_task(hold(budget, 10, "first", log, leave))
+    second = asyncio.create_task(hold(budget, 10, "second", log, asyncio.Event()))
+    third = asyncio.create_task(hold(budget, 10, "third", log, leave))
+    await turn_of_the_loop()
+
+    leave.set()
+    first.add_done_callback(lambda _: second.cancel())
+    await asyncio.gather(first, third)
+
+    assert log[-1] == "third"
+    with pytest.raises(asyncio.CancelledError):
+        await second

@@ -1,0 +1,142 @@
+"""A child as its parent sees it: a process to start and to kill, a connection, and what its end says about it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from shared.errors import ChildLost, DecoderCrashed, RenderTimedOut
+from worker.frames import HEADER, BadFrame, Message, length_of, pack, unpack
+
+#: How long a child may take to load the decoders.
+START_SECONDS = 60.0
+#: How long a process may take to be gone once its side of the connection is closed.
+EXIT_SECONDS = 10.0
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Child:
+    """A process and our end of its connection; idle when it owes no answer and waits for no second order."""
+
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+        self.process = process
+        self.is_idle = False
+        self.is_taken = False
+        self._connection = connection
+        self._killed = False
+
+    @classmethod
+    async def spawn(cls, command: Sequence[str], *limits: int) -> Child:
+        """Start `command` with nothing but one end of a connection, whose number, and our own pid, it is told first."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                ours.setblocking(False)
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    *(str(number) for number in (theirs.fileno(), os.getpid(), *limits)),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    # libtiff writes its complaints, with parts of the file in them, straight to it.
+                    stderr=asyncio.subprocess.DEVNULL,
+                    env={},
+                    cwd=_ROOT,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        return cls(process, ours)
+
+    async def warm_up(self) -> None:
+        """Return when it has loaded the decoders. Raises ChildLost where it does not come so far."""
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                greeting = await self.receive()
+        except (EOFError, BadFrame, OSError) as exc:  # TimeoutError is an OSError
+            raise ChildLost(f"a child did not come up: {exc!r}") from exc
+        if greeting != {"ready": True}:
+            raise ChildLost("a child did not come up: it began with something else")
+        self.is_idle = True
+
+    def is_silent(self) -> bool:
+        """Whether it lives, as far as one can see, and says nothing unasked."""
+        try:
+            self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return self.process.returncode is None
+        except OSError:
+            return False
+        return False
+
+    async def exchange(self, message: Message, descriptors: Iterable[int]) -> Message:
+        """Send `message` and descriptors, and return the answer. Raises EOFError, ConnectionError, BadFrame."""
+        self.is_idle = False
+        frame = pack(message)
+        # The other side has read all that came before, so that a frame always fits into the socket's buffer at once.
+        if socket.send_fds(self._connection, [frame], list(descriptors)) != len(frame):
+            raise BadFrame("does not listen")
+        return await self.receive()
+
+    async def receive(self) -> Message:
+        """Return the next message. Raises EOFError, ConnectionError, BadFrame."""
+        return unpack(await self._read(length_of(await self._read(HEADER.size))))
+
+    async def _read(self, count: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        data = b""
+        while len(data) < count:
+            part = await loop.sock_recv(self._connection, count - len(data))
+            if not part:
+                raise EOFError("hung up")
+            data += part
+        return data
+
+    def kill(self) -> None:
+        """Kill it at once, and whatever it may have started."""
+        self._killed = True
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def discard(self) -> None:
+        """Kill it, as the one who has taken it and wants nothing more of it."""
+        self.kill()
+        self._connection.close()
+
+    async def end(self) -> None:
+        """Kill it and return when it is gone."""
+        self.kill()
+        try:
+            await self.process.wait()
+        finally:
+            # Who has taken it may still have its last words to read.
+            if not self.is_taken:
+                self._connection.close()
+
+    def distrust(self, what: str) -> ChildLost:
+        """Kill it for `what` it did, and return the error to raise."""
+        self.is_idle = False
+        self.kill()
+        return ChildLost(f"child {self.process.pid} {what}")
+
+    async def cause_of_death(self) -> Exception:
+        """Tell from how it ended whose fault that was."""
+        was_killed = self._killed
+        try:
+            async with asyncio.timeout(EXIT_SECONDS):
+                code = await self.process.wait()
+        except TimeoutError:
+            return self.distrust("hung up and stayed")
+        if code == -signal.SIGXCPU:
+            return RenderTimedOut("The picture took too much computing time to render.")
+        if code < 0 and code != -signal.SIGKILL and not was_killed:
+            return DecoderCrashed(f"The decoder crashed on this picture ({signal.Signals(-code).name}).")
+        return ChildLost(f"child {self.process.pid} ended, exit {code}")
