@@ -34,7 +34,7 @@ from worker.sweep import Sweep
 logger = logging.getLogger("worker")
 
 #: Seconds that cancelled jobs have for handing their images back.
-_HAND_BACK_SECONDS = 3.0
+_HAND_BACK_SECONDS = 1.0
 
 
 def worker_name() -> str:
