@@ -51,9 +51,12 @@ class Pictures:
 
     async def _ready_image(self, image_id: str) -> Image:
         image = await self._ledger.get(image_id)
+        if image is not None:
+            # Of a deleted image, too: a client that was told so must not find it in an older list.
+            image = await self._settling.settle_tokens(image)
         match None if image is None else image.status:
             case Status.READY if image is not None:
-                return await self._settling.settle_tokens(image)
+                return image
             case Status.QUEUED | Status.PROCESSING:
                 raise Problem("not-ready", headers={"Retry-After": str(RETRY_SECONDS)})
             case Status.FAILED:
@@ -84,12 +87,12 @@ class Pictures:
             length=rendition.bytes,
         )
         apply_decision(resp, decision, rendition.bytes)
+        resp.set_header("X-ASGILook-Cache", "Miss")
         if isinstance(decision, conditional.NotModified):
             return
         first, last = 0, rendition.bytes - 1
         if isinstance(decision, conditional.Part):
             first, last = decision.first, decision.last
-        resp.set_header("X-ASGILook-Cache", "Miss")
         pieces = await _begun(self._storage.stream(key, first, last))
         resp.set_stream(pieces, last - first + 1)
 

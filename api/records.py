@@ -84,8 +84,10 @@ class Page:
     def parse(cls, query: str) -> Page:
         """Read a query string. Raises Problem for a value that makes no sense; other parameters are ignored."""
         values = parse_qs(query, keep_blank_values=True)
-        status = _one(values, "status", "invalid-status") or Status.READY
-        if status not in _LISTED_STATUSES:
+        status = _one(values, "status", "invalid-status")
+        if status is None:
+            status = Status.READY
+        elif status not in _LISTED_STATUSES:
             raise Problem("invalid-status", f"Known are: {', '.join(_LISTED_STATUSES)}.")
         limit = _one(values, "limit", "invalid-limit")
         if limit is not None and (not _is_number(limit) or not 1 <= int(limit) <= MOST_LIMIT):

@@ -212,11 +212,14 @@ class _Body:
 
 async def _only_file(req: Request, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the content of the one file in a form."""
-    form = await MultipartFormHandler().deserialize_async(
-        chunks,  # type: ignore[arg-type] # falcon's BufferedReader takes any asynchronous iterator
-        req.content_type,
-        req.content_length,
-    )
+    try:
+        form = await MultipartFormHandler().deserialize_async(
+            chunks,  # type: ignore[arg-type] # falcon's BufferedReader takes any asynchronous iterator
+            req.content_type,
+            req.content_length,
+        )
+    except falcon.HTTPInvalidHeader as exc:
+        raise Problem("malformed-multipart", exc.description) from exc
     found = False
     async for part in form:
         if not part.filename:

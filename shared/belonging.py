@@ -38,7 +38,11 @@ async def check_storage(ledger: Ledger, storage: Storage) -> str:
                 "set DATABASE_URL to their ledger, or ASGI_LOOK_STORAGE_PATH to an empty folder"
             )
         offered = secrets.token_hex(16)
-        await storage.keep({_marker_key(offered): await storage.draft()})
+        draft = await storage.draft()
+        try:
+            await storage.keep({_marker_key(offered): draft})
+        finally:
+            await draft.discard()
         marker = await ledger.adopt_marker(offered)
         if marker != offered:
             await storage.delete(_marker_key(offered))

@@ -190,7 +190,8 @@ class Ledger:
 
     async def owing_tokens(self) -> list[Image]:
         """Return every image whose cache tokens have not been changed since its last commit."""
-        return await self._select(select(images).where(_owes_tokens).limit(1000))
+        # The order only makes SQLite take the index of these rows, not that of all who owe anything.
+        return await self._select(select(images).where(_owes_tokens).order_by(images.c.id).limit(1000))
 
     async def count_queued(self, at_most: int) -> int:
         """Count the queued images, without counting further than `at_most`."""
@@ -296,11 +297,13 @@ class Ledger:
         A conversion is queued again, its wake-up the caller's to send; thumbnails are left to the sweep.
         """
         last = attempt.losses + 1 >= MOST_LOSSES
+        lost: dict[str, Any] = {"losses": images.c.losses + 1}
         if attempt.status is Status.READY:
-            values = _no_thumbnails_for_now() if last else {"due": now(), "worker": None}
+            # Whoever asks for them again in a minute asks for twenty more tries.
+            values = _no_thumbnails_for_now() | {"losses": 0} if last else lost | {"due": now(), "worker": None}
         else:
-            values = _failed("worker-lost", _WORKER_LOST) if last else dict(_AWAKE)
-        return await self._update(_held(attempt), losses=images.c.losses + 1, **values)
+            values = lost | (_failed("worker-lost", _WORKER_LOST) if last else dict(_AWAKE))
+        return await self._update(_held(attempt), **values)
 
     # Thumbnails of a ready image, which stays ready meanwhile
 
@@ -414,7 +417,7 @@ class Ledger:
 
         async def work(connection: AsyncConnection) -> None:
             for row in taken:
-                unchanged = and_(_as_read(row.image), images.c.wake == row.image.wake)
+                unchanged = and_(_as_read(row.image), images.c.due == row.image.due)
                 await connection.execute(update(images).where(unchanged).values(due=row.due))
 
         if taken:

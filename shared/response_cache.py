@@ -119,10 +119,15 @@ class ResponseCache:
     async def _has_room(self) -> bool:
         """Whether Redis is less than half full: on a shared one, a full cache makes enqueues fail."""
         if time.monotonic() - self._sampled_at >= _MEMORY_SAMPLE_SECONDS:
-            memory = await self._client.info("memory")
-            most = int(memory.get("maxmemory", 0))
-            self._may_fill = most == 0 or int(memory["used_memory"]) < most / 2
             self._sampled_at = time.monotonic()
+            try:
+                memory = await self._client.info("memory")
+            except ResponseError:
+                # A server that may not tell refuses what it has no room for.
+                self._may_fill = True
+            else:
+                most = int(memory.get("maxmemory", 0))
+                self._may_fill = most == 0 or int(memory["used_memory"]) < most / 2
         return self._may_fill
 
     def _token_key(self, topic: str) -> str:

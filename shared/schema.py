@@ -80,6 +80,7 @@ _partial_index("images_owing", images.c.due, images.c.owed.is_not(None))
 _partial_index("images_owing_tokens", images.c.id, images.c.owed == Owed.TOKENS)
 _partial_index("images_listed", images.c.sequence, images.c.status == Status.READY)
 _partial_index("images_queued_by_id", images.c.id, images.c.status == Status.QUEUED)
+_partial_index("images_processing_by_id", images.c.id, images.c.status == Status.PROCESSING)
 _partial_index("images_failed_by_id", images.c.id, images.c.status == Status.FAILED)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from redis.connection import parse_url
+
 from shared.errors import SettingsError
 
 T = TypeVar("T")
@@ -111,7 +113,10 @@ def _flag(text: str) -> bool:
 
 
 def _folder(text: str) -> Path:
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as exc:
+        raise ValueError(f"no such home: {text}") from exc
     if path.exists() and not path.is_dir():
         raise ValueError(f"not a directory: {text}")
     return path
@@ -140,6 +145,11 @@ def _log_level(text: str) -> str:
 def _redis_url(text: str) -> str:
     if not re.match(r"(redis|rediss|unix)://", text):
         raise ValueError("does not begin with redis://, rediss:// or unix://")
+    try:
+        parse_url(text)
+    except ValueError:
+        # Neither the address nor what is wrong with it is repeated: a password may be in both.
+        raise ValueError("not an address like redis://:password@host:6379/0") from None
     return text
 
 

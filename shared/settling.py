@@ -27,12 +27,15 @@ class Settling:
         self._announcer = announcer
         self._keep_originals = keep_originals
 
-    async def settle(self, image: Image) -> None:
-        """Pay all that the image owes, as far as Redis allows. May raise StorageUnavailable or LedgerUnavailable."""
-        if image.owed is Owed.TOKENS:
-            image = await self.settle_tokens(image)
+    async def settle(self, image: Image) -> bool:
+        """Pay all that the image owes; return False where Redis did not allow it.
+
+        May raise StorageUnavailable or LedgerUnavailable.
+        """
+        image = await self.settle_tokens(image)
         if image.owed is Owed.LEFTOVERS:
             await self.remove_leftovers(image)
+        return image.owed is not Owed.TOKENS
 
     async def settle_tokens(self, image: Image, even_if_open: bool = False) -> Image:
         """Change the tokens that the image owes and move its row on; return it as it is then.

@@ -18,7 +18,7 @@ from shared.errors import (
     RenderFailure,
     StorageUnavailable,
 )
-from shared.images import Image, Status, attempt_prefix
+from shared.images import Image, Owed, Status, attempt_prefix
 from shared.ledger import LEASE_SECONDS, Ledger
 from shared.queue import Queue
 from shared.settling import Settling
@@ -102,7 +102,7 @@ class Attempts:
 
     async def _run(self, claim: Claim, work: Work) -> None:
         try:
-            image = await claim()
+            image = await self._claimed(claim)
         except LedgerUnavailable as exc:
             logger.warning("nothing could be claimed", extra={"reason": str(exc)})
             self.pause.begin()
@@ -119,6 +119,16 @@ class Attempts:
             # The lease runs out, or the sweep settles: nothing is lost by leaving it there.
             logger.warning("an attempt was left to the sweep", extra={"reason": str(exc), "attempt": image.attempt})
             self.pause.begin()
+
+    async def _claimed(self, claim: Claim) -> Image | None:
+        claiming = asyncio.ensure_future(claim())
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            # An image claimed all the same would wait for its lease's end, and that would count as a loss.
+            if (image := await claiming) is not None:
+                await self._ledger.hand_back(image, 0.0)
+            raise
 
     async def _attempt(self, image: Image, work: Work) -> Image | None:
         """Do the work under a lease; return the row as its outcome left it, or None where others have it."""
@@ -171,12 +181,13 @@ class Attempts:
         return row
 
     async def _follow_up(self, image: Image, row: Image) -> None:
-        if row.wake == image.wake:
-            await self._settling.settle(row)
-        else:
+        if row.wake != image.wake:
             # Counted and queued again: it goes on at once. What was handed back waits for its `due`.
             with contextlib.suppress(RedisAway):
                 await self._queue.enqueue(row)
+        elif row.owed is Owed.TOKENS:
+            # Leftovers alone are thumbnails given up: owing them keeps requests away until the sweep pays.
+            await self._settling.settle(row)
 
     @contextlib.asynccontextmanager
     async def _lease(self, image: Image) -> AsyncIterator[None]:

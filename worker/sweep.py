@@ -54,12 +54,12 @@ class Sweep:
         except RedisAway:
             pass  # Nothing but leftovers can be paid without Redis; the rest stays due.
         else:
-            await self._serve(await self._ledger.take_owing(Owed.TOKENS), self._settling.settle)
+            await self._serve(await self._ledger.take_owing(Owed.TOKENS), self._settle)
             await self._serve(await self._ledger.take_lost(), self._go_on)
             await self._serve(await self._ledger.take_thumbnails(), self._queue.enqueue)
             if depth < _DEPTH_ENOUGH:
                 await self._serve(await self._ledger.take_queued(_DEPTH_ENOUGH - depth), self._queue.enqueue)
-        await self._serve(await self._ledger.take_owing(Owed.LEFTOVERS), self._settling.settle)
+        await self._serve(await self._ledger.take_owing(Owed.LEFTOVERS), self._settle)
         if time.monotonic() - self._drafts_swept_at >= _DRAFTS_EVERY_SECONDS:
             self._drafts_swept_at = time.monotonic()
             await self._storage.sweep_drafts(_DRAFT_SECONDS)
@@ -82,4 +82,8 @@ class Sweep:
         if image.status is Status.QUEUED:
             await self._queue.enqueue(image)
         else:
-            await self._settling.settle(image)
+            await self._settle(image)
+
+    async def _settle(self, image: Image) -> None:
+        if not await self._settling.settle(image):
+            raise RedisAway("tokens could not be changed")

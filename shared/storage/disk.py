@@ -44,6 +44,9 @@ class DiskDraft:
         return self._file.fileno()
 
     async def digest(self) -> tuple[int, str]:
+        with _translated(self.path):
+            await self._file.flush()
+
         def compute() -> tuple[int, str]:
             with self.path.open("rb") as file:
                 return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
@@ -158,12 +161,11 @@ class DiskStorage:
 
     async def delete_folder(self, prefix: str) -> None:
         def remove() -> None:
-            # A late attempt may add a file while we remove: one more look costs nothing.
-            for _ in range(3):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(self._path(prefix))
-                if not self._path(prefix).exists():
-                    return
+            # A late attempt may add a file while we remove: two more looks cost nothing.
+            for _ in range(2):
+                shutil.rmtree(self._path(prefix), ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self._path(prefix))
 
         await _in_thread(self._root, remove)
 

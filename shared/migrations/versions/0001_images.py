@@ -44,6 +44,7 @@ def upgrade() -> None:
         ("images_owing_tokens", "id", images.c.owed == "tokens"),
         ("images_listed", "sequence", images.c.status == "ready"),
         ("images_queued_by_id", "id", images.c.status == "queued"),
+        ("images_processing_by_id", "id", images.c.status == "processing"),
         ("images_failed_by_id", "id", images.c.status == "failed"),
     ):
         op.create_index(name, "images", [column], sqlite_where=condition, postgresql_where=condition)
