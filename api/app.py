@@ -80,7 +80,7 @@ def create_app(
     problems.add_handlers(app)
     app.add_route("/images", ImageList(settings, ledger, settling, enqueueing, waiting, uploads))
     app.add_route("/images/{image_id:image_id}", ImageRecord(settings, ledger, settling, waiting))
-    app.add_route("/images/{image_id:image_id}/retry", Retry(settings, ledger, enqueueing))
+    app.add_route("/images/{image_id:image_id}/retry", Retry(settings, ledger, settling, enqueueing))
     app.add_route("/images/{image_id:image_id}.jpeg", Jpeg(pictures))
     app.add_route("/thumbnails/{image_id:image_id}/{size:size}.jpeg", Thumbnail(pictures))
     app.add_route("/healthz", Alive())

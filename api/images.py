@@ -77,11 +77,11 @@ class ImageList:
 
     async def on_get(self, req: Request, resp: Response) -> None:
         page: Page = req.context.page
+        # A client that saw an image ready must not read a list without it, whoever still has to say so to Redis.
+        with contextlib.suppress(RedisAway):
+            await self._settling.settle_all_tokens()
         # One more than asked for tells whether there is a next page.
         if page.status is Status.READY:
-            # A client that saw an image ready must not read a list without it, whoever still has to say so to Redis.
-            with contextlib.suppress(RedisAway):
-                await self._settling.settle_all_tokens()
             after = page.after if isinstance(page.after, int) else None
             images = await self._ledger.list_ready(after, page.limit + 1, page.newest_first)
             allow_copy(req)
@@ -167,9 +167,10 @@ class ImageRecord:
 class Retry:
     """`/images/{id}/retry`."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, enqueueing: Enqueueing) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, settling: Settling, enqueueing: Enqueueing) -> None:
         self.settings = settings
         self._ledger = ledger
+        self._settling = settling
         self._enqueueing = enqueueing
 
     @falcon.before(require_token)
@@ -177,6 +178,8 @@ class Retry:
         image = await self._ledger.retry(image_id)
         if image is None:
             image = await self._ledger.get(image_id)
+            if image is not None:
+                image = await self._settling.settle_tokens(image)
             if image is None or image.status is Status.DELETING:
                 raise _gone_problem()
             raise Problem("not-failed", f"The image is {image.status}.")

@@ -118,7 +118,10 @@ class Uploads:
         try:
             original = await self._fill(draft, req)
             # From here on a client that goes away changes nothing: what is durable is committed, too.
-            return await asyncio.shield(asyncio.ensure_future(self._store(draft, original)))
+            image = await asyncio.shield(asyncio.ensure_future(self._store(draft, original)))
+            # Once more: what the task of its own has set is not seen outside of it.
+            logs.image_id.set(image.id)
+            return image
         finally:
             await draft.discard()
 

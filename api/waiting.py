@@ -7,7 +7,7 @@ import contextlib
 import re
 import time
 
-from shared.images import Image
+from shared.images import Image, Status
 from shared.ledger import Ledger
 from shared.notices import Listener
 from shared.settling import Settling
@@ -29,13 +29,16 @@ def wait_of(prefer: str | None) -> int | None:
 class Waiting:
     """Reads images, and holds an answer until one is final."""
 
-    def __init__(self, ledger: Ledger, settling: Settling, listener: Listener) -> None:
+    def __init__(
+        self, ledger: Ledger, settling: Settling, listener: Listener, look_every: float = _LOOK_EVERY_SECONDS
+    ) -> None:
         self._ledger = ledger
         self._settling = settling
         self._listener = listener
+        self._look_every = look_every
 
     async def until_final(self, image_id: str, seconds: float) -> Image | None:
-        """Return the image once its status is final or so many seconds have passed; None where there is no such image.
+        """Return the image once nothing works at it or so many seconds have passed; None where there is no such image.
 
         Debts of cache tokens are paid before anything is returned.
         """
@@ -46,7 +49,7 @@ class Waiting:
                 heard.clear()
                 image = await self._ledger.get(image_id)
                 left = deadline - time.monotonic()
-                if image is None or image.status.is_final or left <= 0:
+                if image is None or image.status not in (Status.QUEUED, Status.PROCESSING) or left <= 0:
                     return None if image is None else await self._settling.settle_tokens(image)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(heard.wait(), min(left, _LOOK_EVERY_SECONDS))
+                    await asyncio.wait_for(heard.wait(), min(left, self._look_every))

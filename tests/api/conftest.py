@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from shared.migrations.__main__ import migrate
+from shared.settings import Settings
+from tests.api.arrange import Redises, Service, introduce, serve
+
+#: Starts another application on this test's storage, with these settings.
+Start = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with its ledger, migrated, and no image: made once, and copied for each test."""
+    folder = tmp_path_factory.mktemp("template") / "data"
+    settings = Settings(storage_path=folder)
+    folder.mkdir()
+    migrate(settings)
+    asyncio.run(introduce(settings))
+    return folder
+
+
+@pytest.fixture
+def redises() -> Redises:
+    return Redises()
+
+
+@pytest_asyncio.fixture
+async def start(template: Path, tmp_path: Path, redises: Redises) -> AsyncIterator[Start]:
+    async with contextlib.AsyncExitStack() as services:
+
+        async def start(*, injected: dict[str, Any] | None = None, **settings: Any) -> Service:
+            chosen = Settings(**{"storage_path": tmp_path / "data", "free_disk_floor": 0, **settings})
+            return await services.enter_async_context(serve(template, chosen, redises, **(injected or {})))
+
+        yield start
+
+
+@pytest_asyncio.fixture
+async def service(start: Start) -> Service:
+    started: Service = await start()
+    return started

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from shared.images import Owed, Status
+from shared.ledger import PAUSE_SECONDS
+from tests.api.arrange import UNKNOWN_ID, Service, problem_of
+
+
+async def test_a_delete_is_answered_with_nothing(service: Service) -> None:
+    image = await service.worker.ready()
+
+    response = await service.client.simulate_delete(f"/images/{image.id}")
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+async def test_a_second_delete_finds_nothing(service: Service) -> None:
+    image = await service.worker.ready()
+    await service.client.simulate_delete(f"/images/{image.id}")
+
+    response = await service.client.simulate_delete(f"/images/{image.id}")
+
+    assert response.status_code == 404
+    assert problem_of(response) == "no-such-image"
+
+
+async def test_an_image_that_never_was_cannot_be_deleted(service: Service) -> None:
+    response = await service.client.simulate_delete(f"/images/{UNKNOWN_ID}")
+
+    assert problem_of(response) == "no-such-image"
+
+
+@pytest.mark.parametrize("status", ["queued", "processing", "ready", "failed"])
+async def test_a_deleted_image_is_gone_at_once_whatever_its_status(service: Service, status: str) -> None:
+    image = await getattr(service.worker, status)()
+
+    response = await service.client.simulate_delete(f"/images/{image.id}")
+
+    paths = [f"/images/{image.id}", f"/images/{image.id}.jpeg", f"/thumbnails/{image.id}/320x180.jpeg"]
+    answers = [await service.client.simulate_get(path) for path in paths]
+    answers.append(await service.client.simulate_post(f"/images/{image.id}/retry"))
+    assert response.status_code == 204
+    assert [problem_of(answer) for answer in answers] == ["no-such-image"] * 4
+    assert service.files() == []
+
+
+async def test_the_row_stays_a_minute_for_what_a_late_attempt_may_write(service: Service) -> None:
+    """What it writes after the first look at its folders is found by a second, with which the row goes."""
+    image = await service.worker.ready()
+
+    await service.client.simulate_delete(f"/images/{image.id}")
+
+    row = await service.image(image.id)
+    assert (row.status, row.owed) == (Status.DELETING, Owed.LEFTOVERS)
+    assert row.due == pytest.approx(row.modified + PAUSE_SECONDS, abs=0.01)
+
+
+async def test_an_attempt_that_was_at_work_publishes_nothing(service: Service) -> None:
+    """DELETE simply wins."""
+    attempt = await service.worker.processing()
+    await service.client.simulate_delete(f"/images/{attempt.id}")
+
+    published = await service.ledger.publish(attempt, (640, 360), {})
+    failed = await service.ledger.fail(attempt, "unreadable-image", "It is no picture.")
+
+    assert (published, failed) == (None, None)
+
+
+async def test_without_redis_an_image_is_deleted_all_the_same(service: Service) -> None:
+    image = await service.worker.ready()
+    service.redises.go_away()
+
+    response = await service.client.simulate_delete(f"/images/{image.id}")
+
+    assert response.status_code == 204
+    assert (await service.client.simulate_get(f"/images/{image.id}")).status_code == 404
+    # Its tokens are owed, and the sweep will come for them.
+    row = await service.image(image.id)
+    assert row.owed is Owed.TOKENS
+    assert row.due is not None
+
+
+async def test_files_that_cannot_be_removed_now_are_removed_later(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For its client the image is gone with the commit; the rest is the sweep's."""
+    image = await service.worker.ready()
+    (folder,) = {path.parent.parent for path in service.files("renditions")}
+    shutil.rmtree(folder)
+    folder.write_bytes(b"where a folder was expected")
+
+    response = await service.client.simulate_delete(f"/images/{image.id}")
+
+    assert response.status_code == 204
+    assert "leftovers of a deleted image remain" in caplog.text
+    row = await service.image(image.id)
+    assert row.owed is Owed.LEFTOVERS
+    assert row.due is not None

@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import re
+import sqlite3
+import struct
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import falcon.asgi
+import falcon.testing
+import pytest
+
+from api.uploads import Uploads
+from shared.errors import LedgerUnavailable
+from shared.images import Image, Original, Status, original_key
+from shared.ledger import Ledger, create_engine
+from shared.logs import JsonFormatter
+from shared.queue import unpack
+from tests.api.arrange import PHOTO, Service, form, until
+from tests.api.conftest import Start
+
+FIRST_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+PICTURES = {
+    "image/jpeg": PHOTO,
+    "image/png": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "image/gif": b"GIF89a" + bytes(100),
+    "image/webp": b"RIFF\x64\0\0\0WEBPVP8 " + bytes(100),
+    "image/tiff": b"II*\0" + bytes(100),
+    "image/bmp": b"BM" + struct.pack("<IIII", 200, 0, 54, 40) + bytes(182),
+    "image/avif": struct.pack(">I", 20) + b"ftypavif\0\0\0\0mif1" + bytes(100),
+}
+
+
+def digest(algorithm: str, content: bytes) -> str:
+    value = hashlib.new(algorithm.replace("-", ""), content).digest()
+    return f"{algorithm}=:{base64.b64encode(value).decode()}:"
+
+
+async def test_an_upload_is_acknowledged_with_where_to_look_and_when(service: Service) -> None:
+    response = await service.client.simulate_post("/images", body=PHOTO)
+
+    record = response.json
+    assert response.status_code == 202
+    assert response.headers["Location"] == f"/images/{record['id']}"
+    assert response.headers["Content-Location"] == f"/images/{record['id']}"
+    assert response.headers["Retry-After"] == "1"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Content-Type"] == "application/json"
+    assert "Preference-Applied" not in response.headers
+
+
+async def test_the_acknowledgement_is_the_record_of_a_queued_image(service: Service) -> None:
+    before = datetime.now(UTC).timestamp()
+
+    response = await service.client.simulate_post("/images", body=PHOTO)
+
+    record = response.json
+    created = datetime.fromisoformat(record.pop("created")).timestamp()
+    modified = parsedate_to_datetime(record.pop("modified")).timestamp()
+    # SQLite's clock has milliseconds, an HTTP date has seconds.
+    assert before - 0.002 <= created <= datetime.now(UTC).timestamp()
+    assert int(before) <= modified <= created
+    assert record == {
+        "id": record["id"],
+        "status": "queued",
+        "image": None,
+        "size": None,
+        "thumbnails": [],
+        "sequence": None,
+        "original": {"type": "image/jpeg", "bytes": len(PHOTO), "sha256": hashlib.sha256(PHOTO).hexdigest()},
+        "error": None,
+    }
+
+
+async def test_what_is_acknowledged_is_in_storage_and_in_the_ledger(service: Service) -> None:
+    """Promise 1: whatever happens to this process after its answer, another finds both."""
+    response = await service.client.simulate_post("/images", body=PHOTO)
+
+    image_id = response.json["id"]
+    assert await service.storage.read(original_key(image_id)) == PHOTO
+    assert service.rows() == [image_id]
+    assert service.files("drafts") == []
+
+
+async def test_an_id_is_a_uuid_of_version_7(service: Service) -> None:
+    response = await service.client.simulate_post("/images", body=PHOTO)
+
+    assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", response.json["id"])
+
+
+async def test_the_generator_of_ids_is_injected(start: Start) -> None:
+    service: Service = await start(injected={"uuid_generator": lambda: FIRST_ID})
+
+    response = await service.client.simulate_post("/images", body=PHOTO)
+
+    assert response.headers["Location"] == f"/images/{FIRST_ID}"
+    assert response.json["id"] == FIRST_ID
+
+
+async def test_the_same_bytes_twice_are_two_images(service: Service) -> None:
+    first = await service.client.simulate_post("/images", body=PHOTO)
+    second = await service.client.simulate_post("/images", body=PHOTO)
+
+    assert first.json["id"] != second.json["id"]
+    assert len(service.files("originals")) == 2
+
+
+@pytest.mark.parametrize("actual", PICTURES)
+async def test_every_format_is_told_by_its_first_bytes(service: Service, actual: str) -> None:
+    response = await service.client.simulate_post("/images", body=PICTURES[actual])
+
+    assert response.status_code == 202
+    assert response.json["original"]["type"] == actual
+
+
+@pytest.mark.parametrize("declared", ["image/jpeg", "application/octet-stream", "text/plain", "x", ""])
+async def test_whatever_media_type_was_declared_the_first_bytes_count(service: Service, declared: str) -> None:
+    headers = {"Content-Type": declared}
+
+    response = await service.client.simulate_post("/images", body=PICTURES["image/png"], headers=headers)
+
+    assert response.status_code == 202
+    assert response.json["original"]["type"] == "image/png"
+
+
+async def test_a_picture_shorter_than_a_signature_is_taken(service: Service) -> None:
+    response = await service.client.simulate_post("/images", body=b"GIF89a\x01\0")
+
+    assert response.json["original"] == {
+        "type": "image/gif",
+        "bytes": 8,
+        "sha256": hashlib.sha256(b"GIF89a\x01\0").hexdigest(),
+    }
+
+
+async def test_a_form_gives_the_bytes_of_its_file_alone(service: Service) -> None:
+    content_type, body = form(("holiday.jpeg", PHOTO), fields={"title": "Holiday", "empty": ""})
+
+    response = await service.client.simulate_post("/images", body=body, headers={"Content-Type": content_type})
+
+    assert response.status_code == 202
+    assert response.json["original"]["bytes"] == len(PHOTO)
+    assert await service.storage.read(original_key(response.json["id"])) == PHOTO
+
+
+async def test_a_file_field_left_empty_by_a_browser_is_no_second_file(service: Service) -> None:
+    """A browser sends every file field of a form: one that nobody filled has an empty name and no content."""
+    content_type, body = form(("", b""), ("holiday.jpeg", PHOTO), ("", b""))
+
+    response = await service.client.simulate_post("/images", body=body, headers={"Content-Type": content_type})
+
+    assert response.status_code == 202
+    assert response.json["original"]["bytes"] == len(PHOTO)
+
+
+@pytest.mark.parametrize("size", [1, 3, 63, 64, 65, 4096])
+@pytest.mark.parametrize("as_form", [False, True], ids=["raw", "form"])
+async def test_a_body_of_unknown_length_is_put_together_from_its_chunks(
+    service: Service, size: int, as_form: bool
+) -> None:
+    content = PHOTO[:700]
+    content_type, body = form(("holiday.jpeg", content)) if as_form else ("image/jpeg", content)
+    chunks = [body[i : i + size] for i in range(0, len(body), size)]
+
+    headers = {"Transfer-Encoding": "chunked", "Content-Type": content_type}
+    answer = await service.send("POST", "/images", headers, chunks)
+
+    assert answer[0]["status"] == 202
+    (image_id,) = service.rows()
+    assert await service.storage.read(original_key(image_id)) == content
+
+
+async def test_an_upload_of_exactly_the_limit_is_taken(start: Start) -> None:
+    service: Service = await start(max_upload_bytes=len(PHOTO))
+
+    raw = await service.client.simulate_post("/images", body=PHOTO)
+    content_type, body = form(("holiday.jpeg", PHOTO))
+    as_form = await service.client.simulate_post("/images", body=body, headers={"Content-Type": content_type})
+
+    assert (raw.status_code, as_form.status_code) == (202, 202)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        digest("sha-256", PHOTO),
+        digest("sha-512", PHOTO),
+        f"{digest('sha-256', PHOTO)}, {digest('sha-512', PHOTO)}",
+        f"md5=:AAAA:, {digest('sha-256', PHOTO)}",
+        f"{digest('sha-256', PHOTO)};note=1",
+        "unixsum=:AAAA:",
+    ],
+)
+async def test_content_that_matches_its_digests_is_taken(service: Service, header: str) -> None:
+    """RFC 9530, section 2: a digest of an algorithm that one does not know is ignored."""
+    response = await service.client.simulate_post("/images", body=PHOTO, headers={"Content-Digest": header})
+
+    assert response.status_code == 202
+
+
+async def test_the_digest_of_a_form_is_of_the_whole_form(service: Service) -> None:
+    """RFC 9530: Content-Digest is of the content as sent, which here is the form and not the file in it."""
+    content_type, body = form(("holiday.jpeg", PHOTO))
+    body += b"an epilogue, which belongs to it as well"
+
+    response = await service.client.simulate_post(
+        "/images", body=body, headers={"Content-Type": content_type, "Content-Digest": digest("sha-256", body)}
+    )
+
+    assert response.status_code == 202
+
+
+async def test_identity_is_no_encoding(service: Service) -> None:
+    response = await service.client.simulate_post("/images", body=PHOTO, headers={"Content-Encoding": "identity"})
+
+    assert response.status_code == 202
+
+
+async def test_a_worker_is_woken_with_the_id_and_never_the_bytes(service: Service) -> None:
+    """Promise 5."""
+    response = await service.client.simulate_post("/images", body=PHOTO)
+
+    image_id, name = response.json["id"], service.ledger_name
+    packed = await service.redis.get(f"arq:job:convert:{name}:{image_id}:1")
+    job: dict[str, Any] = unpack(packed)
+    assert await service.jobs() == [f"convert:{image_id}:1"]
+    assert (job["f"], job["a"], job["k"]) == ("convert_image", [image_id], {})
+    assert len(packed) < 200
+    assert await service.redis.lrange(f"arq:queue:{name}:doorbell", 0, -1) == [b"1"]  # type: ignore[misc] # redis-py
+
+
+async def test_jobs_are_queued_in_order_of_creation_and_startable_on_any_clock(service: Service) -> None:
+    """arq starts nothing whose score is past its own host's clock: ours is a day behind the ledger's."""
+    first = (await service.client.simulate_post("/images", body=PHOTO)).json["id"]
+    second = (await service.client.simulate_post("/images", body=PHOTO)).json["id"]
+
+    scores = await service.redis.zrange(f"arq:queue:{service.ledger_name}", 0, -1, withscores=True)
+    created = (await service.image(first)).created
+    assert await service.jobs() == [f"convert:{first}:1", f"convert:{second}:1"]
+    assert scores[0][1] == pytest.approx((created - 86_400) * 1000, abs=2)
+
+
+async def test_without_redis_an_upload_is_taken_and_left_to_the_sweep(service: Service) -> None:
+    """Promise 2: Redis holds wake-ups, the ledger holds what is to be done."""
+    service.redises.go_away()
+
+    response = await service.client.simulate_post("/images", body=PHOTO)
+
+    assert response.status_code == 202
+    assert response.headers["Retry-After"] == "5"
+    image = await service.image(response.json["id"])
+    assert image.status is Status.QUEUED
+    assert image.due is not None
+    assert image.due <= image.created
+
+
+async def test_an_upload_waits_for_a_redis_that_hangs_only_once(service: Service) -> None:
+    service.redises.freeze()
+
+    headers = {"Content-Length": str(len(PHOTO)), "Prefer": "wait=0"}
+    answer = await service.send("POST", "/images", headers, [PHOTO])
+
+    assert answer[0]["status"] == 202
+    assert len(service.redises.begun_here()) == 1
+
+
+async def test_the_request_that_brought_an_image_is_kept_with_it(service: Service) -> None:
+    """The worker's and the child's log lines carry it on."""
+    response = await service.client.simulate_post("/images", body=PHOTO, headers={"X-Request-Id": "request-17"})
+
+    assert (await service.image(response.json["id"])).request == "request-17"
+
+
+class Lines(logging.Handler):
+    """Keeps each line as it is when it is written, its request and its image included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(json.loads(JsonFormatter().format(record)))
+
+
+async def test_the_access_line_of_an_upload_names_its_request_and_its_image(service: Service) -> None:
+    access, written = logging.getLogger("api.access"), Lines()
+    access.addHandler(written)
+    before = access.level
+    access.setLevel(logging.INFO)
+
+    await service.client.simulate_post("/images", body=PHOTO, headers={"X-Request-Id": "request-17"})
+
+    access.removeHandler(written)
+    access.setLevel(before)
+    (line,) = written.lines
+    assert (line["status"], line["request"]) == (202, "request-17")
+    assert [line["image"]] == service.rows()
+
+
+async def test_an_upload_that_is_cancelled_while_it_is_committed_stays(service: Service) -> None:
+    """What is durable is committed, too: a client that goes away may yet have been told of it."""
+    with sqlite3.connect(service.settings.storage_path / "ledger.sqlite3", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        request = asyncio.create_task(service.send("POST", "/images", {"Content-Length": str(len(PHOTO))}, [PHOTO]))
+
+        async def is_stored() -> bool:
+            return service.files("originals") != []
+
+        await until(is_stored)
+        request.cancel()
+        other.execute("ROLLBACK")
+    other.close()
+    answer = await request
+
+    async def is_committed() -> bool:
+        return service.rows() != []
+
+    await until(is_committed)
+    assert answer[0]["status"] == 503
+    assert len(service.files("originals")) == 1
+
+
+class ForgetfulLedger(Ledger):
+    """Commits, then loses the connection before it can say so."""
+
+    async def add(self, image_id: str, original: Original, request: str | None) -> Image:
+        await super().add(image_id, original, request)
+        raise LedgerUnavailable("the connection was lost")
+
+
+async def test_a_commit_that_went_through_unheard_is_acknowledged(service: Service) -> None:
+    """After an unknown commit nothing is deleted before the row was read again."""
+    ledger = ForgetfulLedger(create_engine(service.settings))
+    uploads = Uploads(service.settings, ledger, service.storage, lambda: FIRST_ID)
+    request: Any = falcon.testing.create_asgi_req(body=PHOTO, headers={"Content-Length": str(len(PHOTO))})
+    request.context.digests = {}
+
+    image = await uploads.receive(request)
+
+    await ledger.close()
+    assert (image.id, image.status) == (FIRST_ID, Status.QUEUED)
+    assert await service.storage.read(original_key(FIRST_ID)) == PHOTO
+    assert service.rows() == [FIRST_ID]
