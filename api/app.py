@@ -26,7 +26,7 @@ from shared.connections import (
     redis_from_url,
     web_client,
 )
-from shared.ledger import Ledger
+from shared.ledger import Identity, Ledger
 from shared.notices import Announcer, Listener
 from shared.queue import Queue
 from shared.response_cache import ResponseCache
@@ -84,7 +84,7 @@ def create_app(
     app.add_route("/images/{image_id:image_id}.jpeg", Jpeg(pictures))
     app.add_route("/thumbnails/{image_id:image_id}/{size:size}.jpeg", Thumbnail(pictures))
     app.add_route("/healthz", Alive())
-    app.add_route("/readyz", Ready(ledger, storage, queue, redis, breaker, shares_redis))
+    app.add_route("/readyz", Ready(ledger, storage, queue, redis, breaker, shares_redis, lifespan.identity))
     return app
 
 
@@ -98,18 +98,22 @@ class Lifespan:
         self._storage = storage
         self._redis = redis
         self._breaker = breaker
-        self._ledger_name = ""
+        self._identity = Identity("", None)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def identity(self) -> Identity:
+        """Return who the ledger is, known once the app has started."""
+        return self._identity
 
     def ledger_name(self) -> str:
         """Return the name of the ledger, known once the app has started."""
-        return self._ledger_name
+        return self._identity.name
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         await self._storage.prepare()
-        self._ledger_name = await check_storage(self._ledger, self._storage)
-        await check_redis(self._redis, self._breaker, self._ledger_name)
-        standing = keep_standing(self._redis, self._breaker, self._ledger_name)
+        self._identity = await check_storage(self._ledger, self._storage)
+        await check_redis(self._redis, self._breaker, self._identity.name)
+        standing = keep_standing(self._redis, self._breaker, self._identity.name)
         self._tasks = [asyncio.create_task(coroutine) for coroutine in (standing, *(run() for run in self.background))]
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import falcon
 from falcon.asgi import Request, Response
 from redis.asyncio import Redis
 
 from api.records import body_of
+from shared.belonging import holds_marker
 from shared.connections import CircuitBreaker, RedisAway
-from shared.errors import AsgilookError
-from shared.ledger import Ledger
+from shared.errors import AsgilookError, MismatchError
+from shared.ledger import Identity, Ledger
 from shared.queue import Queue
 from shared.storage import Storage
 
@@ -36,7 +37,14 @@ class Ready:
     """`/readyz`: each part by name. Only without ledger or storage are we no use; without the others, degraded."""
 
     def __init__(
-        self, ledger: Ledger, storage: Storage, queue: Queue, redis: Redis, breaker: CircuitBreaker, shares_redis: bool
+        self,
+        ledger: Ledger,
+        storage: Storage,
+        queue: Queue,
+        redis: Redis,
+        breaker: CircuitBreaker,
+        shares_redis: bool,
+        identity: Callable[[], Identity],
     ) -> None:
         self._ledger = ledger
         self._storage = storage
@@ -44,11 +52,12 @@ class Ready:
         self._redis = redis
         self._breaker = breaker
         self._shares_redis = shares_redis
+        self._identity = identity
 
     async def on_get(self, req: Request, resp: Response) -> None:
         ledger, storage, redis, workers, warnings = await asyncio.gather(
             _state(self._ledger.identity()),
-            _state(self._storage.prepare()),
+            _state(self._look_at_storage()),
             _state(self._breaker.call(self._redis.ping)),
             self._workers(),
             self._warnings(),
@@ -62,6 +71,12 @@ class Ready:
         _set(resp, {"status": status, **parts, "warnings": warnings})
 
     on_head = on_get
+
+    async def _look_at_storage(self) -> None:
+        draft = await self._storage.draft()
+        await draft.discard()
+        if not await holds_marker(self._storage, self._identity()):
+            raise MismatchError("the storage has lost its marker")
 
     async def _workers(self) -> str:
         try:

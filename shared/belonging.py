@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from shared.connections import CircuitBreaker, RedisAway
 from shared.errors import MismatchError
-from shared.ledger import Ledger
+from shared.ledger import Identity, Ledger
 from shared.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ _PATIENCE_SECONDS = 8.0
 _KEY = "asgilook:ledger"
 
 
-async def check_storage(ledger: Ledger, storage: Storage) -> str:
-    """Make sure that storage and ledger belong together; return the ledger's name. Raises MismatchError.
+async def check_storage(ledger: Ledger, storage: Storage) -> Identity:
+    """Make sure that storage and ledger belong together; return who the ledger is. Raises MismatchError.
 
     The marker is an object named by its random value. The ledger takes the first it is offered; everybody then
     looks for the ledger's in their own storage.
@@ -46,12 +46,18 @@ async def check_storage(ledger: Ledger, storage: Storage) -> str:
         marker = await ledger.adopt_marker(offered)
         if marker != offered:
             await storage.delete(_marker_key(offered))
-    if not await storage.exists(_marker_key(marker)):
+    identity = Identity(identity.name, marker)
+    if not await holds_marker(storage, identity):
         raise MismatchError(
             "the storage and the ledger do not match: this process sees another storage than the one that the ledger "
             "belongs to. Set ASGI_LOOK_STORAGE_PATH and DATABASE_URL to the same values for web and worker"
         )
-    return identity.name
+    return identity
+
+
+async def holds_marker(storage: Storage, identity: Identity) -> bool:
+    """Tell whether this is the ledger's storage, and not the empty place where it was mounted."""
+    return identity.marker is not None and await storage.exists(_marker_key(identity.marker))
 
 
 async def check_redis(client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:

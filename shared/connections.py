@@ -11,6 +11,7 @@ from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
 
 from shared.errors import AsgilookError
@@ -62,7 +63,7 @@ def worker_client(url: str, factory: RedisFactory = redis_from_url) -> Redis:
         socket_connect_timeout=WORKER_DEADLINE,
         socket_keepalive=True,
         retry=Retry(ExponentialBackoff(cap=1, base=0.05), 1),
-        retry_on_error=[ConnectionError],
+        retry_on_error=[ConnectionLost],
     )
 
 

@@ -78,10 +78,13 @@ class ResponseCache:
             token, entry = await self._client.mget(token_key, self._entry_key(slot))
             if token is not None:
                 return Lookup(_unpack(entry, token, slot.path), token)
-            async with self._client.pipeline(transaction=True) as pipe:
-                pipe.set(token_key, _new_token(), nx=True, ex=_TOKEN_SECONDS)
-                pipe.get(token_key)
-                _, token = await pipe.execute()
+            try:
+                async with self._client.pipeline(transaction=True) as pipe:
+                    pipe.set(token_key, _new_token(), nx=True, ex=_TOKEN_SECONDS)
+                    pipe.get(token_key)
+                    _, token = await pipe.execute()
+            except OutOfMemoryError:
+                return Lookup(None, b"")
             return Lookup(None, token or b"")
 
         return await self._breaker.call(exchange)
@@ -97,9 +100,7 @@ class ResponseCache:
                 return
             try:
                 await self._client.set(self._entry_key(slot), entry, ex=slot.seconds)
-            except ResponseError as exc:
-                if not isinstance(exc, OutOfMemoryError) and "OOM" not in str(exc):
-                    raise
+            except OutOfMemoryError:
                 self._may_fill = False
                 self._sampled_at = time.monotonic()
 
@@ -108,11 +109,17 @@ class ResponseCache:
     async def change_tokens(self, image_id: str, even_if_open: bool = False) -> None:
         """Make every copy worthless that this image's last commit made stale: its own, and the lists'."""
 
+        keys = [self._token_key(image_id), self._token_key(LIST_TOPIC)]
+
         async def exchange() -> None:
-            async with self._client.pipeline(transaction=True) as pipe:
-                for topic in (image_id, LIST_TOPIC):
-                    pipe.set(self._token_key(topic), _new_token(), ex=_TOKEN_SECONDS)
-                await pipe.execute()
+            try:
+                async with self._client.pipeline(transaction=True) as pipe:
+                    for key in keys:
+                        pipe.set(key, _new_token(), ex=_TOKEN_SECONDS)
+                    await pipe.execute()
+            except OutOfMemoryError:
+                # A full Redis takes no new token, but without one no copy counts either.
+                await self._client.delete(*keys)
 
         await self._breaker.call(exchange, even_if_open=even_if_open)
 

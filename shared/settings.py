@@ -146,7 +146,7 @@ def _redis_url(text: str) -> str:
     if not re.match(r"(redis|rediss|unix)://", text):
         raise ValueError("does not begin with redis://, rediss:// or unix://")
     try:
-        parse_url(text)
+        parse_url(text)  # type: ignore[no-untyped-call] # redis-py types only some of itself
     except ValueError:
         # Neither the address nor what is wrong with it is repeated: a password may be in both.
         raise ValueError("not an address like redis://:password@host:6379/0") from None

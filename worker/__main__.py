@@ -52,7 +52,7 @@ async def run(settings: Settings) -> None:
         stack.push_async_callback(ledger.close)
         storage = DiskStorage(settings.storage_path)
         await storage.prepare()
-        ledger_name = await check_storage(ledger, storage)
+        ledger_name = (await check_storage(ledger, storage)).name
 
         redis = worker_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -139,6 +139,8 @@ def main() -> int:
     try:
         settings = Settings.from_env()
         if arguments.check:
+            # One line says it all: what the connections have to say on the way would be another.
+            logs.configure("ERROR")
             return asyncio.run(check(settings))
         logs.configure(settings.log_level)
         asyncio.run(run(settings))

@@ -87,6 +87,8 @@ class Attempts:
                 await self._run(claim, work)
         except asyncio.CancelledError:
             logger.debug("cancelled outside of an attempt")
+        except Exception:
+            logger.exception("an attempt was left to the sweep by an unforeseen error")
         finally:
             self._running.discard(task)
 

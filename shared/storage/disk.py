@@ -93,8 +93,12 @@ class DiskStorage:
 
     async def draft(self) -> DiskDraft:
         path = self._drafts / secrets.token_hex(16)
-        with _translated(path):
-            return DiskDraft(path, await aiofiles.open(path, "x+b"))
+        try:
+            with _translated(path):
+                return DiskDraft(path, await aiofiles.open(path, "x+b"))
+        except NoSuchKey as exc:
+            # The folder was made at the start: whoever took it away took the whole storage.
+            raise StorageUnavailable(f"the storage is gone: {self._root}") from exc
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
         targets: dict[Path, DiskDraft] = {}

@@ -105,6 +105,16 @@ async def test_without_storage_the_service_is_unavailable(service: Service) -> N
     assert (response.json["status"], response.json["storage"]) == ("unavailable", "away")
 
 
+async def test_an_empty_folder_in_the_storages_place_is_no_storage(service: Service) -> None:
+    """A volume that is not mounted leaves a folder that can be written to, and holds none of our images."""
+    shutil.rmtree(service.settings.storage_path / "markers")
+
+    response = await service.client.simulate_get("/readyz")
+
+    assert response.status_code == 503
+    assert (response.json["ledger"], response.json["storage"]) == ("ok", "away")
+
+
 async def test_a_redis_that_evicts_is_warned_of(service: Service) -> None:
     """Under allkeys-lru a full cache evicted all the queued jobs that were measured."""
     await beat(service)

@@ -1,0 +1,138 @@
+"""Migrated ledgers, images in every status, and time that passes at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uuid_utils
+from sqlalchemy import update
+
+from shared import schema
+from shared.images import FULL, Image, Original, Owed, Rendition
+from shared.ledger import Ledger
+from shared.migrations.__main__ import migrate
+from shared.settings import Settings
+
+ORIGINAL = Original("image/png", 68, "0a" * 32)
+SIZE = (640, 360)
+RENDITIONS = {
+    FULL: Rendition(SIZE, 1000, "1b" * 32),
+    "320x180.jpeg": Rendition((320, 180), 300, "2c" * 32),
+    "160x90.jpeg": Rendition((160, 90), 100, "3d" * 32),
+}
+
+
+@pytest.fixture(scope="session")
+def migrated_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a ledger that was migrated and never used: tests copy it, which is faster than to migrate."""
+    folder = tmp_path_factory.mktemp("migrated")
+    migrate(Settings(storage_path=folder))
+    return folder / "ledger.sqlite3"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, migrated_ledger: Path) -> Settings:
+    """Settings whose storage is empty and whose ledger is migrated."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(migrated_ledger, folder)
+    return Settings(storage_path=folder, log_level="DEBUG")
+
+
+@pytest.fixture
+async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    """An empty ledger."""
+    ledger = Ledger.connect(settings)
+    yield ledger
+    await ledger.close()
+
+
+def new_id() -> str:
+    """Return an id as uploads get it."""
+    return str(uuid_utils.uuid7())
+
+
+async def alter(ledger: Ledger, image_id: str | None = None, **values: Any) -> None:
+    """Change one row, or all, behind the ledger's back."""
+    statement = update(schema.images).values(**values)
+    async with ledger._engine.begin() as connection:
+        await connection.execute(statement if image_id is None else statement.where(schema.images.c.id == image_id))
+
+
+async def let_pass(ledger: Ledger, seconds: float, image_id: str | None = None) -> None:
+    """Let time pass, as far as one row, or all, can tell."""
+    columns = schema.images.c
+    await alter(
+        ledger,
+        image_id,
+        due=columns.due - seconds,
+        created=columns.created - seconds,
+        modified=columns.modified - seconds,
+    )
+
+
+async def latest(ledger: Ledger, image: Image) -> Image:
+    """Return an image's row, which must be there, as it is now."""
+    row = await ledger.get(image.id)
+    assert row is not None
+    return row
+
+
+async def queued(ledger: Ledger) -> Image:
+    """Return a new image."""
+    return await ledger.add(new_id(), ORIGINAL, "request-1")
+
+
+async def claimed(ledger: Ledger, image: Image | None = None, worker: str = "host:1") -> Image:
+    """Return an image, a new one unless told, in an attempt's hands."""
+    row = await ledger.claim((image or await queued(ledger)).id, worker)
+    assert row is not None
+    return row
+
+
+async def published(ledger: Ledger, image: Image | None = None) -> Image:
+    """Return a ready image that owes its tokens."""
+    row = await ledger.publish(await claimed(ledger, image), SIZE, RENDITIONS)
+    assert row is not None
+    return row
+
+
+async def ready(ledger: Ledger) -> Image:
+    """Return a ready image that owes nothing."""
+    return await settled(ledger, await published(ledger))
+
+
+async def failed(ledger: Ledger) -> Image:
+    """Return a failed image that owes nothing."""
+    row = await ledger.fail(await claimed(ledger), "unreadable-image", "This is no picture.")
+    assert row is not None
+    return await settled(ledger, row)
+
+
+async def wanting_thumbnails(ledger: Ledger) -> Image:
+    """Return a ready image whose thumbnails were asked for."""
+    row = await ledger.request_thumbnails((await ready(ledger)).id)
+    assert row is not None
+    return row
+
+
+async def claimed_thumbnails(ledger: Ledger, image: Image | None = None, worker: str = "host:1") -> Image:
+    """Return a ready image with its thumbnails in an attempt's hands."""
+    image = image or await wanting_thumbnails(ledger)
+    row = await ledger.claim_thumbnails(image.id, image.wake, worker)
+    assert row is not None
+    return row
+
+
+async def settled(ledger: Ledger, image: Image) -> Image:
+    """Have the ledger record that an image's debts are paid; return its row."""
+    if image.owed is Owed.TOKENS:
+        moved_on = await ledger.tokens_changed(image)
+        assert moved_on is not None
+        image = moved_on
+    await ledger.leftovers_removed(image)
+    return await latest(ledger, image)

@@ -1,0 +1,274 @@
+"""The disk backend: what is kept survives a crash at any point, and a full disk is told from a broken one."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiofiles
+import pytest
+
+from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
+from shared.images import original_key
+from shared.storage.disk import DiskDraft, DiskStorage
+from tests.ledgers import new_id
+from tests.services import put
+
+ROOT = Path(__file__).resolve().parents[2]
+ID = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> DiskStorage:
+    storage = DiskStorage(tmp_path)
+    await storage.prepare()
+    return storage
+
+
+Event = tuple[str, str]
+
+
+@pytest.fixture
+def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """Every call that makes something durable or visible, with the path it was about, below the storage."""
+    recorded: list[Event] = []
+    real_fsync, real_rename, real_mkdir, real_link = os.fsync, os.rename, os.mkdir, os.link
+
+    def name(path: Any) -> str:
+        relative = Path(path).relative_to(tmp_path)
+        return "draft" if relative.parts[:1] == ("drafts",) else str(relative)
+
+    def fsync(descriptor: int) -> None:
+        recorded.append(("fsync", name(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        real_fsync(descriptor)
+
+    def rename(source: Any, target: Any) -> None:
+        recorded.append(("rename", name(target)))
+        real_rename(source, target)
+
+    def mkdir(path: Any, mode: int = 0o777) -> None:
+        real_mkdir(path, mode)
+        recorded.append(("mkdir", name(path)))
+
+    def link(source: Any, target: Any) -> None:
+        recorded.append(("link", name(target)))
+        real_link(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setattr(os, "link", link)
+    return recorded
+
+
+async def test_a_put_is_fsynced_then_renamed_then_its_folders_are_fsynced(
+    storage: DiskStorage, events: list[Event]
+) -> None:
+    """Promise 1: a rename that survives a power cut without its bytes, or a file without its folder, is a loss."""
+    await put(storage, original_key(ID), b"the original")
+
+    assert events == [
+        ("fsync", "draft"),
+        ("mkdir", "originals"),
+        ("fsync", "."),
+        ("mkdir", "originals/01890"),
+        ("fsync", "originals"),
+        ("mkdir", "originals/01890/a5d"),
+        ("fsync", "originals/01890"),
+        ("rename", f"originals/01890/a5d/{ID}"),
+        ("fsync", "originals/01890/a5d"),
+    ]
+
+
+async def test_many_drafts_are_all_fsynced_before_the_first_is_renamed(
+    storage: DiskStorage, events: list[Event]
+) -> None:
+    drafts = {f"renditions/{ID}/1/{name}": await storage.draft() for name in ("a.jpeg", "b.jpeg")}
+
+    await storage.keep(drafts)
+
+    for draft in drafts.values():
+        await draft.discard()
+    folder = f"renditions/01890/a5d/{ID}/1"
+    assert events[:2] == [("fsync", "draft"), ("fsync", "draft")]
+    assert events[-3:] == [("rename", f"{folder}/a.jpeg"), ("rename", f"{folder}/b.jpeg"), ("fsync", folder)]
+
+
+async def test_what_is_carried_over_is_as_durable(storage: DiskStorage, events: list[Event]) -> None:
+    await put(storage, f"renditions/{ID}/1/image.jpeg", b"x")
+    events.clear()
+
+    await storage.carry_over(f"renditions/{ID}/1/image.jpeg", f"renditions/{ID}/2/image.jpeg")
+
+    folder = f"renditions/01890/a5d/{ID}"
+    assert events == [
+        ("mkdir", f"{folder}/2"),
+        ("fsync", folder),
+        ("link", f"{folder}/2/image.jpeg"),
+        ("fsync", f"{folder}/2"),
+    ]
+
+
+async def test_no_folder_grows_without_bound(storage: DiskStorage, tmp_path: Path) -> None:
+    """Ids begin with their time: those of one folder are of the same 65 seconds."""
+    await put(storage, original_key(ID), b"x")
+    await put(storage, f"renditions/{ID}/3/image.jpeg", b"x")
+    await put(storage, "markers/0a1b2c", b"")
+
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert files == {
+        f"originals/01890/a5d/{ID}",
+        f"renditions/01890/a5d/{ID}/3/image.jpeg",
+        "markers/0a1b2c",
+    }
+
+
+@pytest.mark.parametrize("crash_at", ["fsync-1", "rename-1", "fsync-5", "rename-2", "fsync-6", "never"])
+async def test_after_a_crash_there_is_the_whole_file_or_none(
+    storage: DiskStorage, tmp_path: Path, crash_at: str
+) -> None:
+    """A process that is killed at any step of a put leaves nothing half-written under a key."""
+    program = textwrap.dedent("""
+        import asyncio, os, signal, sys
+        from pathlib import Path
+        from shared.storage.disk import DiskStorage
+
+        crash_at, calls = sys.argv[2], {"fsync": 0, "rename": 0}
+
+        def crashing(name):
+            real = getattr(os, name)
+            def call(*arguments):
+                calls[name] += 1
+                if f"{name}-{calls[name]}" == crash_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments)
+            return call
+
+        os.fsync, os.rename = crashing("fsync"), crashing("rename")
+
+        async def main():
+            storage = DiskStorage(Path(sys.argv[1]))
+            drafts = {f"renditions/01890a5d/1/{name}": await storage.draft() for name in ("a", "b")}
+            for draft in drafts.values():
+                await draft.write(b"x" * 100_000)
+            await storage.keep(drafts)
+            for draft in drafts.values():
+                await draft.discard()
+
+        asyncio.run(main())
+    """)
+
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(tmp_path), crash_at, cwd=ROOT)
+
+    assert await process.wait() == (0 if crash_at == "never" else -signal.SIGKILL)
+    whole = 0
+    for name in ("a", "b"):
+        try:
+            assert await storage.read(f"renditions/01890a5d/1/{name}") == b"x" * 100_000
+            whole += 1
+        except NoSuchKey:
+            pass
+    assert whole == {"fsync-1": 0, "rename-1": 0, "fsync-5": 0, "rename-2": 1, "fsync-6": 0, "never": 2}[crash_at]
+    assert await storage.sweep_drafts(-1) == 2 - whole
+
+
+async def draft_on_a_full_disk(tmp_path: Path) -> DiskDraft:
+    # /dev/full refuses every byte as a full disk does. The path is another file: it is what discard removes.
+    path = tmp_path / "drafts" / "on-a-full-disk"
+    path.touch()
+    return DiskDraft(path, await aiofiles.open("/dev/full", "r+b", buffering=4096))
+
+
+async def test_a_full_disk_is_told_while_a_draft_is_written(storage: DiskStorage, tmp_path: Path) -> None:
+    draft = await draft_on_a_full_disk(tmp_path)
+
+    with pytest.raises(StorageFull):
+        await draft.write(b"x" * 65_536)
+    await draft.discard()
+
+    assert await storage.sweep_drafts(-1) == 0
+
+
+async def test_a_full_disk_is_told_before_anything_is_kept(storage: DiskStorage, tmp_path: Path) -> None:
+    draft = await draft_on_a_full_disk(tmp_path)
+    await draft.write(b"short enough to wait in a buffer")
+
+    with pytest.raises(StorageFull):
+        await storage.keep({original_key(ID): draft})
+    await draft.discard()
+
+    assert not await storage.exists(original_key(ID))
+    assert await storage.sweep_drafts(-1) == 0
+
+
+def failing(number: int) -> Callable[..., Any]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.ENOSPC, StorageFull),
+        (errno.EDQUOT, StorageFull),
+        (errno.EIO, StorageUnavailable),
+        (errno.EACCES, StorageUnavailable),
+        (errno.EROFS, StorageUnavailable),
+        (errno.ESTALE, StorageUnavailable),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else value.__name__,
+)
+async def test_trouble_of_the_disk_is_trouble_that_may_pass(
+    storage: DiskStorage, monkeypatch: pytest.MonkeyPatch, number: int, error: type[StorageUnavailable]
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(number))
+
+    with pytest.raises(StorageUnavailable) as told:
+        await put(storage, original_key(ID), b"x")
+
+    assert type(told.value) is error
+    assert not await storage.exists(original_key(ID))
+
+
+async def test_a_storage_whose_place_is_a_file_says_so_when_prepared(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StorageUnavailable):
+        await DiskStorage(tmp_path / "file").prepare()
+
+
+async def test_a_probe_leaves_no_draft(storage: DiskStorage) -> None:
+    assert await storage.sweep_drafts(-1) == 0
+
+
+async def test_a_file_added_while_a_folder_is_deleted_goes_too(
+    storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A late attempt may still be writing when its image is deleted."""
+    folder = f"renditions/{new_id()}"
+    await put(storage, f"{folder}/1/image.jpeg", b"x")
+    real_rmdir, late = os.rmdir, storage._path(f"{folder}/1/late.jpeg")
+
+    def rmdir(path: Any, *arguments: Any, **options: Any) -> None:
+        if late.parent.exists() and not late.exists() and not added:
+            late.touch()
+            added.append(late)
+        real_rmdir(path, *arguments, **options)
+
+    added: list[Path] = []
+    monkeypatch.setattr(os, "rmdir", rmdir)
+
+    await storage.delete_folder(folder)
+
+    assert added
+    assert not storage._path(folder).exists()

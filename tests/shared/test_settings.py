@@ -1,0 +1,136 @@
+"""The environment is read once; a bad value fails at start and names its variable."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import SettingsError
+from shared.settings import Settings
+
+#: Every variable, a value for it, and what it makes of which setting.
+VARIABLES: list[tuple[str, str, str, Any]] = [
+    ("ASGI_LOOK_STORAGE_PATH", "/tmp/pictures", "storage_path", Path("/tmp/pictures")),  # noqa: S108 - never opened
+    ("DATABASE_URL", "sqlite:////srv/ledger.sqlite3", "database_url", "sqlite:////srv/ledger.sqlite3"),
+    ("REDIS_URL", "rediss://:p%40ss@redis.example:6380/2", "redis_url", "rediss://:p%40ss@redis.example:6380/2"),
+    ("CACHE_REDIS_URL", "redis://cache.example/0", "cache_redis_url", "redis://cache.example/0"),
+    ("ASGI_LOOK_WRITE_TOKEN", "ab.c_~+/-1==", "write_token", "ab.c_~+/-1=="),
+    ("ASGI_LOOK_MAX_UPLOAD_BYTES", "1000", "max_upload_bytes", 1000),
+    ("ASGI_LOOK_UPLOAD_STALL_SECONDS", "2.5", "upload_stall_seconds", 2.5),
+    ("ASGI_LOOK_UPLOAD_LEAST_RATE", "0", "upload_least_rate", 0),
+    ("ASGI_LOOK_MAX_WAITING", "7", "max_waiting", 7),
+    ("ASGI_LOOK_FREE_DISK_FLOOR", "0", "free_disk_floor", 0),
+    ("ASGI_LOOK_KEEP_ORIGINALS", "0", "keep_originals", False),
+    ("ASGI_LOOK_MIN_THUMB_SIZE", "32", "min_thumb_size", 32),
+    ("ASGI_LOOK_BACKGROUND", "#0080fF", "background", (0, 128, 255)),
+    ("ASGI_LOOK_MAX_PIXELS", "1000000", "max_pixels", 1_000_000),
+    ("ASGI_LOOK_PICTURE_MAX_AGE", "60", "picture_max_age", 60),
+    ("ASGI_LOOK_RENDER_SLOTS", "3", "render_slots", 3),
+    ("ASGI_LOOK_RENDER_CPU_SECONDS", "5", "render_cpu_seconds", 5),
+    ("ASGI_LOOK_RENDER_WALL_SECONDS", "12.5", "render_wall_seconds", 12.5),
+    ("ASGI_LOOK_RENDER_MEMORY_BYTES", "536870912", "render_memory_bytes", 536_870_912),
+    ("ASGI_LOOK_GRACE_SECONDS", "7", "grace_seconds", 7),
+    ("ASGI_LOOK_LOG_LEVEL", "debug", "log_level", "DEBUG"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "field", "value"), VARIABLES, ids=[row[0] for row in VARIABLES])
+def test_a_variable_sets_its_setting_and_no_other(name: str, text: str, field: str, value: Any) -> None:
+    settings = dataclasses.asdict(Settings.from_env({name: f" {text} "}))
+
+    changed = {key for key, default in dataclasses.asdict(Settings()).items() if settings[key] != default}
+    assert settings[field] == value
+    # Where the ledger and the cache are follows from the storage and Redis, unless it is set.
+    assert changed == {field} | {"storage_path": {"database_url"}, "redis_url": {"cache_redis_url"}}.get(field, set())
+
+
+def test_every_setting_has_a_variable() -> None:
+    assert {row[2] for row in VARIABLES} == {field.name for field in dataclasses.fields(Settings)}
+
+
+@pytest.mark.parametrize("name", [row[0] for row in VARIABLES])
+def test_an_empty_variable_is_one_that_is_not_set(name: str) -> None:
+    assert Settings.from_env({name: "  "}) == Settings.from_env({}) == Settings()
+
+
+WHOLE_NUMBERS_FROM = {
+    "ASGI_LOOK_MAX_UPLOAD_BYTES": 1,
+    "ASGI_LOOK_UPLOAD_LEAST_RATE": 0,
+    "ASGI_LOOK_MAX_WAITING": 1,
+    "ASGI_LOOK_FREE_DISK_FLOOR": 0,
+    "ASGI_LOOK_MIN_THUMB_SIZE": 1,
+    "ASGI_LOOK_MAX_PIXELS": 1,
+    "ASGI_LOOK_PICTURE_MAX_AGE": 0,
+    "ASGI_LOOK_RENDER_SLOTS": 1,
+    "ASGI_LOOK_RENDER_CPU_SECONDS": 1,
+    "ASGI_LOOK_RENDER_MEMORY_BYTES": 256 * 1024 * 1024,
+    "ASGI_LOOK_GRACE_SECONDS": 0,
+}
+SECONDS = (
+    "ASGI_LOOK_UPLOAD_STALL_SECONDS",
+    "ASGI_LOOK_RENDER_WALL_SECONDS",
+)
+BAD_VALUES = [
+    *((name, text) for name in WHOLE_NUMBERS_FROM for text in ("many", "1.5", "1_000", "٣", "0x10", "-1")),
+    *((name, str(least - 1)) for name, least in WHOLE_NUMBERS_FROM.items()),
+    *((name, text) for name in SECONDS for text in ("soon", "0", "0.0", "-1", "nan", "inf", "1e3", "٣")),
+    ("ASGI_LOOK_STORAGE_PATH", __file__),
+    ("ASGI_LOOK_STORAGE_PATH", "~nobody-of-this-name/pictures"),
+    ("DATABASE_URL", "ledger.sqlite3"),
+    ("DATABASE_URL", "sqlite://"),
+    ("DATABASE_URL", "sqlite:///"),
+    ("DATABASE_URL", "sqlite:///:memory:"),
+    ("DATABASE_URL", "postgres://user:secret@db.example/asgilook"),
+    ("DATABASE_URL", "postgresql+asyncpg://user:secret@db.example/asgilook"),
+    *(
+        (name, text)
+        for name in ("REDIS_URL", "CACHE_REDIS_URL")
+        for text in (
+            "localhost:6379",
+            "http://localhost",
+            "redis://:secret@host:port/0",
+            "redis://:secret/with-a-slash@host:6379/0",
+            "redis://host/0?socket_timeout=soon",
+            "redis://[::1",
+        )
+    ),
+    ("ASGI_LOOK_WRITE_TOKEN", "secret with spaces"),
+    ("ASGI_LOOK_WRITE_TOKEN", "secrét"),
+    ("ASGI_LOOK_KEEP_ORIGINALS", "perhaps"),
+    ("ASGI_LOOK_BACKGROUND", "white"),
+    ("ASGI_LOOK_BACKGROUND", "#fff"),
+    ("ASGI_LOOK_LOG_LEVEL", "LOUD"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), BAD_VALUES)
+def test_a_bad_value_is_refused_with_its_variables_name(name: str, text: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env({name: text})
+
+    message = str(refused.value)
+    assert message.startswith(f"{name}: ")
+    assert len(message) > len(name) + 10
+    assert "secr" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [("1", True), ("true", True), ("YES", True), ("on", True), ("0", False), ("False", False), ("no", False)],
+)
+def test_a_flag_may_be_said_in_words(text: str, flag: bool) -> None:
+    assert Settings.from_env({"ASGI_LOOK_KEEP_ORIGINALS": text}).keep_originals is flag
+
+
+def test_the_ledger_lies_in_the_storages_folder_unless_it_is_set(tmp_path: Path) -> None:
+    settings = Settings.from_env({"ASGI_LOOK_STORAGE_PATH": str(tmp_path)})
+
+    assert settings.database_url == f"sqlite:///{tmp_path}/ledger.sqlite3"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().max_pixels = 1  # type: ignore[misc] # that is what is tried
