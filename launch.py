@@ -48,16 +48,17 @@ class Options:
         def text(name: str, default: str) -> str:
             return env.get(name, "").strip() or default
 
-        def number(name: str, default: str, most: int) -> int:
+        def number(name: str, default: str, most: int, least: int = 1) -> int:
             given = text(name, default)
-            if not (given.isascii() and given.isdigit() and 1 <= int(given) <= most):
-                raise LaunchError(f"{name}: not a whole number from 1 to {most}: {given}")
+            if not (given.isascii() and given.isdigit() and least <= int(given) <= most):
+                raise LaunchError(f"{name}: not a whole number from {least} to {most}: {given}")
             return int(given)
 
         if len(arguments) == 2 and arguments[0] == "--workers":
             env = {**env, "ASGI_LOOK_WORKERS": arguments[1]}
         elif arguments:
             raise LaunchError("usage: ./run [--workers N]; the rest is set in the environment, see README.md")
+        number("WEB_CONCURRENCY", "1", 1_000)  # uvicorn's own, who would answer with a traceback
         return cls(
             host=text("HOST", "127.0.0.1"),
             port=number("PORT", "8000", 65_535),
@@ -65,7 +66,7 @@ class Options:
             storage=Path(text("ASGI_LOOK_STORAGE_PATH", str(HERE / "data"))).expanduser().absolute(),
             redis_url=text("REDIS_URL", ""),
             workers=number("ASGI_LOOK_WORKERS", "1", 1_000),
-            grace=number("ASGI_LOOK_GRACE_SECONDS", "7", 3_600),
+            grace=number("ASGI_LOOK_GRACE_SECONDS", "7", 3_600, least=0),
         )
 
 

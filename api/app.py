@@ -51,8 +51,7 @@ def create_app(
 
     redis = cache_redis = web_client(settings.redis_url, redis_from_url)
     breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)
-    shares_redis = settings.cache_redis_url == settings.redis_url
-    if not shares_redis:
+    if settings.cache_redis_url != settings.redis_url:
         cache_redis = web_client(settings.cache_redis_url, redis_from_url)
         cache_breaker = CircuitBreaker(cache_redis, WEB_DEADLINE)
     listening = listening_client(settings.redis_url, redis_from_url)
@@ -84,7 +83,9 @@ def create_app(
     app.add_route("/images/{image_id:image_id}.jpeg", Jpeg(pictures))
     app.add_route("/thumbnails/{image_id:image_id}/{size:size}.jpeg", Thumbnail(pictures))
     app.add_route("/healthz", Alive())
-    app.add_route("/readyz", Ready(ledger, storage, queue, redis, breaker, shares_redis, lifespan.identity))
+    app.add_route(
+        "/readyz", Ready(ledger, storage, queue, redis, breaker, cache_redis, cache_breaker, lifespan.identity)
+    )
     return app
 
 

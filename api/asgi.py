@@ -38,4 +38,6 @@ die_with_supervisor()
 try:
     application = create_application()
 except AsgilookError as exc:
-    raise SystemExit(f"asgilook: the web process cannot run: {exc}") from None
+    print(f"asgilook: the web process cannot run: {exc}", file=sys.stderr)
+    # The one code at which uvicorn's supervisor ends too, instead of starting the same again and again.
+    sys.exit(3)

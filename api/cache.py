@@ -107,6 +107,8 @@ def apply_decision(resp: Response, decision: conditional.Decision, length: int) 
         case conditional.Part():
             resp.status = falcon.HTTP_206
             resp.set_header("Content-Range", conditional.content_range(decision, length))
+        case conditional.PreconditionFailed():
+            raise Problem("precondition-failed")
         case conditional.Unsatisfiable():
             raise Problem(
                 "range-not-satisfiable", headers={"Content-Range": conditional.content_range(decision, length)}

@@ -35,7 +35,12 @@ class Unsatisfiable:
     """The range asked for lies past the end: 416."""
 
 
-Decision = Whole | NotModified | Part | Unsatisfiable
+@dataclass(frozen=True)
+class PreconditionFailed:
+    """The client means another representation than there is: 412, and nothing is done."""
+
+
+Decision = Whole | NotModified | Part | Unsatisfiable | PreconditionFailed
 
 
 def decide(
@@ -46,11 +51,14 @@ def decide(
     last_modified: float | None,
     length: int | None,
 ) -> Decision:
-    """Decide what a request for an existing representation is owed; whatever is malformed in it is ignored.
+    """Decide what a request for an existing representation is owed; whatever is malformed in it is ignored,
+    except where it should keep us from doing something.
 
     `headers` has lower-case names, with several lines of one name joined by commas. `last_modified` is in seconds
     since the epoch; without a `length` no range is served.
     """
+    if _is_another(headers, etag, last_modified):
+        return PreconditionFailed()
     if method not in ("GET", "HEAD"):
         return Whole()
     if _is_held_already(headers, etag, last_modified):
@@ -76,7 +84,18 @@ def content_range(decision: Part | Unsatisfiable, length: int) -> str:
 
 
 _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_STRONG_TAG = re.compile(r'(?<!W/)("[\x21\x23-\x7e\x80-\xff]*")(?=[ \t]*(?:,|$))')
 _TAG_LIST = re.compile(rf"[ \t,]*{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*[ \t,]*")
+
+
+def _is_another(headers: Mapping[str, str], etag: str, last_modified: float | None) -> bool:
+    tags = headers.get("if-match")
+    if tags is not None:
+        # Section 13.1.1: compared strongly, so that a weak tag never matches. Nonsense matches nothing.
+        held = _STRONG_TAG.findall(tags) if _TAG_LIST.fullmatch(tags) else []
+        return tags.strip(" \t") != "*" and etag not in held
+    since = _seconds_of(headers.get("if-unmodified-since", ""))
+    return since is not None and last_modified is not None and int(last_modified) > since
 
 
 def _is_held_already(headers: Mapping[str, str], etag: str, last_modified: float | None) -> bool:

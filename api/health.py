@@ -43,7 +43,8 @@ class Ready:
         queue: Queue,
         redis: Redis,
         breaker: CircuitBreaker,
-        shares_redis: bool,
+        cache_redis: Redis,
+        cache_breaker: CircuitBreaker,
         identity: Callable[[], Identity],
     ) -> None:
         self._ledger = ledger
@@ -51,18 +52,20 @@ class Ready:
         self._queue = queue
         self._redis = redis
         self._breaker = breaker
-        self._shares_redis = shares_redis
+        self._cache_redis = cache_redis
+        self._cache_breaker = cache_breaker
         self._identity = identity
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        ledger, storage, redis, workers, warnings = await asyncio.gather(
+        ledger, storage, redis, cache, workers, warnings = await asyncio.gather(
             _state(self._ledger.identity()),
             _state(self._look_at_storage()),
             _state(self._breaker.call(self._redis.ping)),
+            _state(self._cache_breaker.call(self._cache_redis.ping)),
             self._workers(),
             self._warnings(),
         )
-        parts = {"ledger": ledger, "storage": storage, "redis": redis, "workers": workers}
+        parts = {"ledger": ledger, "storage": storage, "redis": redis, "cache": cache, "workers": workers}
         if "away" in (ledger, storage):
             resp.status = falcon.HTTP_503
             status = "unavailable"
@@ -92,7 +95,11 @@ class Ready:
         policy = memory.get("maxmemory_policy", "noeviction")
         if not memory.get("maxmemory") or policy == "noeviction":
             return []
-        shared = " Let CACHE_REDIS_URL name another server for the response cache." if self._shares_redis else ""
+        shared = (
+            " Let CACHE_REDIS_URL name another server for the response cache."
+            if self._cache_redis is self._redis
+            else ""
+        )
         return [
             f"Redis evicts keys ({policy}) when it is full: queued jobs may vanish, and wait for the sweep.{shared}"
         ]

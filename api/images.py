@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 
 import falcon
 from falcon.asgi import Request, Response
 
-from api.cache import allow_copy
+from api import conditional
+from api.cache import allow_copy, apply_decision
 from api.problems import RETRY_SECONDS, TROUBLE_SECONDS, Problem
 from api.records import Page, body_of, etag_of, image_path, picture_path, record_of
 from api.uploads import Uploads, refuse_by_headers, require_room, require_token
 from api.waiting import Waiting, wait_of
+from shared.cancellation import to_the_end
 from shared.connections import RedisAway
 from shared.errors import AsgilookError
 from shared.images import Image, Status
@@ -104,7 +105,10 @@ class ImageList:
         wait = wait_of(req.get_header("Prefer"))
         if wait is not None:
             resp.set_header("Preference-Applied", f"wait={wait}")
-            image = await self._waiting.until_final(image.id, wait) or _gone()
+            latest = await self._waiting.until_final(image.id, wait)
+            if latest is None:
+                raise Problem("no-such-image")
+            image = latest
         resp.set_header("Content-Location", image_path(image.id))
         match image.status:
             case Status.READY:
@@ -113,7 +117,7 @@ class ImageList:
             case Status.FAILED:
                 raise _failed(image, wait)
             case Status.DELETING:
-                raise _gone_problem()
+                raise Problem("no-such-image")
             case _:
                 resp.status = falcon.HTTP_202
                 resp.set_header("Location", image_path(image.id))
@@ -138,7 +142,7 @@ class ImageRecord:
         wait = wait_of(req.get_header("Prefer"))
         image = await self._waiting.until_final(image_id, wait or 0)
         if image is None or image.status is Status.DELETING:
-            raise _gone_problem()
+            raise Problem("no-such-image")
         if image.status is Status.READY:
             allow_copy(req)
             _set_json(resp, body_of(record_of(image)))
@@ -151,17 +155,27 @@ class ImageRecord:
 
     @falcon.before(require_token)
     async def on_delete(self, req: Request, resp: Response, image_id: str) -> None:
+        if req.get_header("If-Match") or req.get_header("If-Unmodified-Since"):
+            await self._check_preconditions(req, resp, image_id)
         image = await self._ledger.delete(image_id)
         if image is None:
-            raise _gone_problem()
-        settling = asyncio.ensure_future(self._settling.settle(image))
+            raise Problem("no-such-image")
         try:
-            await asyncio.shield(settling)
+            await to_the_end(self._settling.settle(image))
         except AsgilookError as exc:
             # It is gone for everybody already; the sweep removes the files.
             logger.warning("leftovers of a deleted image remain", extra={"image": image_id, "reason": str(exc)})
         resp.status = falcon.HTTP_204
         resp.set_header("Cache-Control", "no-store")
+
+    async def _check_preconditions(self, req: Request, resp: Response, image_id: str) -> None:
+        image = await self._ledger.get(image_id)
+        if image is None or image.status is Status.DELETING:
+            raise Problem("no-such-image")
+        # What is not ready has no ETag yet, and none is like the empty one.
+        etag = etag_of(body_of(record_of(image))) if image.status is Status.READY else ""
+        decision = conditional.decide("DELETE", req.headers_lower, etag=etag, last_modified=image.modified, length=None)
+        apply_decision(resp, decision, 0)
 
 
 class Retry:
@@ -181,7 +195,7 @@ class Retry:
             if image is not None:
                 image = await self._settling.settle_tokens(image)
             if image is None or image.status is Status.DELETING:
-                raise _gone_problem()
+                raise Problem("no-such-image")
             raise Problem("not-failed", f"The image is {image.status}.")
         enqueued = await self._enqueueing.enqueue(image)
         resp.status = falcon.HTTP_202
@@ -209,14 +223,6 @@ def _failed(image: Image, wait: int | None) -> Problem:
     return Problem(
         name,
         image.error_detail,
-        headers={"Location": image_path(image.id), "Preference-Applied": f"wait={wait}"},
+        headers={"Location": image_path(image.id)} | ({} if wait is None else {"Preference-Applied": f"wait={wait}"}),
         extra={"image": record_of(image)},
     )
-
-
-def _gone_problem() -> Problem:
-    return Problem("no-such-image")
-
-
-def _gone() -> Image:
-    raise _gone_problem()

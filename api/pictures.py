@@ -51,16 +51,17 @@ class Pictures:
 
     async def _ready_image(self, image_id: str) -> Image:
         image = await self._ledger.get(image_id)
-        if image is not None:
-            # Of a deleted image, too: a client that was told so must not find it in an older list.
-            image = await self._settling.settle_tokens(image)
-        match None if image is None else image.status:
-            case Status.READY if image is not None:
+        if image is None:
+            raise Problem("no-such-image")
+        # Of a deleted image, too: a client that was told so must not find it in an older list.
+        image = await self._settling.settle_tokens(image)
+        match image.status:
+            case Status.READY:
                 return image
             case Status.QUEUED | Status.PROCESSING:
                 raise Problem("not-ready", headers={"Retry-After": str(RETRY_SECONDS)})
             case Status.FAILED:
-                raise Problem("image-failed", image.error_detail if image else None)
+                raise Problem("image-failed", image.error_detail)
             case _:
                 raise Problem("no-such-image")
 

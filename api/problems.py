@@ -36,6 +36,7 @@ TITLES: dict[str, tuple[int, str]] = {
     "invalid-status": (400, "There is no such status"),
     "invalid-order": (400, "There is no such order"),
     "range-not-satisfiable": (416, "The range begins past the end"),
+    "precondition-failed": (412, "It is not what the request was meant for"),
     "bad-request": (400, "The request makes no sense"),
     # Of an upload
     "empty-upload": (400, "The upload is empty"),

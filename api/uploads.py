@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -14,10 +13,12 @@ from typing import Any
 
 import falcon
 from falcon.asgi import Request, Response
+from falcon.asgi.multipart import BodyPart
 from falcon.media import MultipartFormHandler
 
 from api.problems import TROUBLE_SECONDS, Problem
 from shared import logs
+from shared.cancellation import to_the_end
 from shared.errors import LedgerUnavailable
 from shared.formats import SIGNATURE_BYTES, media_type_of
 from shared.images import Image, Original, original_key
@@ -118,7 +119,7 @@ class Uploads:
         try:
             original = await self._fill(draft, req)
             # From here on a client that goes away changes nothing: what is durable is committed, too.
-            image = await asyncio.shield(asyncio.ensure_future(self._store(draft, original)))
+            image = await to_the_end(self._store(draft, original))
             # Once more: what the task of its own has set is not seen outside of it.
             logs.image_id.set(image.id)
             return image
@@ -225,7 +226,7 @@ async def _only_file(req: Request, chunks: AsyncIterator[bytes]) -> AsyncIterato
         raise Problem("malformed-multipart", exc.description) from exc
     found = False
     async for part in form:
-        if not part.filename:
+        if not _has_filename(part):
             continue
         if found:
             raise Problem("several-files")
@@ -234,6 +235,14 @@ async def _only_file(req: Request, chunks: AsyncIterator[bytes]) -> AsyncIterato
             yield chunk
     if not found:
         raise Problem("no-file")
+
+
+def _has_filename(part: BodyPart) -> bool:
+    try:
+        return bool(part.filename)
+    except UnicodeDecodeError:
+        # Old clients send it in an encoding of their own. Nobody reads it.
+        return True
 
 
 def _is_form(req: Request) -> bool:

@@ -21,8 +21,10 @@ def wait_of(prefer: str | None) -> int | None:
     """Return the seconds that a `Prefer` header (RFC 7240) asks to wait, at most 20, or None where it asks for none."""
     for preference in (prefer or "").split(","):
         name, _, value = preference.partition(";")[0].partition("=")
-        if name.strip().lower() == "wait" and re.fullmatch(r'\s*("?)[0-9]{1,9}\1\s*', value):
-            return min(int(value.strip().strip('"')), MOST_SECONDS)
+        if name.strip().lower() == "wait" and re.fullmatch(r'\s*("?)[0-9]+\1\s*', value):
+            digits = value.strip().strip('"').lstrip("0")
+            # Three digits are past the most already; int() need never see a thousand.
+            return min(int(digits[:3] or "0"), MOST_SECONDS)
     return None
 
 

@@ -65,8 +65,15 @@ async def check_redis(client: Redis, breaker: CircuitBreaker, ledger_name: str) 
     waited = 0.0
     while True:
         try:
-            standing = await breaker.call(lambda: _stand(client, ledger_name))
+            # Nobody is waiting yet: a slow Redis is asked patiently, so that a slip does not pass for an absence.
+            standing = await breaker.call(
+                lambda: _stand(client, ledger_name), extra_seconds=_PATIENCE_SECONDS / 4, even_if_open=True
+            )
         except RedisAway:
+            if waited < _PATIENCE_SECONDS / 4:
+                await asyncio.sleep(1.0)
+                waited += 1.0
+                continue
             logger.warning("redis is away: whether another ledger uses it cannot be told")
             return
         if standing == ledger_name:
@@ -87,6 +94,9 @@ async def keep_standing(client: Redis, breaker: CircuitBreaker, ledger_name: str
         try:
             standing = await breaker.call(lambda: _stand(client, ledger_name))
         except RedisAway:
+            continue
+        except Exception:
+            logger.exception("the ledger's name in Redis could not be renewed")
             continue
         if standing != ledger_name:
             logger.error("another ledger uses this Redis", extra={"other": standing, "ours": ledger_name})

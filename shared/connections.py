@@ -14,6 +14,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
 
+from shared.cancellation import cancel
 from shared.errors import AsgilookError
 
 T = TypeVar("T")
@@ -45,14 +46,8 @@ def redis_from_url(url: str, **options: Any) -> Redis:
 
 
 def web_client(url: str, factory: RedisFactory = redis_from_url) -> Redis:
-    """Return a client that gives up after 50 ms and never retries: somebody is waiting."""
-    return factory(
-        url,
-        socket_timeout=WEB_DEADLINE,
-        socket_connect_timeout=WEB_DEADLINE,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-    )
+    """Return a client that never retries: somebody is waiting, so long as its breaker allows for a whole exchange."""
+    return factory(url, socket_keepalive=True, retry=Retry(NoBackoff(), 0))
 
 
 def worker_client(url: str, factory: RedisFactory = redis_from_url) -> Redis:
@@ -95,7 +90,12 @@ class CircuitBreaker:
         return self._probe is not None
 
     async def call(
-        self, exchange: Callable[[], Awaitable[T]], *, extra_seconds: float = 0.0, even_if_open: bool = False
+        self,
+        exchange: Callable[[], Awaitable[T]],
+        *,
+        extra_seconds: float = 0.0,
+        even_if_open: bool = False,
+        may_open: bool = True,
     ) -> T:
         """Await `exchange()` within the deadline (and `extra_seconds` for large bodies). Raises RedisAway."""
         if self.is_open and not even_if_open:
@@ -104,14 +104,14 @@ class CircuitBreaker:
             async with asyncio.timeout(self._deadline + extra_seconds):
                 return await exchange()
         except (RedisError, OSError, TimeoutError) as exc:
-            self._open(exc)
+            if may_open:
+                self._open(exc)
             raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
 
     async def close(self) -> None:
         """Stop asking."""
         if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.wait([self._probe])
+            await cancel(self._probe)
 
     def _open(self, reason: BaseException) -> None:
         if self._probe is None:
@@ -127,6 +127,9 @@ class CircuitBreaker:
                     await catch_up()
             except AsgilookError as exc:
                 logger.debug("redis is still left alone", extra={"reason": str(exc)})
+                continue
+            except Exception:
+                logger.exception("what was missed while redis was away could not be made good")
                 continue
             logger.info("redis is asked again")
             self._probe = None

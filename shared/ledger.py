@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,10 +31,10 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import DBAPIError, NoResultFound, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql.dml import Update
 
+from shared.cancellation import to_the_end
 from shared.errors import LedgerNotMigrated, LedgerUnavailable
 from shared.images import Image, Original, Owed, Rendition, Size, Status
 from shared.schema import REVISION, images, inline, ledger, now
@@ -131,6 +132,8 @@ class Ledger:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        one_writer = engine.dialect.name == "sqlite"
+        self._writing: AbstractAsyncContextManager[Any] = asyncio.Lock() if one_writer else nullcontext()
 
     @classmethod
     def connect(cls, settings: Settings) -> Ledger:
@@ -363,6 +366,16 @@ class Ledger:
         # Not due at once: whoever settles goes on to the leftovers, the sweep comes only if they died.
         return await self._update(and_(_as_read(image), _owes_tokens), owed=Owed.LEFTOVERS, due=now() + WAKE_SECONDS)
 
+    async def all_tokens_changed(self, owing: Sequence[Image]) -> None:
+        """Record the same for many images, in one commit."""
+
+        async def work(connection: AsyncConnection) -> None:
+            for image in owing:
+                changed = update(images).where(_as_read(image), _owes_tokens)
+                await connection.execute(changed.values(owed=Owed.LEFTOVERS, due=now() + WAKE_SECONDS))
+
+        await self._write(work)
+
     async def leftovers_removed(self, image: Image) -> None:
         """Record that all leftovers are gone; a deleted image's row goes a minute after its DELETE, or is due then."""
         settled = and_(_as_read(image), _owes_leftovers)
@@ -468,10 +481,13 @@ class Ledger:
         return await self._write(work)
 
     async def _read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        return await self._to_the_end(self._in_connection(work, reading=True))
+        return await self._in_connection(work, reading=True)
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        return await self._to_the_end(self._in_connection(work, reading=False))
+        # SQLite's writers wait for each other in any case, and unfairly: here they do so in a queue, and leave the
+        # other connections to readers.
+        async with self._writing:
+            return await to_the_end(self._in_connection(work, reading=False))
 
     async def _in_connection(self, work: Callable[[AsyncConnection], Awaitable[T]], reading: bool) -> T:
         try:
@@ -479,21 +495,8 @@ class Ledger:
                 await connection.execution_options(reading=reading)
                 async with connection.begin():
                     return await work(connection)
-        except (DBAPIError, PoolTimeout) as exc:
-            raise LedgerUnavailable(str(exc.orig) if isinstance(exc, DBAPIError) else str(exc)) from exc
         except (SQLAlchemyError, OSError) as exc:
-            raise LedgerUnavailable(str(exc)) from exc
-
-    async def _to_the_end(self, transaction: Awaitable[T]) -> T:
-        """Shield a transaction: who is cancelled in it learns of that when its outcome is certain."""
-        task = asyncio.ensure_future(transaction)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # seen: the cancellation is what its caller hears of
-            raise
+            raise LedgerUnavailable(str(getattr(exc, "orig", None) or exc)) from exc
 
 
 async def _has_rows(connection: AsyncConnection, condition: ColumnElement[bool]) -> bool:

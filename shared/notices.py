@@ -30,9 +30,16 @@ class Announcer:
         self._breaker = breaker
         self._ledger_name = ledger_name
 
-    async def announce(self, image_id: str) -> None:
-        """Tell every listener that this image has changed. Raises RedisAway."""
-        await self._breaker.call(lambda: self._client.publish(channel_of(self._ledger_name()), image_id))
+    async def announce(self, *image_ids: str) -> None:
+        """Tell every listener that these images have changed. Raises RedisAway."""
+
+        async def exchange() -> None:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for image_id in image_ids:
+                    pipe.publish(channel_of(self._ledger_name()), image_id)
+                await pipe.execute()
+
+        await self._breaker.call(exchange)
 
 
 class Listener:
@@ -67,8 +74,10 @@ class Listener:
                             self._pass_on(message)
             except (RedisError, OSError) as exc:
                 logger.debug("notices are not heard", extra={"reason": f"{type(exc).__name__}: {exc}"})
-                # Who waits reads the ledger every second meanwhile.
-                await asyncio.sleep(0.5)
+            except Exception:
+                logger.exception("listening for notices failed")
+            # Who waits reads the ledger every second meanwhile.
+            await asyncio.sleep(0.5)
 
     def _pass_on(self, message: dict[str, object]) -> None:
         if message["type"] == "subscribe":

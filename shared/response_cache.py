@@ -30,8 +30,10 @@ LIST_TOPIC = "list"
 #: A token outlives every copy made under it; one that is gone makes its copies worthless, never wrong.
 _TOKEN_SECONDS = 3600
 _MEMORY_SAMPLE_SECONDS = 5.0
-#: What one byte of body may add to the deadline of an exchange: a slow but honest 25 MB/s.
+#: What one byte of body may add to the deadline of a fill: a slow but honest 25 MB/s.
 _SECONDS_PER_BYTE = 1 / 25_000_000
+#: What a picture may add to the deadline of a read. A Redis that is away then costs its request 100 ms.
+_LARGE_COPY_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class ResponseCache:
                 return Lookup(None, b"")
             return Lookup(None, token or b"")
 
-        return await self._breaker.call(exchange)
+        extra = _LARGE_COPY_SECONDS if slot.seconds == PICTURE_SECONDS else 0.0
+        return await self._breaker.call(exchange, extra_seconds=extra)
 
     async def fill(self, slot: Slot, token: bytes, copy: Copy) -> None:
         """Keep a copy under the token that `read` returned."""
@@ -104,12 +107,12 @@ class ResponseCache:
                 self._may_fill = False
                 self._sampled_at = time.monotonic()
 
-        await self._breaker.call(exchange, extra_seconds=len(entry) * _SECONDS_PER_BYTE)
+        # A fill that overstays says more about its size than about Redis, which a read would find away as well.
+        await self._breaker.call(exchange, extra_seconds=len(entry) * _SECONDS_PER_BYTE, may_open=False)
 
-    async def change_tokens(self, image_id: str, even_if_open: bool = False) -> None:
-        """Make every copy worthless that this image's last commit made stale: its own, and the lists'."""
-
-        keys = [self._token_key(image_id), self._token_key(LIST_TOPIC)]
+    async def change_tokens(self, *image_ids: str, even_if_open: bool = False) -> None:
+        """Make every copy worthless that these images' last commits made stale: their own, and the lists'."""
+        keys = [self._token_key(topic) for topic in (*image_ids, LIST_TOPIC)]
 
         async def exchange() -> None:
             try:

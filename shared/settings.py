@@ -143,8 +143,8 @@ def _log_level(text: str) -> str:
 
 
 def _redis_url(text: str) -> str:
-    if not re.match(r"(redis|rediss|unix)://", text):
-        raise ValueError("does not begin with redis://, rediss:// or unix://")
+    if not re.match(r"rediss?://", text):
+        raise ValueError("does not begin with redis:// or rediss://")
     try:
         parse_url(text)  # type: ignore[no-untyped-call] # redis-py types only some of itself
     except ValueError:

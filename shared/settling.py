@@ -37,7 +37,7 @@ class Settling:
             await self.remove_leftovers(image)
         return image.owed is not Owed.TOKENS
 
-    async def settle_tokens(self, image: Image, even_if_open: bool = False) -> Image:
+    async def settle_tokens(self, image: Image) -> Image:
         """Change the tokens that the image owes and move its row on; return it as it is then.
 
         Whoever reads a row that owes tokens calls this before answering: otherwise a client that saw `ready` may
@@ -46,23 +46,27 @@ class Settling:
         if image.owed is not Owed.TOKENS:
             return image
         try:
-            await self._cache.change_tokens(image.id, even_if_open)
+            await self._cache.change_tokens(image.id)
         except RedisAway:
             return image
         moved_on = await self._ledger.tokens_changed(image)
-        try:
-            await self._announcer.announce(image.id)
-        except RedisAway:
-            logger.debug("no notice went out", extra={"image": image.id})
+        await self._announce(image.id)
         # Whoever moved the row on before us pays what else it owes.
         return moved_on or replace(image, owed=None)
 
     async def settle_all_tokens(self, even_if_open: bool = False) -> None:
         """Change the tokens of every row that owes them. Raises RedisAway where one could not be changed."""
         while owing := await self._ledger.owing_tokens():
-            for image in owing:
-                if (await self.settle_tokens(image, even_if_open)).owed is Owed.TOKENS:
-                    raise RedisAway("tokens could not be changed")
+            ids = [image.id for image in owing]
+            await self._cache.change_tokens(*ids, even_if_open=even_if_open)
+            await self._ledger.all_tokens_changed(owing)
+            await self._announce(*ids)
+
+    async def _announce(self, *image_ids: str) -> None:
+        try:
+            await self._announcer.announce(*image_ids)
+        except RedisAway:
+            logger.debug("no notice went out", extra={"images": image_ids})
 
     async def remove_leftovers(self, image: Image) -> None:
         """Remove what no longer serves anybody: superseded attempts, unwanted originals, a deleted image's all."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from shared import logs
 from shared.belonging import check_redis, check_storage, keep_standing
+from shared.cancellation import cancel
 from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, worker_client
 from shared.errors import AsgilookError
 from shared.ledger import Ledger
@@ -52,7 +53,8 @@ async def run(settings: Settings) -> None:
         stack.push_async_callback(ledger.close)
         storage = DiskStorage(settings.storage_path)
         await storage.prepare()
-        ledger_name = (await check_storage(ledger, storage)).name
+        identity = await check_storage(ledger, storage)
+        ledger_name = identity.name
 
         redis = worker_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -70,11 +72,13 @@ async def run(settings: Settings) -> None:
         cache = ResponseCache(cache_redis, cache_breaker, lambda: ledger_name)
         announcer = Announcer(redis, breaker, lambda: ledger_name)
         settling = Settling(ledger, storage, cache, announcer, settings.keep_originals)
+        # A web process that did not notice its absence goes on trusting this Redis: no pass of the sweep is awaited.
+        cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
         renderer = Renderer(settings, slots, capacity.pixel_budget(slots))
         await renderer.start()
         stack.push_async_callback(renderer.close)
         attempts = Attempts(ledger, storage, queue, settling, slots, name)
-        jobs = Jobs(settings, ledger, storage, renderer, attempts)
+        jobs = Jobs(settings, ledger, identity, storage, renderer, attempts)
 
         def make_consumer() -> Consumer:
             return Consumer(
@@ -102,9 +106,7 @@ async def run(settings: Settings) -> None:
         await _first_of(attempts.finish(settings.grace_seconds), stop_now.wait())
         attempts.cancel()
         await attempts.finish(_HAND_BACK_SECONDS)
-        for task in background:
-            task.cancel()
-        await asyncio.wait(background)
+        await cancel(*background)
         with contextlib.suppress(RedisAway):
             await queue.forget(name)
         logger.info("the worker has ended", extra={"worker": name})

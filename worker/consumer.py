@@ -89,6 +89,8 @@ class Consumer(Worker):
         return self.allow_pick_jobs and not self._pause.seconds_left
 
     async def _wait_for_work(self) -> None:
+        if self._slot_freed.is_set():
+            return  # it ended while we looked, and there may be more to take
         if self._may_pick and self.job_counter < self.max_jobs:
             # Only who has a free slot listens: a ring that a busy worker hears is lost for an idle one.
             # redis-py's types know whole seconds only; the server takes fractions.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import Any, BinaryIO
 
 from arq.worker import Function, func
 
-from shared.errors import LeaseLost, UnreadableImage
+from shared.belonging import holds_marker
+from shared.errors import LeaseLost, NoSuchKey, StorageUnavailable, UnreadableImage
 from shared.images import FULL, Image, Rendition, Size, ladder, original_key, rendition_key, thumbnail_name
-from shared.ledger import Ledger
+from shared.ledger import Identity, Ledger
 from shared.queue import CONVERT_IMAGE, MAKE_THUMBNAILS
 from shared.settings import Settings
 from shared.storage import Draft, Storage
@@ -22,9 +23,16 @@ class Jobs:
     """The work behind the queue's two functions."""
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, storage: Storage, renderer: Renderer, attempts: Attempts
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        identity: Identity,
+        storage: Storage,
+        renderer: Renderer,
+        attempts: Attempts,
     ) -> None:
         self._settings = settings
+        self._identity = identity
         self._ledger = ledger
         self._storage = storage
         self._renderer = renderer
@@ -50,7 +58,7 @@ class Jobs:
 
     async def _convert(self, image: Image) -> Image:
         async with contextlib.AsyncExitStack() as stack:
-            original = stack.enter_context(await self._storage.open_local(original_key(image.id)))
+            original = stack.enter_context(await self._open(original_key(image.id)))
             async with self._renderer.open(original.fileno()) as opened:
                 size = opened.size
                 drafts = await self._drafts(stack, [size, *ladder(size, self._settings.min_thumb_size)])
@@ -66,8 +74,7 @@ class Jobs:
         has_original = await self._storage.exists(original_key(image.id))
         sizes = ladder(image.size, self._settings.min_thumb_size)
         async with contextlib.AsyncExitStack() as stack:
-            source = await self._storage.open_local(original_key(image.id) if has_original else published)
-            stack.enter_context(source)
+            source = stack.enter_context(await self._open(original_key(image.id) if has_original else published))
             async with self._renderer.open(source.fileno()) as opened:
                 if opened.size != image.size:
                     raise UnreadableImage("The stored picture is not the one that was published.")
@@ -78,6 +85,14 @@ class Jobs:
             await self._storage.carry_over(published, rendition_key(image.id, image.attempt, FULL))
             renditions = {FULL: image.renditions[FULL]} | renditions
         return _committed(await self._ledger.publish(image, image.size, renditions))
+
+    async def _open(self, key: str) -> BinaryIO:
+        try:
+            return await self._storage.open_local(key)
+        except NoSuchKey as exc:
+            if await holds_marker(self._storage, self._identity):
+                raise
+            raise StorageUnavailable("the storage has lost its marker, and with it all that it held") from exc
 
     async def _drafts(self, stack: contextlib.AsyncExitStack, sizes: Iterable[Size]) -> dict[Size, Draft]:
         drafts: dict[Size, Draft] = {}

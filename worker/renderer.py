@@ -33,6 +33,9 @@ _REPORTED: dict[str, type[RenderFailure]] = {
     failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)
 }
 
+#: Seconds past a time limit at which it was not the picture that took so long: a timer is never as late.
+_FROZEN_SECONDS = 1.0
+
 logger = logging.getLogger("worker.child")
 
 
@@ -183,6 +186,8 @@ class Opened:
                 reply = await child.exchange(message, descriptors)
         except TimeoutError as exc:
             child.kill()
+            if time.monotonic() - start > self._seconds_left + _FROZEN_SECONDS:
+                raise ChildLost("this process itself stood still past the time limit") from exc
             raise RenderTimedOut("The picture took too long to render.") from exc
         except (EOFError, ConnectionError) as exc:
             raise await child.cause_of_death() from exc

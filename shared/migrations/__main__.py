@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from shared import logs
@@ -16,6 +17,9 @@ from shared.settings import Settings
 
 def migrate(settings: Settings) -> None:
     """Create or upgrade the ledger that the settings name."""
+    database = make_url(settings.database_url).database
+    if database is not None:
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["settings"] = settings

@@ -17,7 +17,8 @@ from typing import BinaryIO, TypeVar
 import aiofiles
 from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
-from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
+from shared.cancellation import to_the_end
+from shared.errors import AsgilookError, NoSuchKey, StorageFull, StorageUnavailable
 from shared.storage import Draft
 
 T = TypeVar("T")
@@ -26,6 +27,10 @@ T = TypeVar("T")
 PIECE_BYTES = 256 * 1024
 
 _FANNED_OUT = ("originals", "renditions")
+#: Folders between the root and an image: the kind of its key, then two by its time.
+_FAN_OUT_DEPTH = 3
+#: What a file system without hard links answers, or one that has enough of them.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV)
 
 
 class DiskDraft:
@@ -81,6 +86,7 @@ class DiskStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._drafts = root / "drafts"
+        self._durable: set[Path] = set()
 
     async def prepare(self) -> None:
         def make() -> None:
@@ -93,14 +99,13 @@ class DiskStorage:
 
     async def draft(self) -> DiskDraft:
         path = self._drafts / secrets.token_hex(16)
-        try:
-            with _translated(path):
-                return DiskDraft(path, await aiofiles.open(path, "x+b"))
-        except NoSuchKey as exc:
-            # The folder was made at the start: whoever took it away took the whole storage.
-            raise StorageUnavailable(f"the storage is gone: {self._root}") from exc
+        with _translated(path):
+            return DiskDraft(path, await aiofiles.open(path, "x+b"))
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
+        await to_the_end(self._keep(drafts))
+
+    async def _keep(self, drafts: Mapping[str, Draft]) -> None:
         targets: dict[Path, DiskDraft] = {}
         for key, draft in drafts.items():
             assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a mistake of ours
@@ -109,33 +114,39 @@ class DiskStorage:
 
         def put() -> None:
             for target, draft in targets.items():
-                _make_durable_folder(target.parent)
+                self._make_durable_folder(target.parent)
                 draft.rename(target)
             for folder in {target.parent for target in targets}:
-                _fsync_folder(folder)
+                _fsync(folder)
 
         await _in_thread(self._root, put)
 
     async def carry_over(self, source: str, target: str) -> None:
         def link() -> None:
             place = self._path(target)
-            _make_durable_folder(place.parent)
+            self._make_durable_folder(place.parent)
             place.unlink(missing_ok=True)
-            # A second name for the same bytes, which are never written to again.
-            os.link(self._path(source), place)
-            _fsync_folder(place.parent)
+            try:
+                # A second name for the same bytes, which are never written to again.
+                os.link(self._path(source), place)
+            except OSError as exc:
+                if exc.errno not in _NO_LINKS:
+                    raise
+                shutil.copyfile(self._path(source), place)
+                _fsync(place)
+            _fsync(place.parent)
 
-        await _in_thread(self._path(source), link)
+        await _in_thread(self._path(source), link, absent=NoSuchKey)
 
     async def exists(self, key: str) -> bool:
         return await _in_thread(self._root, self._path(key).exists)
 
     async def read(self, key: str) -> bytes:
-        return await _in_thread(self._path(key), self._path(key).read_bytes)
+        return await _in_thread(self._path(key), self._path(key).read_bytes, absent=NoSuchKey)
 
     async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
         path = self._path(key)
-        with _translated(path):
+        with _translated(path, absent=NoSuchKey):
             async with aiofiles.open(path, "rb") as file:
                 await file.seek(first)
                 left = last - first + 1
@@ -144,7 +155,7 @@ class DiskStorage:
                     yield piece
 
     async def open_local(self, key: str) -> BinaryIO:
-        return await _in_thread(self._path(key), lambda: self._path(key).open("rb"))
+        return await _in_thread(self._path(key), lambda: self._path(key).open("rb"), absent=NoSuchKey)
 
     async def folders(self, prefix: str) -> list[str]:
         def names() -> list[str]:
@@ -188,6 +199,18 @@ class DiskStorage:
 
         return await _in_thread(self._drafts, sweep)
 
+    def _make_durable_folder(self, folder: Path) -> None:
+        """Make a folder whose own entry survives a power cut, whoever made it; blocks."""
+        if folder == self._root:
+            return
+        self._make_durable_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        if folder not in self._durable:
+            _fsync(folder.parent)
+        if len(folder.relative_to(self._root).parts) <= _FAN_OUT_DEPTH:
+            # Below are the images' own folders, which are made once and may be removed.
+            self._durable.add(folder)
+
     def _path(self, key: str) -> Path:
         kind, *rest = key.split("/")
         if kind in _FANNED_OUT:
@@ -196,33 +219,27 @@ class DiskStorage:
         return self._root.joinpath(kind, *rest)
 
 
-def _make_durable_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    _make_durable_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _fsync_folder(folder.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-async def _in_thread(path: Path, work: Callable[[], T]) -> T:
-    with _translated(path):
-        return await asyncio.to_thread(work)
+async def _in_thread(path: Path, work: Callable[[], T], absent: type[AsgilookError] = StorageUnavailable) -> T:
+    with _translated(path, absent):
+        # A thread goes on when its caller is cancelled: what it writes must not come after its caller's clean-up.
+        return await to_the_end(asyncio.to_thread(work))
 
 
 @contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _translated(path: Path, absent: type[AsgilookError] = StorageUnavailable) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as exc:
-        raise NoSuchKey(f"nothing at {path}") from exc
+        # Only where a key was asked for is its absence an answer; elsewhere the storage itself is gone.
+        raise absent(f"nothing at {path}") from exc
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"{exc.strerror}: {path}") from exc

@@ -304,22 +304,6 @@ def ended(folder: Path) -> Iterator[Services]:
     assert left == []
 
 
-@contextmanager
-def ended(folder: Path) -> Iterator[Services]:
-    """Yield services that end with the block; fail the test if they leave a process behind."""
-    # Orphans become our children, wherever they have moved to.
-    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    services = Services(folder)
-    try:
-        yield services
-    finally:
-        for service in reversed(services.made):
-            service.stop()
-        left = services.left_over()
-        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0)
-    assert left == []
-
-
 @pytest.fixture
 def services(tmp_path: Path) -> Iterator[Services]:
     """Services that end with the test; it fails if they leave a process behind."""

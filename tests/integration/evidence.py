@@ -1,0 +1,73 @@
+"""What a service has in its ledger, its storage and its output, looked at from outside."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tests.integration.service import Response, Service
+
+#: The parts of an answer that two equal answers may differ in.
+_MAY_DIFFER = ("date", "x-asgilook-cache")
+
+
+def rows_of(service: Service) -> dict[str, dict[str, Any]]:
+    """Return the ledger's rows by their images' ids."""
+    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as connection:
+        connection.row_factory = sqlite3.Row
+        return {row["id"]: dict(row) for row in connection.execute("SELECT * FROM images")}
+
+
+def row_of(service: Service, image_id: str) -> dict[str, Any]:
+    """Return an image's row."""
+    return rows_of(service)[image_id]
+
+
+def status_of(service: Service, image_id: str) -> str:
+    """Return an image's status as the API tells it."""
+    return str(service.get(f"/images/{image_id}").json["status"])
+
+
+def files_of(service: Service, image_id: str = "") -> list[str]:
+    """Return the paths below the storage of an image's files; without an id, of all files and drafts."""
+    kinds = ("originals", "renditions") if image_id else ("originals", "renditions", "drafts")
+    found = (path for kind in kinds for path in (service.data / kind).rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(service.data)) for path in found if image_id in str(path))
+
+
+def original_of(service: Service, image_id: str) -> Path:
+    """Return where an image's original is, or was."""
+    return service.data / "originals" / image_id[:5] / image_id[5:8] / image_id
+
+
+def renditions_of(service: Service, image_id: str) -> Path:
+    """Return the folder that holds an image's attempts, a folder each."""
+    return service.data / "renditions" / image_id[:5] / image_id[5:8] / image_id
+
+
+def attempts_of(service: Service, image_id: str) -> list[str]:
+    """Return the attempts at an image that have a folder."""
+    folder = renditions_of(service, image_id)
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def holdings_of(service: Service) -> tuple[list[str], list[str]]:
+    """Return everything that is stored: files and rows."""
+    return files_of(service), sorted(rows_of(service))
+
+
+def lines_of(service: Service, **wanted: object) -> list[dict[str, Any]]:
+    """Return the lines of the log that have these members; the last may not be complete yet."""
+    whole = service.output.rpartition("\n")[0]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+    return [line for line in lines if wanted.items() <= line.items()]
+
+
+def comparable(answer: Response) -> tuple[int, Mapping[str, str], bytes]:
+    """Return what two equal answers have in common: all but their date, and whether it was a copy."""
+    headers = {name: value for name, value in answer.headers.items() if name not in _MAY_DIFFER}
+    return answer.status, headers, answer.body
