@@ -84,7 +84,7 @@ def content_range(decision: Part | Unsatisfiable, length: int) -> str:
 
 
 _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-_STRONG_TAG = re.compile(r'(?<!W/)("[\x21\x23-\x7e\x80-\xff]*")(?=[ \t]*(?:,|$))')
+_WEAK_AND_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _TAG_LIST = re.compile(rf"[ \t,]*{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*[ \t,]*")
 
 
@@ -92,7 +92,8 @@ def _is_another(headers: Mapping[str, str], etag: str, last_modified: float | No
     tags = headers.get("if-match")
     if tags is not None:
         # Section 13.1.1: compared strongly, so that a weak tag never matches. Nonsense matches nothing.
-        held = _STRONG_TAG.findall(tags) if _TAG_LIST.fullmatch(tags) else []
+        given = _WEAK_AND_TAG.findall(tags) if _TAG_LIST.fullmatch(tags) else []
+        held = [tag for weak, tag in given if not weak]
         return tags.strip(" \t") != "*" and etag not in held
     since = _seconds_of(headers.get("if-unmodified-since", ""))
     return since is not None and last_modified is not None and int(last_modified) > since

@@ -8,6 +8,7 @@ from api.conditional import (
     Decision,
     NotModified,
     Part,
+    PreconditionFailed,
     Unsatisfiable,
     Whole,
     content_range,
@@ -31,6 +32,29 @@ def asked(headers: dict[str, str], method: str = "GET", length: int | None = LEN
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_request_without_conditions_gets_all_of_it(method: str) -> None:
     assert asked({}, method) == Whole()
+
+
+METHODS = ["GET", "HEAD", "DELETE"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tags", ['"abc"', '"x", "abc"', 'W/"x","abc"', "*", " * "])
+def test_what_the_client_means_is_what_there_is(method: str, tags: str) -> None:
+    assert asked({"if-match": tags}, method) == Whole()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tags", ['"x"', 'W/"abc"', '"x", W/"abc"', "", "abc", '"abc'])
+def test_what_the_client_means_is_something_else(method: str, tags: str) -> None:
+    """Compared strongly; and nonsense, ignored elsewhere, must not let a DELETE through."""
+    assert asked({"if-match": tags}, method) == PreconditionFailed()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("date", "held"), [(SECOND_BEFORE, False), (DATE, True), (SECOND_AFTER, True), ("x", True)])
+def test_a_date_tells_what_the_client_means_where_no_tag_does(method: str, date: str, held: bool) -> None:
+    assert asked({"if-unmodified-since": date}, method) == (Whole() if held else PreconditionFailed())
+    assert asked({"if-unmodified-since": date, "if-match": '"abc"'}, method) == Whole()
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

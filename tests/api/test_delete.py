@@ -100,3 +100,25 @@ async def test_files_that_cannot_be_removed_now_are_removed_later(
     row = await service.image(image.id)
     assert row.owed is Owed.LEFTOVERS
     assert row.due is not None
+
+
+async def test_only_what_the_client_means_is_deleted(service: Service) -> None:
+    image = await service.worker.ready()
+    record = await service.client.simulate_get(f"/images/{image.id}")
+
+    refused = await service.client.simulate_delete(f"/images/{image.id}", headers={"If-Match": '"another"'})
+    still_there = await service.client.simulate_get(f"/images/{image.id}")
+    deleted = await service.client.simulate_delete(f"/images/{image.id}", headers={"If-Match": record.headers["ETag"]})
+
+    assert (refused.status_code, problem_of(refused)) == (412, "precondition-failed")
+    assert still_there.status_code == 200
+    assert deleted.status_code == 204
+
+
+async def test_a_get_of_something_else_is_refused(service: Service) -> None:
+    image = await service.worker.ready()
+
+    for path in (f"/images/{image.id}", f"/images/{image.id}.jpeg"):
+        response = await service.client.simulate_get(path, headers={"If-Match": '"another"'})
+
+        assert (response.status_code, problem_of(response)) == (412, "precondition-failed")

@@ -455,6 +455,23 @@ async def test_a_body_has_its_first_seconds_for_itself() -> None:
     assert sent.status == 200
 
 
+async def test_a_quick_beginning_buys_no_slow_end() -> None:
+    """Else 40 MB sent at once would hold a draft and a connection for hours, a byte at a time."""
+    clock = Clock()
+    settings = Settings(upload_stall_seconds=10, upload_least_rate=1000)
+    guard = Guard(time_out_politely, settings, problem, clock=clock)
+    sizes = [40_000_000, *[1] * 30]
+
+    async def receive() -> Event:
+        clock.now += 1.0
+        return chunk(b"x" * sizes.pop(0), more=bool(sizes))
+
+    sent = Sent()
+    await guard(scope(), receive, sent)
+
+    assert sent.status == 408
+
+
 async def test_a_body_that_is_there_at_last_is_taken() -> None:
     clock = Clock()
     settings = Settings(upload_stall_seconds=10, upload_least_rate=1000)

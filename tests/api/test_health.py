@@ -43,6 +43,7 @@ async def test_with_all_its_parts_the_service_is_ready(service: Service) -> None
         "ledger": "ok",
         "storage": "ok",
         "redis": "ok",
+        "cache": "ok",
         "workers": "ok",
         "warnings": [],
     }
@@ -79,6 +80,7 @@ async def test_without_redis_the_service_is_degraded(service: Service) -> None:
             "ledger": "ok",
             "storage": "ok",
             "redis": "away",
+            "cache": "away",
             "workers": "unknown",
             "warnings": [],
         }

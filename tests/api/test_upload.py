@@ -348,3 +348,14 @@ async def test_a_commit_that_went_through_unheard_is_acknowledged(service: Servi
     assert (image.id, image.status) == (FIRST_ID, Status.QUEUED)
     assert await service.storage.read(original_key(FIRST_ID)) == PHOTO
     assert service.rows() == [FIRST_ID]
+
+
+async def test_a_filename_in_an_encoding_of_its_own_does_no_harm(service: Service) -> None:
+    """Nobody reads it: that there is one tells a file from a field."""
+    content_type, body = form(("CAFE.jpg", PHOTO))
+
+    response = await service.client.simulate_post(
+        "/images", body=body.replace(b"CAFE", b"caf\xe9"), headers={"Content-Type": content_type}
+    )
+
+    assert response.status_code == 202

@@ -91,6 +91,7 @@ def test_a_taken_port_is_told_in_one_line_before_anything_starts(tmp_path: Path)
         ("PORT", "0"),
         ("PORT", "70000"),
         ("PORT", "80_00"),
+        ("WEB_CONCURRENCY", "two"),
         ("HOST", "192.0.2.1"),
         ("ASGI_LOOK_WORKERS", "two"),
         ("ASGI_LOOK_WORKERS", "0"),
