@@ -148,9 +148,10 @@ async def test_the_name_of_a_ledger_that_is_gone_makes_way(
 
 
 async def test_a_redis_that_is_away_is_no_mismatch(
-    redis: Redis, breaker: CircuitBreaker, redis_server: fakeredis.FakeServer
+    redis: Redis, breaker: CircuitBreaker, redis_server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise 2: Redis is expendable, at start as well."""
+    monkeypatch.setattr("shared.belonging._PATIENCE_SECONDS", 0.0)
     redis_server.connected = False
 
     await check_redis(redis, breaker, "one")
@@ -191,7 +192,7 @@ async def test_a_living_process_renews_its_ledgers_name_after_redis_was_away(
     await redis.flushall()
 
     async def stands() -> bool:
-        return await redis.get("asgilook:ledger") == b"one"
+        return bool(await redis.get("asgilook:ledger") == b"one")
 
     await until(stands)
 

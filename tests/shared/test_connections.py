@@ -212,17 +212,18 @@ async def test_a_worker_survives_a_connection_that_was_closed_behind_its_back(va
     await client.aclose()
 
 
-async def test_no_client_is_without_a_limit_for_connecting() -> None:
-    """arq's own pool has none, and its reading of addresses ignores what stands behind the question mark."""
-    web, worker, listening = (make("redis://127.0.0.1:1/0") for make in (web_client, worker_client, listening_client))
+async def test_clients_without_a_breaker_have_time_limits_of_their_own() -> None:
+    """arq's own pool has none. A web client's exchanges are all within its breaker's deadline."""
+    worker, listening = (make("redis://127.0.0.1:1/0") for make in (worker_client, listening_client))
 
-    options = [client.connection_pool.connection_kwargs for client in (web, worker, listening)]
+    options = [client.connection_pool.connection_kwargs for client in (worker, listening)]
 
-    assert [option["socket_connect_timeout"] for option in options] == [0.05, 5.0, 5.0]
-    assert [option.get("socket_timeout") for option in options] == [0.05, 5.0, None]
-    assert all(option["socket_keepalive"] for option in options)
-    assert arq_client(web).connection_pool is web.connection_pool
-    assert listening.connection_pool.connection_kwargs["health_check_interval"] == 10
+    assert [(option["socket_connect_timeout"], option.get("socket_timeout")) for option in options] == [
+        (5.0, 5.0),
+        (5.0, None),
+    ]
+    assert options[1]["health_check_interval"] == 10
+    assert arq_client(worker).connection_pool is worker.connection_pool
 
 
 async def test_an_address_keeps_what_stands_behind_its_question_mark() -> None:

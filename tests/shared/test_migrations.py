@@ -87,7 +87,8 @@ def test_releases_at_once_in_many_processes_leave_one_ledger(tmp_path: Path) -> 
 
 
 def test_a_release_that_cannot_reach_the_ledger_says_so_in_one_line(tmp_path: Path) -> None:
-    env = {**os.environ, "ASGI_LOOK_STORAGE_PATH": str(tmp_path / "missing"), "DATABASE_URL": ""}
+    (tmp_path / "file").touch()
+    env = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/file/ledger.sqlite3"}
 
     release = subprocess.run(
         [sys.executable, "-m", "shared.migrations"], cwd=ROOT, env=env, capture_output=True, text=True, check=False

@@ -1,0 +1,750 @@
+"""Every way an attempt can end, and what the ledger, the storage and the queue look like afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import fakeredis
+import pytest
+from redis.asyncio import Redis
+
+from shared import logs
+from shared.connections import RedisAway
+from shared.errors import (
+    AsgilookError,
+    ChildLost,
+    DecoderCrashed,
+    ImageTooLarge,
+    LeaseLost,
+    LedgerUnavailable,
+    NoSuchKey,
+    RenderFailure,
+    RenderOutOfMemory,
+    RenderTimedOut,
+    StorageFull,
+    StorageUnavailable,
+    UnreadableImage,
+)
+from shared.images import Image, Owed, Rendition, Size, Status, renditions_prefix
+from shared.ledger import LEASE_SECONDS, MOST_LOSSES, PAUSE_SECONDS, Ledger, Taken
+from shared.queue import Queue
+from shared.settings import Settings
+from shared.settling import Settling
+from shared.storage import Storage
+from tests.ledgers import (
+    RENDITIONS,
+    SIZE,
+    alter,
+    claimed,
+    claimed_thumbnails,
+    latest,
+    let_pass,
+    published,
+    queued,
+    wanting_thumbnails,
+)
+from tests.services import LEDGER_NAME, put_rendition
+from tests.waiting import until
+from worker.attempts import Attempts, Work
+
+
+@pytest.fixture
+def attempts(ledger: Ledger, storage: Storage, queue: Queue, settling: Settling) -> Attempts:
+    return Attempts(ledger, storage, queue, settling, slots=1, worker="host:1")
+
+
+async def convert(attempts: Attempts, image: Image, work: Work) -> None:
+    """Run an attempt at an image's conversion, as arq would."""
+    await attempts.run(lambda: attempts._ledger.claim(image.id, "host:1"), work)
+
+
+async def make_thumbnails(attempts: Attempts, image: Image, work: Work) -> None:
+    """Run an attempt at an image's thumbnails, as arq would."""
+    await attempts.run(lambda: attempts._ledger.claim_thumbnails(image.id, image.wake, "host:1"), work)
+
+
+def publishing(attempts: Attempts) -> Work:
+    """Work that succeeds."""
+
+    async def work(image: Image) -> Image:
+        await put_rendition(attempts._storage, image, image.attempt)
+        row = await attempts._ledger.publish(image, SIZE, RENDITIONS)
+        if row is None:
+            raise LeaseLost("the commit found the image taken")
+        return row
+
+    return work
+
+
+def raising(attempts: Attempts, exc: BaseException) -> Work:
+    """Work that has stored something when it fails."""
+
+    async def work(image: Image) -> Image:
+        await put_rendition(attempts._storage, image, image.attempt)
+        raise exc
+
+    return work
+
+
+class Gate:
+    """Work that has begun, and waits until it is let through or cancelled."""
+
+    def __init__(self, attempts: Attempts) -> None:
+        self.begun: list[Image] = []
+        self.cancelled = 0
+        self._open = asyncio.Event()
+        self._attempts = attempts
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def __call__(self, image: Image) -> Image:
+        self.begun.append(image)
+        try:
+            await self._open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return await publishing(self._attempts)(image)
+
+
+@pytest.fixture
+async def gate(attempts: Attempts) -> Gate:
+    return Gate(attempts)
+
+
+async def queue_of(redis: Redis) -> list[bytes]:
+    jobs: list[bytes] = await redis.zrange(f"arq:queue:{LEDGER_NAME}", 0, -1)
+    return jobs
+
+
+async def folders_of(storage: Storage, image: Image) -> list[str]:
+    return await storage.folders(renditions_prefix(image.id))
+
+
+async def seconds_until_due(ledger: Ledger, image: Image) -> float:
+    assert image.due is not None
+    return image.due - await ledger.now()
+
+
+# Success
+
+
+async def test_a_published_image_is_settled_at_once(ledger: Ledger, storage: Storage, attempts: Attempts) -> None:
+    image = await queued(ledger)
+
+    await convert(attempts, image, publishing(attempts))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.published, row.owed, row.due) == (Status.READY, 1, None, None)
+    assert await folders_of(storage, image) == ["1"]
+
+
+async def test_an_image_that_somebody_else_has_is_left_alone(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
+    image = await claimed(ledger, worker="host:2")
+
+    await convert(attempts, image, gate)
+
+    assert gate.begun == []
+    assert await latest(ledger, image) == image
+
+
+async def test_a_success_ends_a_pause(ledger: Ledger, attempts: Attempts) -> None:
+    attempts.pause.begin()
+
+    await convert(attempts, await queued(ledger), publishing(attempts))
+
+    assert attempts.pause.seconds_left == 0
+
+
+async def test_lines_written_during_an_attempt_name_its_image_and_request(ledger: Ledger, attempts: Attempts) -> None:
+    image = await queued(ledger)
+    seen: list[tuple[str | None, str | None]] = []
+
+    async def work(image: Image) -> Image:
+        seen.append((logs.image_id.get(), logs.request_id.get()))
+        raise UnreadableImage("This is no picture.")
+
+    await asyncio.create_task(convert(attempts, image, work))
+
+    assert seen == [(image.id, "request-1")]
+
+
+# Failures: the file's
+
+
+@pytest.mark.parametrize("failure", [UnreadableImage, ImageTooLarge, RenderTimedOut, RenderOutOfMemory])
+async def test_what_the_file_did_is_final_at_once(
+    ledger: Ledger, storage: Storage, attempts: Attempts, redis: Redis, failure: type[RenderFailure]
+) -> None:
+    image = await queued(ledger)
+
+    await convert(attempts, image, raising(attempts, failure("Why, in words.")))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.error_type, row.error_detail) == (Status.FAILED, failure.type, "Why, in words.")
+    assert (row.owed, row.due) == (None, None)
+    assert await folders_of(storage, image) == []
+    assert await queue_of(redis) == []
+    assert attempts.pause.seconds_left == 0
+
+
+async def test_a_crashed_decoder_is_final_at_the_second_time(
+    ledger: Ledger, storage: Storage, attempts: Attempts, redis: Redis
+) -> None:
+    image = await queued(ledger)
+    crash = raising(attempts, DecoderCrashed("The decoder crashed on this picture (SIGSEGV)."))
+
+    await convert(attempts, image, crash)
+
+    once = await latest(ledger, image)
+    assert (once.status, once.failures, once.losses) == (Status.QUEUED, 1, 0)
+    assert await queue_of(redis) == [f"convert:{LEDGER_NAME}:{image.id}:2".encode()]
+    assert await folders_of(storage, image) == []
+
+    await convert(attempts, image, crash)
+
+    twice = await latest(ledger, image)
+    assert (twice.status, twice.error_type) == (Status.FAILED, "decoder-crashed")
+    assert await folders_of(storage, image) == []
+
+
+async def test_a_crash_that_was_chance_is_forgotten_by_a_success(ledger: Ledger, attempts: Attempts) -> None:
+    image = await queued(ledger)
+    await convert(attempts, image, raising(attempts, DecoderCrashed("SIGSEGV")))
+
+    await convert(attempts, image, publishing(attempts))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.published, row.failures) == (Status.READY, 2, 0)
+
+
+# Losses: ours
+
+
+@pytest.mark.parametrize("loss", [ChildLost("killed"), NoSuchKey("the original"), RuntimeError("a bug"), KeyError("x")])
+async def test_what_was_lost_is_queued_again_at_once(
+    ledger: Ledger, storage: Storage, attempts: Attempts, redis: Redis, loss: Exception
+) -> None:
+    image = await queued(ledger)
+
+    await convert(attempts, image, raising(attempts, loss))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.losses, row.failures) == (Status.QUEUED, 1, 0)
+    assert await queue_of(redis) == [f"convert:{LEDGER_NAME}:{image.id}:2".encode()]
+    assert await folders_of(storage, image) == []
+    assert attempts.pause.seconds_left == 0
+
+
+async def test_what_is_lost_for_the_twentieth_time_fails_and_is_settled(ledger: Ledger, attempts: Attempts) -> None:
+    image = await queued(ledger)
+    await alter(ledger, losses=MOST_LOSSES - 1)
+
+    await convert(attempts, image, raising(attempts, ChildLost("killed")))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.error_type, row.owed) == (Status.FAILED, "worker-lost", None)
+
+
+async def test_a_loss_without_redis_is_left_to_the_sweep(
+    ledger: Ledger, attempts: Attempts, redis_server: fakeredis.FakeServer
+) -> None:
+    image = await queued(ledger)
+    redis_server.connected = False
+
+    await convert(attempts, image, raising(attempts, ChildLost("killed")))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.losses) == (Status.QUEUED, 1)
+    assert await seconds_until_due(ledger, row) <= 10
+
+
+# Trouble: nobody's
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [StorageUnavailable("stale handle"), StorageFull("no room"), LedgerUnavailable("locked"), RedisAway("away")],
+    ids=lambda trouble: type(trouble).__name__,
+)
+async def test_trouble_counts_nowhere_and_pauses_the_worker(
+    ledger: Ledger, storage: Storage, attempts: Attempts, redis: Redis, trouble: AsgilookError
+) -> None:
+    """One sick worker must not eat the queue."""
+    image = await queued(ledger)
+
+    await convert(attempts, image, raising(attempts, trouble))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.losses, row.failures, row.worker) == (Status.QUEUED, 0, 0, None)
+    assert 1 < await seconds_until_due(ledger, row) <= 2
+    assert 0 < attempts.pause.seconds_left <= 1
+    assert await folders_of(storage, image) == []
+    assert await queue_of(redis) == []
+
+
+async def test_an_image_stays_with_whoever_cannot_hand_it_back_until_its_lease_is_over(
+    ledger: Ledger, storage: Storage, attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = await queued(ledger)
+
+    async def unavailable(*arguments: object) -> None:
+        raise LedgerUnavailable("locked")
+
+    monkeypatch.setattr(ledger, "hand_back", unavailable)
+
+    await convert(attempts, image, raising(attempts, LedgerUnavailable("locked")))
+
+    row = await latest(ledger, image)
+    assert row.status is Status.PROCESSING
+    assert attempts.pause.seconds_left > 0
+    # What became of the commit is not known: nothing is removed.
+    assert await folders_of(storage, image) == ["1"]
+
+
+async def test_a_ledger_that_cannot_be_asked_pauses_the_worker(attempts: Attempts, gate: Gate) -> None:
+    async def claim() -> Image | None:
+        raise LedgerUnavailable("locked")
+
+    await attempts.run(claim, gate)
+
+    assert gate.begun == []
+    assert attempts.pause.seconds_left > 0
+
+
+async def test_no_error_whatever_reaches_arq(attempts: Attempts, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    """Only the ledger issues work again: arq would log a traceback and do what it likes."""
+
+    async def claim() -> Image | None:
+        raise RuntimeError("a bug")
+
+    await attempts.run(claim, gate)
+
+    assert "an attempt was left to the sweep by an unforeseen error" in caplog.messages
+
+
+# Cancelled
+
+
+async def test_who_is_cancelled_hands_back_at_once_without_blame(
+    ledger: Ledger, storage: Storage, attempts: Attempts, gate: Gate
+) -> None:
+    image = await queued(ledger)
+    running = asyncio.create_task(convert(attempts, image, gate))
+    await until(lambda: gate.begun)
+    await put_rendition(storage, image, 1)
+
+    attempts.cancel()
+    await running
+
+    row = await latest(ledger, image)
+    assert (row.status, row.losses, row.failures) == (Status.QUEUED, 0, 0)
+    assert await seconds_until_due(ledger, row) <= 0
+    assert attempts.pause.seconds_left == 0
+    assert await folders_of(storage, image) == []
+    assert gate.cancelled == 1
+
+
+async def test_who_is_cancelled_while_the_commit_goes_through_has_published(
+    ledger: Ledger, storage: Storage, attempts: Attempts
+) -> None:
+    image = await queued(ledger)
+
+    async def work(attempt: Image) -> Image:
+        row = await publishing(attempts)(attempt)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+        return row
+
+    await convert(attempts, image, work)
+
+    row = await latest(ledger, image)
+    assert (row.status, row.published, row.owed) == (Status.READY, 1, None)
+    assert await folders_of(storage, image) == ["1"]
+
+
+async def test_what_was_claimed_by_somebody_who_was_cancelled_is_handed_back(
+    ledger: Ledger, attempts: Attempts, gate: Gate
+) -> None:
+    """Its lease's end would count as a loss; being shut down counts nowhere."""
+    image = await queued(ledger)
+    claiming = asyncio.Event()
+
+    async def claim() -> Image | None:
+        row = await ledger.claim(image.id, "host:1")
+        claiming.set()
+        await asyncio.sleep(0)
+        return row
+
+    running = asyncio.create_task(attempts.run(claim, gate))
+    await claiming.wait()
+    attempts.cancel()
+    await running
+
+    row = await latest(ledger, image)
+    assert (row.status, row.attempt, row.losses, gate.begun) == (Status.QUEUED, 1, 0, [])
+
+
+async def test_who_waits_for_a_slot_when_cancelled_has_claimed_nothing(
+    ledger: Ledger, attempts: Attempts, gate: Gate
+) -> None:
+    first, second = await queued(ledger), await queued(ledger)
+    running = [asyncio.create_task(convert(attempts, image, gate)) for image in (first, second)]
+    await until(lambda: gate.begun)
+
+    attempts.cancel()
+    await asyncio.gather(*running)
+
+    assert await latest(ledger, second) == second
+    assert [image.id for image in gate.begun] == [first.id]
+
+
+# The lease
+
+
+class CountingLedger(Ledger):
+    renewals = 0
+    trouble: AsgilookError | None = None
+
+    async def renew(self, attempt: Image) -> Image | None:
+        self.renewals += 1
+        if self.trouble is not None:
+            raise self.trouble
+        return await super().renew(attempt)
+
+
+class UnsureLedger(Ledger):
+    """Its connection breaks at every commit, just after it or just before."""
+
+    commits = True
+
+    async def publish(self, attempt: Image, size: Size, renditions: Mapping[str, Rendition]) -> Image | None:
+        if self.commits:
+            await super().publish(attempt, size, renditions)
+        raise LedgerUnavailable("the connection was lost during the commit")
+
+
+@pytest.fixture
+async def with_ledger(
+    settings: Settings, storage: Storage, queue: Queue, settling: Settling
+) -> AsyncIterator[Callable[[type[Ledger]], Awaitable[Attempts]]]:
+    """Make attempts over a ledger of another kind."""
+    ledgers: list[Ledger] = []
+
+    async def make(kind: type[Ledger]) -> Attempts:
+        ledgers.append(kind.connect(settings))
+        return Attempts(ledgers[-1], storage, queue, settling, slots=1, worker="host:1")
+
+    yield make
+
+    for ledger in ledgers:
+        await ledger.close()
+
+
+WithLedger = Callable[[type[Ledger]], Awaitable[Attempts]]
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renew leases a hundred times a second."""
+    monkeypatch.setattr("worker.attempts.RENEWED_EVERY_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("often")
+async def test_the_lease_is_renewed_as_long_as_the_work_goes_on_and_no_longer(
+    ledger: Ledger, with_ledger: WithLedger
+) -> None:
+    attempts = await with_ledger(CountingLedger)
+    counting, gate = attempts._ledger, Gate(attempts)
+    assert isinstance(counting, CountingLedger)
+    image = await queued(ledger)
+    running = asyncio.create_task(convert(attempts, image, gate))
+    await until(lambda: gate.begun)
+    before = (await latest(ledger, image)).due
+    assert before is not None
+
+    await until(lambda: counting.renewals >= 3)
+    renewed = (await latest(ledger, image)).due
+    gate.open()
+    await running
+
+    assert renewed is not None
+    assert renewed > before
+    assert (await latest(ledger, image)).status is Status.READY
+    assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_lease_that_cannot_be_renewed_for_a_moment_is_not_given_up(
+    ledger: Ledger, with_ledger: WithLedger
+) -> None:
+    attempts = await with_ledger(CountingLedger)
+    counting, gate = attempts._ledger, Gate(attempts)
+    assert isinstance(counting, CountingLedger)
+    counting.trouble = LedgerUnavailable("locked")
+    image = await queued(ledger)
+    running = asyncio.create_task(convert(attempts, image, gate))
+
+    await until(lambda: counting.renewals >= 3)
+    gate.open()
+    await running
+
+    assert gate.cancelled == 0
+    assert (await latest(ledger, image)).published == 1
+
+
+async def lose_the_lease(ledger: Ledger) -> None:
+    taken: list[Taken] = []
+    while not taken:  # it may be renewed in between
+        await let_pass(ledger, LEASE_SECONDS + 1)
+        taken = await ledger.take_lost()
+
+
+async def take_over(ledger: Ledger, image: Image) -> None:
+    await lose_the_lease(ledger)
+    await claimed(ledger, image, worker="host:2")
+
+
+async def publish_over(ledger: Ledger, image: Image) -> None:
+    await lose_the_lease(ledger)
+    await published(ledger, image)
+
+
+async def delete(ledger: Ledger, image: Image) -> None:
+    assert await ledger.delete(image.id) is not None
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("rival", [take_over, publish_over, delete])
+async def test_a_lost_lease_stops_the_work_and_only_its_own_folder_goes(
+    ledger: Ledger,
+    storage: Storage,
+    attempts: Attempts,
+    gate: Gate,
+    rival: Callable[[Ledger, Image], Awaitable[None]],
+) -> None:
+    image = await queued(ledger)
+    running = asyncio.create_task(convert(attempts, image, gate))
+    await until(lambda: gate.begun)
+    await put_rendition(storage, image, 1)
+    await put_rendition(storage, image, 2)
+    await rival(ledger, image)
+    before = await latest(ledger, image)
+
+    await running
+
+    assert gate.cancelled == 1
+    assert await latest(ledger, image) == before
+    assert await folders_of(storage, image) == ["2"]
+    assert attempts.pause.seconds_left == 0
+
+
+@pytest.mark.parametrize("rival", [take_over, publish_over, delete])
+async def test_a_commit_that_finds_the_image_taken_publishes_nothing(
+    ledger: Ledger,
+    storage: Storage,
+    attempts: Attempts,
+    gate: Gate,
+    rival: Callable[[Ledger, Image], Awaitable[None]],
+) -> None:
+    """Promise 4: a late attempt, woken after it was frozen, can neither overwrite nor publish anything."""
+    image = await queued(ledger)
+    running = asyncio.create_task(convert(attempts, image, gate))
+    await until(lambda: gate.begun)
+    await put_rendition(storage, image, 2)
+    await rival(ledger, image)
+    before = await latest(ledger, image)
+
+    gate.open()
+    await running
+
+    assert gate.cancelled == 0
+    assert await latest(ledger, image) == before
+    assert await folders_of(storage, image) == ["2"]
+
+
+# Commits of which nobody knows
+
+
+async def test_a_commit_that_went_through_unheard_is_found_out_and_its_renditions_stay(
+    ledger: Ledger, storage: Storage, with_ledger: WithLedger
+) -> None:
+    attempts = await with_ledger(UnsureLedger)
+    image = await queued(ledger)
+
+    await convert(attempts, image, publishing(attempts))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.published, row.owed) == (Status.READY, 1, None)
+    assert await folders_of(storage, image) == ["1"]
+
+
+async def test_a_commit_that_did_not_go_through_is_found_out_and_the_image_handed_back(
+    ledger: Ledger, storage: Storage, with_ledger: WithLedger
+) -> None:
+    attempts = await with_ledger(UnsureLedger)
+    assert isinstance(attempts._ledger, UnsureLedger)
+    attempts._ledger.commits = False
+    image = await queued(ledger)
+
+    await convert(attempts, image, publishing(attempts))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.losses) == (Status.QUEUED, 0)
+    assert await folders_of(storage, image) == []
+
+
+async def test_nothing_is_removed_while_nobody_can_say_what_was_committed(
+    ledger: Ledger, storage: Storage, with_ledger: WithLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = await with_ledger(UnsureLedger)
+    image = await queued(ledger)
+
+    async def unavailable(image_id: str) -> None:
+        raise LedgerUnavailable("locked")
+
+    monkeypatch.setattr(attempts._ledger, "get", unavailable)
+
+    await convert(attempts, image, publishing(attempts))
+
+    assert (await latest(ledger, image)).published == 1
+    assert await folders_of(storage, image) == ["1"]
+
+
+# Slots
+
+
+async def test_a_slot_is_taken_before_the_claim(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
+    """An image claimed by somebody who waits would be nobody's for as long."""
+    images = [await queued(ledger) for _ in range(3)]
+    running = [asyncio.create_task(convert(attempts, image, gate)) for image in images]
+    await until(lambda: gate.begun)
+
+    waiting = [(await latest(ledger, image)).status for image in images[1:]]
+    gate.open()
+    await asyncio.gather(*running)
+
+    assert waiting == [Status.QUEUED, Status.QUEUED]
+    assert [(await latest(ledger, image)).status for image in images] == [Status.READY] * 3
+
+
+async def test_finishing_waits_for_what_runs_and_no_longer_than_told(
+    ledger: Ledger, attempts: Attempts, gate: Gate
+) -> None:
+    await attempts.finish(30)
+    running = asyncio.create_task(convert(attempts, await queued(ledger), gate))
+    await until(lambda: gate.begun)
+
+    await attempts.finish(0.01)
+    still_running = not running.done()
+    gate.open()
+    await attempts.finish(30)
+
+    assert still_running
+    assert running.done()
+
+
+# Thumbnails of a ready image
+
+
+async def test_thumbnails_are_published_and_the_superseded_attempt_goes(
+    ledger: Ledger, storage: Storage, attempts: Attempts
+) -> None:
+    image = await wanting_thumbnails(ledger)
+    await put_rendition(storage, image, 1)
+
+    await make_thumbnails(attempts, image, publishing(attempts))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.published, row.owed, row.sequence) == (Status.READY, 2, None, image.sequence)
+    assert await folders_of(storage, image) == ["2"]
+
+
+@pytest.mark.parametrize("failure", [UnreadableImage("No."), DecoderCrashed("SIGSEGV"), RenderTimedOut("Too long.")])
+async def test_thumbnails_that_fail_change_nothing_and_are_not_asked_for_for_a_minute(
+    ledger: Ledger, storage: Storage, attempts: Attempts, failure: RenderFailure
+) -> None:
+    image = await wanting_thumbnails(ledger)
+    await put_rendition(storage, image, 1)
+
+    await make_thumbnails(attempts, image, raising(attempts, failure))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.published, row.error_type) == (Status.READY, 1, None)
+    assert (row.renditions, row.failures) == (RENDITIONS, 0)
+    assert row.owed is Owed.LEFTOVERS
+    assert PAUSE_SECONDS - 5 < await seconds_until_due(ledger, row) <= PAUSE_SECONDS
+    assert await ledger.request_thumbnails(image.id) is None
+    assert await folders_of(storage, image) == ["1"]
+
+
+async def test_thumbnails_that_are_lost_go_on_by_the_sweep(
+    ledger: Ledger, storage: Storage, attempts: Attempts
+) -> None:
+    image = await wanting_thumbnails(ledger)
+    await put_rendition(storage, image, 1)
+
+    await make_thumbnails(attempts, image, raising(attempts, ChildLost("killed")))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.published, row.owed, row.losses) == (Status.READY, 1, Owed.THUMBNAILS, 1)
+    assert await seconds_until_due(ledger, row) <= 0
+    assert await folders_of(storage, image) == ["1"]
+
+
+async def test_thumbnails_lost_for_the_twentieth_time_are_not_asked_for_for_a_minute(
+    ledger: Ledger, attempts: Attempts
+) -> None:
+    image = await wanting_thumbnails(ledger)
+    await alter(ledger, losses=MOST_LOSSES - 1)
+
+    await make_thumbnails(attempts, image, raising(attempts, ChildLost("killed")))
+
+    row = await latest(ledger, image)
+    assert (row.status, row.owed) == (Status.READY, Owed.LEFTOVERS)
+    assert await ledger.request_thumbnails(image.id) is None
+
+
+async def test_cancelled_thumbnails_are_handed_back_without_blame(
+    ledger: Ledger, storage: Storage, attempts: Attempts, gate: Gate
+) -> None:
+    image = await wanting_thumbnails(ledger)
+    await put_rendition(storage, image, 1)
+    running = asyncio.create_task(make_thumbnails(attempts, image, gate))
+    await until(lambda: gate.begun)
+
+    attempts.cancel()
+    await running
+
+    row = await latest(ledger, image)
+    assert (row.status, row.published, row.owed, row.losses) == (Status.READY, 1, Owed.THUMBNAILS, 0)
+    assert await seconds_until_due(ledger, row) <= 0
+    assert await folders_of(storage, image) == ["1"]
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_delete_stops_the_making_of_thumbnails(
+    ledger: Ledger, storage: Storage, attempts: Attempts, gate: Gate
+) -> None:
+    image = await wanting_thumbnails(ledger)
+    running = asyncio.create_task(make_thumbnails(attempts, image, gate))
+    await until(lambda: gate.begun)
+
+    await ledger.delete(image.id)
+    await running
+
+    assert gate.cancelled == 1
+    assert (await latest(ledger, image)).status is Status.DELETING
+
+
+async def test_a_job_of_an_earlier_wake_makes_no_thumbnails(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
+    image = await wanting_thumbnails(ledger)
+    await claimed_thumbnails(ledger, image, worker="host:2")
+
+    await make_thumbnails(attempts, image, gate)
+
+    assert gate.begun == []

@@ -1,0 +1,523 @@
+"""arq's Worker on a real server: it starts at the bell, leaves nothing lying, and survives its Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from arq.worker import func
+from redis.asyncio import Redis
+
+from shared.cancellation import cancel
+from shared.connections import WORKER_DEADLINE, CircuitBreaker, worker_client
+from shared.errors import ChildLost, StorageUnavailable, UnreadableImage
+from shared.images import Image, Status
+from shared.ledger import Ledger
+from shared.queue import CONVERT_IMAGE, MAKE_THUMBNAILS, Queue
+from shared.settling import Settling
+from shared.storage.disk import DiskStorage
+from tests.ledgers import latest, new_id, queued, wanting_thumbnails
+from tests.services import LEDGER_NAME, ledger_name
+from tests.valkey import Valkey
+from tests.waiting import until
+from worker.attempts import Attempts, Pause
+from worker.consumer import Consumer, Consumers
+
+SLOTS = 2
+
+
+@pytest.fixture
+async def redis(valkey: Valkey) -> AsyncIterator[Redis]:
+    """A worker's client of a real server: fakeredis neither blocks nor breaks as that does."""
+    client = worker_client(valkey.url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def breaker(redis: Redis) -> AsyncIterator[CircuitBreaker]:
+    breaker = CircuitBreaker(redis, WORKER_DEADLINE)
+    yield breaker
+    await breaker.close()
+
+
+@pytest.fixture
+def queue(redis: Redis, breaker: CircuitBreaker) -> Queue:
+    return Queue(redis, breaker, ledger_name)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connect again, and ask again whether Redis is back, at once."""
+    monkeypatch.setattr("worker.consumer._RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr("shared.connections.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("shared.cancellation._AGAIN_SECONDS", 0.05)
+
+
+@pytest.fixture
+def deaf_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a consumer never look for itself: only a ring, or a job that ends, makes it go on."""
+    monkeypatch.setattr("worker.consumer._LISTEN_SECONDS", 3600.0)
+
+
+class Worked:
+    """Jobs that record what is run, and that can be held up."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.ended: list[str] = []
+        self.at_once = 0
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def convert_image(self, ctx: dict[str, Any], image_id: str) -> None:
+        self.started.append(image_id)
+        self.at_once = max(self.at_once, len(self.started) - len(self.ended))
+        await asyncio.sleep(0)
+        await self.open.wait()
+        self.ended.append(image_id)
+
+    async def make_thumbnails(self, ctx: dict[str, Any], image_id: str, wake: int) -> None:
+        await self.convert_image(ctx, f"{image_id}:{wake}")
+
+
+@pytest.fixture
+async def worked() -> Worked:
+    return Worked()
+
+
+class Running:
+    """Consumers that run, and all that were made."""
+
+    def __init__(self, redis: Redis, queue: Queue, convert: Any, thumbnails: Any) -> None:
+        self.made: list[Consumer] = []
+        self.pause = Pause()
+
+        def make() -> Consumer:
+            functions = [func(convert, name=CONVERT_IMAGE), func(thumbnails, name=MAKE_THUMBNAILS)]
+            consumer = Consumer(
+                functions, redis=redis, queue=queue, slots=SLOTS, job_seconds=100.0, worker="host:1", pause=self.pause
+            )
+            self.made.append(consumer)
+            return consumer
+
+        self.consumers = Consumers(make)
+        self.task = asyncio.create_task(self.consumers.run())
+
+    async def end(self) -> None:
+        await cancel(self.task)
+        for consumer in self.made:
+            await cancel(*consumer.tasks.values())
+
+
+@pytest.fixture
+async def start(redis: Redis, queue: Queue, worked: Worked) -> AsyncIterator[Callable[..., Running]]:
+    """Start consumers; they end with the test."""
+    all_running: list[Running] = []
+
+    def start(convert: Any = worked.convert_image, thumbnails: Any = worked.make_thumbnails) -> Running:
+        all_running.append(Running(redis, queue, convert, thumbnails))
+        return all_running[-1]
+
+    yield start
+
+    for running in all_running:
+        await running.end()
+
+
+Start = Callable[..., Running]
+
+
+async def some_image(ledger: Ledger, wake: int = 1) -> Image:
+    return replace(await queued(ledger), wake=wake)
+
+
+def is_listening(redis: Redis) -> Callable[[], Any]:
+    async def ask() -> bool:
+        return bool((await redis.info("clients"))["blocked_clients"])
+
+    return ask
+
+
+@pytest.mark.usefixtures("deaf_to_time")
+async def test_an_idle_worker_starts_at_the_bell(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    """It would not look for itself for an hour: that it starts is the bell's doing."""
+    running = start()
+    await until(is_listening(redis))
+    image = await some_image(ledger)
+
+    await queue.enqueue(image)
+
+    await until(lambda: worked.ended)
+    assert worked.ended == [image.id]
+    assert len(running.made) == 1
+
+
+@pytest.mark.usefixtures("deaf_to_time")
+async def test_a_worker_that_starts_finds_what_was_rung_for_before(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    image = await some_image(ledger)
+    await queue.enqueue(image)
+    await redis.delete(queue.doorbell)
+
+    start()
+
+    await until(lambda: worked.ended)
+    assert worked.ended == [image.id]
+
+
+@pytest.mark.usefixtures("deaf_to_time")
+async def test_a_job_that_ends_rings_for_the_next(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    images = [await some_image(ledger) for _ in range(SLOTS + 1)]
+    worked.open.clear()
+    for image in images:
+        await queue.enqueue(image)
+    await redis.delete(queue.doorbell)
+    start()
+    await until(lambda: len(worked.started) == SLOTS)
+
+    worked.open.set()
+
+    await until(lambda: len(worked.ended) == len(images))
+
+
+async def test_thumbnails_come_with_the_wake_they_are_claimed_by(
+    ledger: Ledger, queue: Queue, worked: Worked, start: Start
+) -> None:
+    image = await wanting_thumbnails(ledger)
+    start()
+
+    await queue.enqueue(image)
+
+    await until(lambda: worked.ended)
+    assert worked.ended == [f"{image.id}:{image.wake}"]
+
+
+async def test_a_long_queue_is_worked_off_and_leaves_nothing(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    """arq reads the first hundred: were running jobs left among them, it would never see the rest."""
+    first = await some_image(ledger)
+    images = [replace(first, id=new_id()) for _ in range(150)]
+    for image in images:
+        await queue.enqueue(image)
+
+    start()
+
+    await until(lambda: len(worked.ended) == 150)
+    assert sorted(worked.ended) == sorted(image.id for image in images)
+    assert worked.at_once <= SLOTS
+
+    async def nothing_is_left() -> bool:
+        return {key.decode() for key in await redis.keys()} <= {queue.doorbell, f"asgilook:{LEDGER_NAME}:workers"}
+
+    await until(nothing_is_left)
+
+
+async def test_a_running_job_is_out_of_the_queue(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    worked.open.clear()
+    start()
+    await queue.enqueue(await some_image(ledger))
+
+    await until(lambda: worked.started)
+
+    assert await queue.depth() == 0
+
+
+async def test_two_workers_share_a_queue_and_run_each_job_once(
+    ledger: Ledger, queue: Queue, worked: Worked, start: Start
+) -> None:
+    first = await some_image(ledger)
+    start()
+    start()
+
+    for _ in range(40):
+        await queue.enqueue(replace(first, id=new_id()))
+
+    await until(lambda: len(worked.ended) >= 40)
+    assert len(set(worked.started)) == len(worked.started) == 40
+
+
+# What is left behind
+
+
+async def test_what_an_earlier_wake_left_behind_does_not_swallow_a_later_one(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    """A worker that was killed leaves its job in progress, for the minutes that a job may take."""
+    image = await some_image(ledger)
+    await queue.enqueue(image)
+    left = f"convert:{LEDGER_NAME}:{image.id}:1"
+    for key in (f"arq:in-progress:{left}", f"arq:retry:{left}", f"arq:result:{left}"):
+        await redis.set(key, "1")
+    start()
+
+    await queue.enqueue(replace(image, wake=2))
+
+    await until(lambda: worked.ended)
+    assert worked.ended == [image.id]
+    assert await redis.zrange(queue.name, 0, -1) == [left.encode()]
+
+
+async def test_a_job_whose_key_is_gone_is_dropped_and_the_next_is_run(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    gone, image = await some_image(ledger), await some_image(ledger)
+    await queue.enqueue(gone)
+    await redis.delete(f"arq:job:convert:{LEDGER_NAME}:{gone.id}:1")
+    await queue.enqueue(image)
+
+    start()
+
+    await until(lambda: worked.ended)
+    assert worked.ended == [image.id]
+    assert await queue.depth() == 0
+
+
+class Exploit:
+    ran = False
+
+    @staticmethod
+    def run() -> None:
+        Exploit.ran = True
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return (Exploit.run, ())
+
+
+async def test_a_pickled_job_is_never_run_and_hinders_nobody(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    """Promise 5: who can write to Redis cannot run code."""
+    job = {"t": None, "f": CONVERT_IMAGE, "a": ("forged",), "k": {"x": Exploit()}, "et": 0}
+    await redis.set("arq:job:forged", pickle.dumps(job))
+    await redis.zadd(queue.name, {"forged": 1})
+    image = await some_image(ledger)
+    await queue.enqueue(image)
+
+    start()
+
+    await until(lambda: worked.ended)
+    assert worked.started == [image.id]
+    assert not Exploit.ran
+    assert await queue.depth() == 0
+
+
+# Redis away
+
+
+async def test_a_lost_connection_leaves_the_running_job_alone_and_the_queue_goes_on(
+    ledger: Ledger, valkey: Valkey, queue: Queue, redis: Redis, breaker: CircuitBreaker, worked: Worked, start: Start
+) -> None:
+    before, after = await some_image(ledger), await some_image(ledger)
+    worked.open.clear()
+    running = start()
+    await queue.enqueue(before)
+    await until(lambda: worked.started == [before.id])
+
+    valkey.end()
+    await until(lambda: len(running.made) >= 3)
+    valkey.start_again()
+    await until(lambda: not breaker.is_open)
+    await queue.enqueue(after)
+    await until(lambda: worked.started == [before.id, after.id])
+    ended_meanwhile = list(worked.ended)
+    worked.open.set()
+
+    await until(lambda: len(worked.ended) == 2)
+    assert ended_meanwhile == []
+
+
+async def test_a_connection_cut_while_it_listens_costs_no_job(
+    ledger: Ledger, valkey: Valkey, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    start()
+    await until(is_listening(redis))
+
+    valkey.cut_connections()
+    await queue.enqueue(await some_image(ledger))
+
+    await until(lambda: worked.ended)
+
+
+async def test_a_job_that_ends_while_redis_is_away_has_ended(
+    ledger: Ledger, valkey: Valkey, queue: Queue, worked: Worked, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its outcome is in the ledger; that arq cannot write its own down is nobody's concern."""
+    worked.open.clear()
+    running = start()
+    await queue.enqueue(await some_image(ledger))
+    await until(lambda: worked.started)
+    consumer = running.made[0]
+    [task] = consumer.tasks.values()
+
+    valkey.end()
+    await until(lambda: len(running.made) >= 2)
+    worked.open.set()
+    await until(task.done)
+
+    assert worked.ended == worked.started
+    assert task.exception() is None
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+# Taking nothing new
+
+
+def turns(running: Running) -> Callable[[], bool]:
+    """Tell whether the consumer's loop has turned some times from now on."""
+    count = 0
+    consumer = running.made[-1]
+    real = consumer.record_health
+
+    async def record_health() -> None:
+        nonlocal count
+        count += 1
+        await real()
+
+    consumer.record_health = record_health  # type: ignore[method-assign] # counted, for this test
+    return lambda: count >= 5
+
+
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for jobs a hundred times a second."""
+    monkeypatch.setattr("worker.consumer._LISTEN_SECONDS", 0.01)
+    monkeypatch.setattr("worker.consumer._BEAT_EVERY_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("restless")
+async def test_who_stops_picking_takes_nothing_new_and_lets_running_jobs_end(
+    ledger: Ledger, queue: Queue, worked: Worked, start: Start
+) -> None:
+    first, second = await some_image(ledger), await some_image(ledger)
+    worked.open.clear()
+    running = start()
+    await queue.enqueue(first)
+    await until(lambda: worked.started)
+
+    running.consumers.stop_picking()
+    await queue.enqueue(second)
+    await until(turns(running))
+    worked.open.set()
+    await until(lambda: worked.ended)
+    await until(turns(running))
+
+    assert worked.started == worked.ended == [first.id]
+    assert await queue.depth() == 1
+    assert await queue.workers_alive() == ["host:1"]
+
+
+@pytest.mark.usefixtures("restless")
+async def test_who_has_stopped_picking_does_not_begin_again_when_made_anew(
+    ledger: Ledger, queue: Queue, worked: Worked, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start()
+    await until(lambda: running.made)
+    running.consumers.stop_picking()
+
+    async def fail() -> None:
+        raise OSError("away")
+
+    monkeypatch.setattr(running.made[0], "heart_beat", fail)
+    await until(lambda: len(running.made) == 2)
+    await queue.enqueue(await some_image(ledger))
+    await until(turns(running))
+
+    assert worked.started == []
+    assert await queue.depth() == 1
+
+
+@pytest.mark.usefixtures("restless")
+async def test_a_worker_in_a_pause_takes_nothing_and_is_still_alive(
+    ledger: Ledger, queue: Queue, worked: Worked, start: Start
+) -> None:
+    running = start()
+    running.pause._until = float("inf")
+    await queue.enqueue(await some_image(ledger))
+
+    await until(lambda: running.made)
+    await until(turns(running))
+    started_in_the_pause = list(worked.started)
+    alive_in_the_pause = await queue.workers_alive()
+    running.pause.forget()
+
+    await until(lambda: worked.ended)
+    assert started_in_the_pause == []
+    assert alive_in_the_pause == ["host:1"]
+
+
+async def test_a_worker_whose_loop_turns_is_alive(queue: Queue, start: Start) -> None:
+    start()
+
+    async def is_alive() -> bool:
+        return await queue.workers_alive() == ["host:1"]
+
+    await until(is_alive)
+
+
+# Together with attempts
+
+
+async def test_arq_logs_no_traceback_however_an_attempt_ends(
+    ledger: Ledger,
+    storage: DiskStorage,
+    queue: Queue,
+    settling: Settling,
+    start: Start,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    attempts = Attempts(ledger, storage, queue, settling, SLOTS, "host:1")
+    ends = [UnreadableImage("No."), ChildLost("killed"), StorageUnavailable("stale"), asyncio.CancelledError()]
+    images = [await queued(ledger) for _ in range(4)]
+    by_id = {image.id: end for image, end in zip(images, ends, strict=True)}
+
+    async def work(image: Image) -> Image:
+        raise by_id[image.id]
+
+    async def convert(ctx: dict[str, Any], image_id: str) -> None:
+        await attempts.run(lambda: ledger.claim(image_id, "host:1"), work)
+
+    running = start(convert)
+    for image in images:
+        await queue.enqueue(image)
+
+    async def all_have_ended() -> bool:
+        rows = [await latest(ledger, image) for image in images]
+        return all(row.attempt >= 1 and row.status is not Status.PROCESSING for row in rows)
+
+    await until(all_have_ended)
+    await until(lambda: running.made[0].jobs_complete >= 4)
+    assert [record for record in caplog.records if record.name.startswith("arq") and record.exc_info] == []
+    assert [record for record in caplog.records if record.name.startswith("arq") and record.levelno > 20] == []
+    assert len(running.made) == 1
+
+
+async def test_a_consumer_leaves_every_decision_to_the_ledger(start: Start) -> None:
+    running = start()
+    await until(lambda: running.made)
+
+    names = ("max_tries", "retry_jobs", "keep_result_s", "keep_result_forever", "max_jobs", "job_timeout_s")
+    options = {name: getattr(running.made[0], name) for name in names}
+
+    assert options == {
+        "max_tries": 1,
+        "retry_jobs": False,
+        "keep_result_s": 0,
+        "keep_result_forever": False,
+        "max_jobs": SLOTS,
+        "job_timeout_s": 100.0,
+    }
