@@ -88,7 +88,7 @@ async def run(settings: Settings) -> None:
                 slots=slots,
                 job_seconds=settings.render_wall_seconds + 60,
                 worker=name,
-                pause=attempts.pause,
+                may_take=attempts.may_take,
             )
 
         consumers = Consumers(make_consumer)

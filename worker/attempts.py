@@ -77,6 +77,10 @@ class Attempts:
         self._slots = asyncio.Semaphore(slots)
         self._running: set[asyncio.Task[object]] = set()
 
+    def may_take(self) -> bool:
+        """Whether a job taken now would start: a slot is free, also of jobs that an earlier consumer took."""
+        return not self._slots.locked() and not self.pause.seconds_left
+
     async def run(self, claim: Claim, work: Work) -> None:
         """Take a slot, claim an image, do the work; settle, count or hand back, whatever comes of it."""
         task = asyncio.current_task()

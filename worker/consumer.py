@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 
 from shared.connections import RedisAway
 from shared.queue import Queue, pack, unpack
-from worker.attempts import Pause
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class Consumer(Worker):
         slots: int,
         job_seconds: float,
         worker: str,
-        pause: Pause,
+        may_take: Callable[[], bool],
     ) -> None:
         super().__init__(
             functions,
@@ -56,7 +55,7 @@ class Consumer(Worker):
         )
         self._queue = queue
         self._worker = worker
-        self._pause = pause
+        self._may_take = may_take
         self._slot_freed = asyncio.Event()
         self._beaten_at = -_BEAT_EVERY_SECONDS
 
@@ -86,7 +85,7 @@ class Consumer(Worker):
 
     @property
     def _may_pick(self) -> bool:
-        return self.allow_pick_jobs and not self._pause.seconds_left
+        return self.allow_pick_jobs and self._may_take()
 
     async def _wait_for_work(self) -> None:
         if self._slot_freed.is_set():

@@ -69,7 +69,10 @@ def test_without_redis_the_service_is_degraded_and_the_check_says_that_it_cannot
 
     checked = check(service)
 
-    assert health_of(service) == (200, {"status": "degraded", "redis": "away", "workers": "unknown"})
+    assert health_of(service) == (
+        200,
+        {"status": "degraded", "redis": "away", "cache": "away", "workers": "unknown"},
+    )
     assert checked.returncode == 1
     assert checked.stderr.count("\n") == 1
     assert checked.stderr.startswith("asgilook: ")

@@ -632,6 +632,19 @@ async def test_a_slot_is_taken_before_the_claim(ledger: Ledger, attempts: Attemp
     assert [(await latest(ledger, image)).status for image in images] == [Status.READY] * 3
 
 
+async def test_a_worker_takes_only_what_it_can_start(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
+    """A job taken in vain is hidden from an idle worker until the sweep wakes it again."""
+    before = attempts.may_take()
+    running = asyncio.create_task(convert(attempts, await queued(ledger), gate))
+    await until(lambda: gate.begun)
+    while_busy = attempts.may_take()
+    gate.open()
+    await running
+    attempts.pause.begin()
+
+    assert (before, while_busy, attempts.may_take()) == (True, False, False)
+
+
 async def test_finishing_waits_for_what_runs_and_no_longer_than_told(
     ledger: Ledger, attempts: Attempts, gate: Gate
 ) -> None:

@@ -25,7 +25,7 @@ from tests.ledgers import latest, new_id, queued, wanting_thumbnails
 from tests.services import LEDGER_NAME, ledger_name
 from tests.valkey import Valkey
 from tests.waiting import until
-from worker.attempts import Attempts, Pause
+from worker.attempts import Attempts
 from worker.consumer import Consumer, Consumers
 
 SLOTS = 2
@@ -96,12 +96,18 @@ class Running:
 
     def __init__(self, redis: Redis, queue: Queue, convert: Any, thumbnails: Any) -> None:
         self.made: list[Consumer] = []
-        self.pause = Pause()
+        self.may_take = True
 
         def make() -> Consumer:
             functions = [func(convert, name=CONVERT_IMAGE), func(thumbnails, name=MAKE_THUMBNAILS)]
             consumer = Consumer(
-                functions, redis=redis, queue=queue, slots=SLOTS, job_seconds=100.0, worker="host:1", pause=self.pause
+                functions,
+                redis=redis,
+                queue=queue,
+                slots=SLOTS,
+                job_seconds=100.0,
+                worker="host:1",
+                may_take=lambda: self.may_take,
             )
             self.made.append(consumer)
             return consumer
@@ -441,22 +447,22 @@ async def test_who_has_stopped_picking_does_not_begin_again_when_made_anew(
 
 
 @pytest.mark.usefixtures("restless")
-async def test_a_worker_in_a_pause_takes_nothing_and_is_still_alive(
+async def test_a_worker_that_may_not_take_anything_is_still_alive(
     ledger: Ledger, queue: Queue, worked: Worked, start: Start
 ) -> None:
     running = start()
-    running.pause._until = float("inf")
+    running.may_take = False
     await queue.enqueue(await some_image(ledger))
 
     await until(lambda: running.made)
     await until(turns(running))
-    started_in_the_pause = list(worked.started)
-    alive_in_the_pause = await queue.workers_alive()
-    running.pause.forget()
+    started_meanwhile = list(worked.started)
+    alive_meanwhile = await queue.workers_alive()
+    running.may_take = True
 
     await until(lambda: worked.ended)
-    assert started_in_the_pause == []
-    assert alive_in_the_pause == ["host:1"]
+    assert started_meanwhile == []
+    assert alive_meanwhile == ["host:1"]
 
 
 async def test_a_worker_whose_loop_turns_is_alive(queue: Queue, start: Start) -> None:

@@ -252,6 +252,21 @@ async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
+async def test_a_worker_that_stood_still_does_not_blame_the_picture(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a SIGSTOP, or a machine's pause, the time-out and the child's answer are there at the same moment."""
+    monkeypatch.setattr("worker.renderer._FROZEN_SECONDS", 0.2)
+    renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=0.5))
+    rendering = asyncio.create_task(render(renderer, original(fault("render", "hang"))))
+    await asyncio.sleep(0.1)
+
+    time.sleep(1.0)  # noqa: ASYNC251 - this is the standstill
+
+    with pytest.raises(ChildLost):
+        await rendering
+
+
 async def test_spinning_ends_at_the_limit_of_computing_time(start_renderer: StartRenderer, original: Original) -> None:
     renderer = await start_renderer(replace(SETTINGS, render_cpu_seconds=1, render_wall_seconds=60.0))
 
