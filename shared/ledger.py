@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import aiosqlite
 from sqlalchemy import (
     ColumnElement,
     Row,
@@ -102,12 +103,9 @@ class Identity:
 def create_engine(settings: Settings) -> AsyncEngine:
     """Create the engine of the ledger that the settings name; connections are made when they are needed."""
     url = make_url(settings.database_url).set(drivername="sqlite+aiosqlite")
+    database = url.database or ""
     engine = create_async_engine(
-        url,
-        pool_size=4,
-        max_overflow=0,
-        pool_timeout=10,
-        connect_args={"timeout": 10, "isolation_level": None},
+        url, async_creator=lambda: _connected(database), pool_size=4, max_overflow=0, pool_timeout=10
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -125,6 +123,18 @@ def create_engine(settings: Settings) -> AsyncEngine:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+async def _connected(database: str) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(database, timeout=10, isolation_level=None)
+    # As SQLAlchemy does it: a thread keeps no process from ending.
+    connection._thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        # Its thread tells its end to our event loop, and prints a traceback where that has been closed meanwhile.
+        await to_the_end(asyncio.to_thread(connection._thread.join))
+        raise
 
 
 class Ledger:
@@ -481,7 +491,8 @@ class Ledger:
         return await self._write(work)
 
     async def _read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        return await self._in_connection(work, reading=True)
+        # To the end as well: aiosqlite's thread must not find its event loop closed under what it still does.
+        return await to_the_end(self._in_connection(work, reading=True))
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         # SQLite's writers wait for each other in any case, and unfairly: here they do so in a queue, and leave the
