@@ -86,6 +86,16 @@ def test_releases_at_once_in_many_processes_leave_one_ledger(tmp_path: Path) -> 
     engine.dispose()
 
 
+def test_a_release_on_a_new_machine_makes_its_ledgers_folder(tmp_path: Path) -> None:
+    env = {**os.environ, "ASGI_LOOK_STORAGE_PATH": str(tmp_path / "not" / "yet")}
+    env.pop("DATABASE_URL", None)
+
+    release = subprocess.run([sys.executable, "-m", "shared.migrations"], cwd=ROOT, env=env, check=False)
+
+    assert release.returncode == 0
+    assert (tmp_path / "not" / "yet" / "ledger.sqlite3").is_file()
+
+
 def test_a_release_that_cannot_reach_the_ledger_says_so_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     env = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/file/ledger.sqlite3"}
