@@ -18,6 +18,7 @@ from api.pictures import Jpeg, Pictures, Thumbnail
 from api.uploads import Uploads
 from api.waiting import Waiting
 from shared.belonging import check_redis, check_storage, keep_standing
+from shared.cancellation import cancel
 from shared.connections import (
     WEB_DEADLINE,
     CircuitBreaker,
@@ -118,9 +119,7 @@ class Lifespan:
         self._tasks = [asyncio.create_task(coroutine) for coroutine in (standing, *(run() for run in self.background))]
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
         for close in self.to_close:
             await close()
         await self._ledger.close()

@@ -60,7 +60,7 @@ def decide(
     if _is_another(headers, etag, last_modified):
         return PreconditionFailed()
     if method not in ("GET", "HEAD"):
-        return Whole()
+        return PreconditionFailed() if "if-none-match" in headers and _is_held_already(headers, etag, None) else Whole()
     if _is_held_already(headers, etag, last_modified):
         return NotModified()
     wanted = headers.get("range")

@@ -106,10 +106,16 @@ class Ready:
 
 
 async def _state(look: Awaitable[object]) -> str:
+    task = asyncio.ensure_future(look)
+    # Not by a time-out: what is at work in a thread, or in a transaction, would be waited for all the same.
+    done, _ = await asyncio.wait([task], timeout=_PATIENCE_SECONDS)
+    if not done:
+        task.cancel()
+        logger.warning("a part is away", extra={"reason": f"no answer in {_PATIENCE_SECONDS} s"})
+        return "away"
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            await look
-    except (AsgilookError, TimeoutError) as exc:
+        task.result()
+    except AsgilookError as exc:
         logger.warning("a part is away", extra={"reason": f"{type(exc).__name__}: {exc}"})
         return "away"
     return "ok"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from typing import NoReturn
 
 import falcon
 from falcon.asgi import Request, Response
@@ -25,6 +26,9 @@ from shared.settings import Settings
 from shared.settling import Settling
 
 logger = logging.getLogger(__name__)
+
+#: Headers that make a DELETE conditional (RFC 9110, section 13.2.2).
+_CONDITIONS = {"if-match", "if-unmodified-since", "if-none-match"}
 
 
 def require_json(req: Request) -> None:
@@ -155,11 +159,10 @@ class ImageRecord:
 
     @falcon.before(require_token)
     async def on_delete(self, req: Request, resp: Response, image_id: str) -> None:
-        if req.get_header("If-Match") or req.get_header("If-Unmodified-Since"):
-            await self._check_preconditions(req, resp, image_id)
-        image = await self._ledger.delete(image_id)
+        meant = await self._meant(req, resp, image_id) if _CONDITIONS & req.headers_lower.keys() else None
+        image = await self._ledger.delete(image_id, meant)
         if image is None:
-            raise Problem("no-such-image")
+            await self._refuse_delete(image_id)
         try:
             await to_the_end(self._settling.settle(image))
         except AsgilookError as exc:
@@ -168,14 +171,26 @@ class ImageRecord:
         resp.status = falcon.HTTP_204
         resp.set_header("Cache-Control", "no-store")
 
-    async def _check_preconditions(self, req: Request, resp: Response, image_id: str) -> None:
+    async def _refuse_delete(self, image_id: str) -> NoReturn:
+        image = await self._ledger.get(image_id)
+        if image is not None and image.status is not Status.DELETING:
+            # It was published between the look at its conditions and the delete.
+            raise Problem("precondition-failed")
+        if image is not None:
+            # Whoever began to delete it may not have told the cache yet, and a client told so must find no copy.
+            await self._settling.settle_tokens(image)
+        raise Problem("no-such-image")
+
+    async def _meant(self, req: Request, resp: Response, image_id: str) -> Image:
+        """Return the image as the request's conditions found it. Raises Problem where they do not hold."""
         image = await self._ledger.get(image_id)
         if image is None or image.status is Status.DELETING:
-            raise Problem("no-such-image")
+            await self._refuse_delete(image_id)
         # What is not ready has no ETag yet, and none is like the empty one.
         etag = etag_of(body_of(record_of(image))) if image.status is Status.READY else ""
         decision = conditional.decide("DELETE", req.headers_lower, etag=etag, last_modified=image.modified, length=None)
         apply_decision(resp, decision, 0)
+        return image
 
 
 class Retry:

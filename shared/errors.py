@@ -79,5 +79,9 @@ class DecoderCrashed(RenderFailure):
     type = "decoder-crashed"
 
 
+class NoChild(AsgilookError):
+    """No child could be started in time: a trouble of this worker's, which others may not have."""
+
+
 class ChildLost(AsgilookError):
     """The child was killed from outside or could not be talked to: ours to bear, not the file's."""

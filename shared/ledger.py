@@ -29,6 +29,7 @@ from sqlalchemy import (
     make_url,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.exc import DBAPIError, NoResultFound, SQLAlchemyError
@@ -133,7 +134,8 @@ async def _connected(database: str) -> aiosqlite.Connection:
         return await connection
     except BaseException:
         # Its thread tells its end to our event loop, and prints a traceback where that has been closed meanwhile.
-        await to_the_end(asyncio.to_thread(connection._thread.join))
+        if connection._thread.is_alive():
+            await to_the_end(asyncio.to_thread(connection._thread.join))
         raise
 
 
@@ -346,10 +348,11 @@ class Ledger:
 
     # Deleting and retrying
 
-    async def delete(self, image_id: str) -> Image | None:
-        """Begin to delete the image; it is gone for everybody from this commit on."""
+    async def delete(self, image_id: str, meant: Image | None = None) -> Image | None:
+        """Begin to delete the image, or only as it was `meant`; it is gone for everybody from this commit on."""
+        unchanged = true() if meant is None else and_(_as_read(meant), images.c.modified == meant.modified)
         return await self._update(
-            and_(images.c.id == image_id, images.c.status != Status.DELETING),
+            and_(images.c.id == image_id, images.c.status != Status.DELETING, unchanged),
             status=Status.DELETING,
             worker=None,
             modified=now(),
@@ -420,7 +423,9 @@ class Ledger:
         """Take the thumbnails whose wake-up or lease is over, ready to be enqueued; given up at the last loss."""
         was_leased = images.c.worker.is_not(None)
         last = and_(was_leased, images.c.losses + 1 >= MOST_LOSSES)
-        await self._take(and_(_owes_thumbnails, last), TAKE_AT_MOST, **_no_thumbnails_for_now(), losses=0)
+        # The fence rises here too: who was only frozen must not publish a folder that goes as a leftover.
+        given_up = _no_thumbnails_for_now() | {"attempt": images.c.attempt + 1, "losses": 0}
+        await self._take(and_(_owes_thumbnails, last), TAKE_AT_MOST, **given_up)
         return await self._take(
             _owes_thumbnails,
             TAKE_AT_MOST,

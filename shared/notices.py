@@ -30,7 +30,7 @@ class Announcer:
         self._breaker = breaker
         self._ledger_name = ledger_name
 
-    async def announce(self, *image_ids: str) -> None:
+    async def announce(self, *image_ids: str, even_if_open: bool = False) -> None:
         """Tell every listener that these images have changed. Raises RedisAway."""
 
         async def exchange() -> None:
@@ -39,7 +39,7 @@ class Announcer:
                     pipe.publish(channel_of(self._ledger_name()), image_id)
                 await pipe.execute()
 
-        await self._breaker.call(exchange)
+        await self._breaker.call(exchange, even_if_open=even_if_open)
 
 
 class Listener:

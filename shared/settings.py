@@ -156,6 +156,6 @@ def _redis_url(text: str) -> str:
 def _database_url(text: str) -> str:
     if re.match(r"postgres(ql)?(\+\w+)?://", text):
         raise ValueError("PostgreSQL is not supported yet: use sqlite:///path/to/ledger.sqlite3")
-    if not re.match(r"sqlite(\+aiosqlite)?:///[^?:]", text):
-        raise ValueError("does not begin with sqlite:/// and the path of a file")
+    if not re.fullmatch(r"sqlite(\+aiosqlite)?:///[^?:][^?]*", text):
+        raise ValueError("is not sqlite:/// and the path of a file, without options")
     return text

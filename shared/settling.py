@@ -60,11 +60,11 @@ class Settling:
             ids = [image.id for image in owing]
             await self._cache.change_tokens(*ids, even_if_open=even_if_open)
             await self._ledger.all_tokens_changed(owing)
-            await self._announce(*ids)
+            await self._announce(*ids, even_if_open=even_if_open)
 
-    async def _announce(self, *image_ids: str) -> None:
+    async def _announce(self, *image_ids: str, even_if_open: bool = False) -> None:
         try:
-            await self._announcer.announce(*image_ids)
+            await self._announcer.announce(*image_ids, even_if_open=even_if_open)
         except RedisAway:
             logger.debug("no notice went out", extra={"images": image_ids})
 

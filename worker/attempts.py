@@ -15,6 +15,7 @@ from shared.errors import (
     DecoderCrashed,
     LeaseLost,
     LedgerUnavailable,
+    NoChild,
     RenderFailure,
     StorageUnavailable,
 )
@@ -155,7 +156,7 @@ class Attempts:
         except asyncio.CancelledError:
             logger.info("handed back", extra=blame)
             row = await self._ledger.hand_back(image, 0.0)
-        except (StorageUnavailable, LedgerUnavailable, RedisAway) as exc:
+        except (StorageUnavailable, LedgerUnavailable, RedisAway, NoChild) as exc:
             row = await self._hand_back_in_trouble(image, exc)
         except AsgilookError as exc:  # ChildLost, NoSuchKey
             logger.warning("an attempt was lost", extra=blame | {"reason": f"{type(exc).__name__}: {exc}"})
@@ -175,8 +176,11 @@ class Attempts:
 
     async def _hand_back_in_trouble(self, image: Image, trouble: AsgilookError) -> Image | None:
         logger.warning("handed back in trouble", extra={"reason": f"{type(trouble).__name__}: {trouble}"})
-        self.pause.begin()
-        return await self._ledger.hand_back(image, _AGAIN_IN_SECONDS)
+        row = await self._ledger.hand_back(image, _AGAIN_IN_SECONDS)
+        if row is not None:
+            # Where others have taken the image, by a DELETE say, its folders went under our hands: no trouble of ours.
+            self.pause.begin()
+        return row
 
     async def _without_own_folder(self, image: Image, row: Image | None) -> Image | None:
         """Remove what this attempt stored, unless its commit went through after all; return the row to follow up."""

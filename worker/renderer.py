@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from shared.errors import (
     ChildLost,
     ImageTooLarge,
+    NoChild,
     RenderFailure,
     RenderOutOfMemory,
     RenderTimedOut,
@@ -35,6 +36,10 @@ _REPORTED: dict[str, type[RenderFailure]] = {
 
 #: Seconds past a time limit at which it was not the picture that took so long: a timer is never as late.
 _FROZEN_SECONDS = 1.0
+#: Seconds that somebody with a slot waits for a child: a new one is warm within one.
+_CHILD_SECONDS = 15.0
+#: Seconds, twice as many after each failure, until another child is started where one could not be.
+_AGAIN_SECONDS = 1.0
 
 logger = logging.getLogger("worker.child")
 
@@ -81,7 +86,7 @@ class Renderer:
 
         Who leaves without having rendered, by an error or cancelled, costs the child its life: it is killed at once.
 
-        Raises RenderFailure for what the file did, ChildLost for what was done to the child.
+        Raises RenderFailure for what the file did, ChildLost for what was done to the child, NoChild where none is.
         """
         child = await self._free_child()
         try:
@@ -97,7 +102,11 @@ class Renderer:
 
     async def _free_child(self) -> Child:
         while True:
-            child = await self._free.get()
+            try:
+                async with asyncio.timeout(_CHILD_SECONDS):
+                    child = await self._free.get()
+            except TimeoutError as exc:
+                raise NoChild(f"no child came up in {_CHILD_SECONDS:.0f} s") from exc
             if child.is_silent():
                 child.is_taken = True
                 return child
@@ -119,11 +128,11 @@ class Renderer:
                     child = await self._start_child()
                     failures = 0
                     break
-                except (ChildLost, OSError) as exc:
-                    # Nobody is failed for it: who wants a child waits for one, until a start succeeds.
+                except Exception as exc:  # whatever it is: without its keeper a slot would be gone for good
+                    # Nobody is failed for it: who wants a child hands its image back, until a start succeeds.
                     failures += 1
-                    logger.error("cannot start a child", extra={"reason": str(exc), "failures": failures})
-                    await asyncio.sleep(min(2.0**failures, 60.0))
+                    logger.error("cannot start a child", extra={"reason": repr(exc), "failures": failures})
+                    await asyncio.sleep(min(_AGAIN_SECONDS * 2**failures, 60.0))
 
     async def _start_child(self) -> Child:
         settings = self._settings
@@ -200,7 +209,8 @@ class Opened:
 
     def _error_in(self, reply: Message) -> Exception:
         child, name, detail = self._child, reply["error"], reply.get("detail")
-        if not isinstance(name, str) or not isinstance(detail, str) or len(detail) > 1000:
+        # The detail goes into the ledger and to clients: no NUL and nothing that moves a terminal's cursor.
+        if not isinstance(name, str) or not isinstance(detail, str) or len(detail) > 1000 or not detail.isprintable():
             return child.distrust("reported an error that is none")
         logger.info(
             "not rendered", extra={"pid": child.process.pid, "error": name, "cause": str(reply.get("cause"))[:500]}

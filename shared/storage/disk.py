@@ -29,6 +29,8 @@ PIECE_BYTES = 256 * 1024
 _FANNED_OUT = ("originals", "renditions")
 #: Folders between the root and an image: the kind of its key, then two by its time.
 _FAN_OUT_DEPTH = 3
+#: Folders that are remembered as durable; two are new every 65 s.
+_MOST_DURABLE = 4096
 #: What a file system without hard links answers, or one that has enough of them.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV)
 
@@ -91,6 +93,11 @@ class DiskStorage:
     async def prepare(self) -> None:
         def make() -> None:
             self._drafts.mkdir(parents=True, exist_ok=True)
+            _fsync(self._root)
+            for folder in self._root.absolute().parents:
+                # Whoever made them, their entries are to survive a power cut; what is not ours to open is older.
+                with contextlib.suppress(OSError):
+                    _fsync(folder)
             probe = self._drafts / f"probe-{secrets.token_hex(8)}"
             probe.touch()
             probe.unlink()
@@ -209,6 +216,8 @@ class DiskStorage:
             _fsync(folder.parent)
         if len(folder.relative_to(self._root).parts) <= _FAN_OUT_DEPTH:
             # Below are the images' own folders, which are made once and may be removed.
+            if len(self._durable) >= _MOST_DURABLE:
+                self._durable.clear()
             self._durable.add(folder)
 
     def _path(self, key: str) -> Path:

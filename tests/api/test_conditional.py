@@ -196,10 +196,16 @@ def test_both_go_before_ranges() -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS", "get"])
-def test_other_methods_have_no_conditions(method: str) -> None:
-    headers = {"if-none-match": ETAG, "if-modified-since": SECOND_AFTER, "range": "bytes=0-1"}
+def test_other_methods_have_neither_dates_nor_ranges(method: str) -> None:
+    headers = {"if-modified-since": SECOND_AFTER, "range": "bytes=0-1"}
 
     assert asked(headers, method) == Whole()
+
+
+@pytest.mark.parametrize(("tags", "held"), [(ETAG, True), (f"W/{ETAG}", True), ("*", True), ('"x"', False)])
+def test_other_methods_do_nothing_to_what_the_client_holds(tags: str, held: bool) -> None:
+    """Section 13.2.2: where GET and HEAD get a 304, all others fail."""
+    assert asked({"if-none-match": tags}, "DELETE") == (PreconditionFailed() if held else Whole())
 
 
 def test_without_a_date_of_ours_none_of_theirs_counts() -> None:

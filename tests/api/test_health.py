@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +115,24 @@ async def test_an_empty_folder_in_the_storages_place_is_no_storage(service: Serv
     shutil.rmtree(service.settings.storage_path / "markers")
 
     response = await service.client.simulate_get("/readyz")
+
+    assert response.status_code == 503
+    assert (response.json["ledger"], response.json["storage"]) == ("ok", "away")
+
+
+async def test_a_storage_that_hangs_is_away(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that waits as long as a hung NFS does is no probe."""
+    monkeypatch.setattr("api.health._PATIENCE_SECONDS", 0.2)
+    hang = threading.Event()
+    real = os.path.exists
+
+    def exists(path: Path) -> bool:
+        return hang.wait(30) if "markers" in str(path) else real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+
+    response = await service.client.simulate_get("/readyz")
+    hang.set()
 
     assert response.status_code == 503
     assert (response.json["ledger"], response.json["storage"]) == ("ok", "away")

@@ -317,8 +317,25 @@ async def test_who_saw_an_image_ready_finds_it_in_every_list(service: Service, l
     assert (await service.image(attempt.id)).owed is Owed.LEFTOVERS
 
 
+async def delete_again(service: Service, image: Image) -> Result:
+    return await service.client.simulate_delete(f"/images/{image.id}")
+
+
+async def delete_again_if_there(service: Service, image: Image) -> Result:
+    return await service.client.simulate_delete(f"/images/{image.id}", headers={"If-Match": "*"})
+
+
 @pytest.mark.parametrize(
-    "look", [get(PATHS["record"]), get(PATHS["jpeg"]), get(PATHS["thumbnail"]), get("/images?status=failed"), retry]
+    "look",
+    [
+        get(PATHS["record"]),
+        get(PATHS["jpeg"]),
+        get(PATHS["thumbnail"]),
+        get("/images?status=failed"),
+        retry,
+        delete_again,
+        delete_again_if_there,
+    ],
 )
 async def test_who_was_told_that_an_image_is_gone_finds_it_in_no_list(service: Service, look: Look) -> None:
     image = await service.worker.ready()

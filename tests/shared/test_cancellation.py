@@ -42,6 +42,30 @@ async def test_cancelling_what_has_ended_is_no_error() -> None:
     assert not task.cancelled()
 
 
+async def test_work_is_done_to_its_end_though_its_caller_is_cancelled_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That is what `cancel` does to a sweep that waits for the ledger when its worker ends."""
+    monkeypatch.setattr("shared.cancellation._AGAIN_SECONDS", 0.001)
+    may_end, done = asyncio.Event(), []
+
+    async def work() -> None:
+        await may_end.wait()
+        done.append("work")
+
+    caller = asyncio.create_task(to_the_end(work()))
+    await asyncio.sleep(0)
+    cancelling = asyncio.create_task(cancel(caller))
+    await asyncio.wait([cancelling], timeout=0.05)
+    waits = not caller.done() and not cancelling.done()
+    may_end.set()
+    await cancelling
+
+    assert waits
+    assert done == ["work"]
+    assert caller.cancelled()
+
+
 async def test_work_is_done_to_its_end_though_its_caller_is_cancelled() -> None:
     may_end, done = asyncio.Event(), []
 

@@ -476,6 +476,22 @@ async def test_the_twentieth_loss_gives_thumbnails_up_and_the_next_request_has_t
     assert image.error_type is None
 
 
+async def test_thumbnails_given_up_by_the_sweep_are_not_published_by_who_was_only_frozen(ledger: Ledger) -> None:
+    """The folder of that attempt has gone as a leftover: published, it would take the image's JPEG with it."""
+    await alter(ledger, (await wanting_thumbnails(ledger)).id, losses=MOST_LOSSES - 1)
+    [wanted] = await ledger.list_ready(None, 1, newest_first=False)
+    frozen = await claimed_thumbnails(ledger, wanted)
+    await let_pass(ledger, LEASE_SECONDS + 1)
+    assert await ledger.take_thumbnails() == []
+    await ledger.leftovers_removed(await latest(ledger, frozen))
+    assert await ledger.request_thumbnails(frozen.id) is not None
+
+    published_late = await ledger.publish(frozen, (640, 360), {})
+
+    assert published_late is None
+    assert (await latest(ledger, frozen)).published == 1
+
+
 async def lose_thumbnails_lease(ledger: Ledger, attempt: Image) -> None:
     await let_pass(ledger, LEASE_SECONDS + 1)
     assert len(await ledger.take_thumbnails()) == 1

@@ -71,9 +71,9 @@ async def test_the_token_is_changed_before_the_row_says_so_and_the_notice_goes_o
     def recorded(owner: Any, name: str) -> None:
         real = getattr(owner, name)
 
-        async def step(*arguments: Any) -> Any:
+        async def step(*arguments: Any, **named: Any) -> Any:
             steps.append(name)
-            return await real(*arguments)
+            return await real(*arguments, **named)
 
         monkeypatch.setattr(owner, name, step)
 
@@ -223,7 +223,7 @@ async def test_a_notice_that_cannot_go_out_keeps_nobody(
     """Who waits reads the ledger every second."""
     image = await published(ledger)
 
-    async def away(image_id: str) -> None:
+    async def away(*arguments: object, **named: object) -> None:
         raise RedisAway("away")
 
     monkeypatch.setattr(settling._announcer, "announce", away)
@@ -302,9 +302,9 @@ async def test_the_sweep_finishes_whatever_step_the_settling_died_at(
     with pytest.MonkeyPatch.context() as patched:
         real = getattr(getattr(settling, part), name)
 
-        async def crash(*arguments: Any) -> None:
+        async def crash(*arguments: Any, **named: Any) -> None:
             if after:
-                await real(*arguments)
+                await real(*arguments, **named)
             raise Crash
 
         patched.setattr(getattr(settling, part), name, crash)

@@ -18,6 +18,7 @@ from shared.errors import (
     ImageTooLarge,
     LeaseLost,
     LedgerUnavailable,
+    NoChild,
     NoSuchKey,
     RenderFailure,
     RenderOutOfMemory,
@@ -266,7 +267,13 @@ async def test_a_loss_without_redis_is_left_to_the_sweep(
 
 @pytest.mark.parametrize(
     "trouble",
-    [StorageUnavailable("stale handle"), StorageFull("no room"), LedgerUnavailable("locked"), RedisAway("away")],
+    [
+        StorageUnavailable("stale handle"),
+        StorageFull("no room"),
+        LedgerUnavailable("locked"),
+        RedisAway("away"),
+        NoChild("none came up"),
+    ],
     ids=lambda trouble: type(trouble).__name__,
 )
 async def test_trouble_counts_nowhere_and_pauses_the_worker(
@@ -283,6 +290,20 @@ async def test_trouble_counts_nowhere_and_pauses_the_worker(
     assert 0 < attempts.pause.seconds_left <= 1
     assert await folders_of(storage, image) == []
     assert await queue_of(redis) == []
+
+
+async def test_a_delete_in_the_middle_of_storing_is_no_trouble_of_the_workers(
+    ledger: Ledger, storage: Storage, attempts: Attempts
+) -> None:
+    """Its folder went under its hands: clients that upload and delete must not be able to stop a worker."""
+
+    async def work(image: Image) -> Image:
+        await ledger.delete(image.id)
+        raise StorageUnavailable("nothing at renditions")
+
+    await convert(attempts, await queued(ledger), work)
+
+    assert attempts.pause.seconds_left == 0
 
 
 async def test_an_image_stays_with_whoever_cannot_hand_it_back_until_its_lease_is_over(

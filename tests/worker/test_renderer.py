@@ -24,6 +24,7 @@ from shared.errors import (
     ChildLost,
     DecoderCrashed,
     ImageTooLarge,
+    NoChild,
     RenderOutOfMemory,
     RenderTimedOut,
     StorageFull,
@@ -33,6 +34,7 @@ from shared.errors import (
 from shared.images import Size, ladder
 from shared.settings import Settings
 from tests.worker.pictures import encoded, photo, quartered
+from worker.children import Child
 from worker.renderer import PixelBudget, Renderer
 
 HOSTILE = (sys.executable, "-m", "tests.worker.hostile")
@@ -249,6 +251,30 @@ async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
 
     with pytest.raises(RenderTimedOut):
         await hanging
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+@pytest.mark.parametrize("trouble", [OSError("no memory"), RuntimeError("can't start new thread")])
+async def test_without_a_child_an_image_is_handed_back_until_one_starts_again(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    """Else one sick worker would hold what it claims, and its slot would be gone for good."""
+    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 0.1)
+    monkeypatch.setattr("worker.renderer._AGAIN_SECONDS", 0.01)
+    renderer = await start_renderer()
+    spawn = Child.spawn
+
+    async def refuse(*arguments: object) -> Child:
+        raise trouble
+
+    monkeypatch.setattr(Child, "spawn", refuse)
+    with pytest.raises(DecoderCrashed):
+        await render(renderer, original(fault("render", "segfault")))
+    with pytest.raises(NoChild):
+        await render(renderer, original(GOOD))
+
+    monkeypatch.setattr(Child, "spawn", spawn)
+    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 30)
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
