@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, cast
@@ -62,6 +63,9 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+
+#: What Pillow multiplies the grey levels of a PNG by, by the raw mode of its 2 and 4 bits.
+_STRETCH = {"L;2": 85, "L;4": 17}
 
 #: The mode in which Pillow hands pixels of an ICC profile's colour space to the colour engine.
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
@@ -208,7 +212,10 @@ def _orientation(image: ImageFile.ImageFile) -> tuple[Size, Image.Transpose | No
 
 def _decode(picture: Picture) -> Image.Image:
     opened = picture._take()
-    opened.load()
+    if isinstance(opened, PngImagePlugin.PngImageFile):
+        _load_png(opened)
+    else:
+        opened.load()
     image: Image.Image = opened
     if opened.mode == "CMYK" and opened.format == "JPEG" and "adobe" not in opened.info:
         # Pillow takes every CMYK JPEG for one of Adobe's, which are inverted; without their marker they are not.
@@ -219,6 +226,48 @@ def _decode(picture: Picture) -> Image.Image:
     if image.size != picture.size:
         raise UnreadableImage("The picture's size is not the one that its header tells.")
     return image
+
+
+def _load_png(image: PngImagePlugin.PngImageFile) -> None:
+    # The transparent colour is named in the file's own depth. Pillow fits the pixels to 8 bits and not the colour, and
+    # once it has loaded them it does not know the depth any more.
+    raw_mode = str(image.tile[0].args)
+    transparent = image.info.get("transparency")
+    if raw_mode == "RGB;16B" and isinstance(transparent, tuple):
+        # Two colours may differ in their lower bytes only.
+        alpha = _alpha_of_others(_lower_bytes(image), [value & 255 for value in transparent])
+        image.load()
+        alpha = ImageChops.lighter(alpha, _alpha_of_others(image, [value >> 8 for value in transparent]))
+        image.info.pop("transparency", None)
+        image.putalpha(alpha)
+        return
+    image.load()
+    if raw_mode in _STRETCH and isinstance(transparent, int):
+        stretch = _STRETCH[raw_mode]
+        image.info["transparency"] = transparent % (255 // stretch + 1) * stretch
+
+
+def _lower_bytes(image: PngImagePlugin.PngImageFile) -> Image.Image:
+    # Of the two bytes of a value Pillow keeps the upper one: of little-endian values, which these are not, the second.
+    file = cast("BinaryIO", image.fp)
+    position = file.tell()
+    file.seek(0)
+    again = PngImagePlugin.PngImageFile(file)
+    again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]
+    again.load()
+    file.seek(position)
+    return again
+
+
+def _alpha_of_others(image: Image.Image, transparent: Sequence[int]) -> Image.Image:
+    levels = range(65536 if image.mode == "I" else 256)
+    return functools.reduce(
+        ImageChops.lighter,
+        (
+            band.point([0 if level == value else 255 for level in levels], "L")
+            for band, value in zip(image.split(), transparent, strict=True)
+        ),
+    )
 
 
 def _flatten_to_srgb(image: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
@@ -232,9 +281,11 @@ def _flatten_to_srgb(image: Image.Image, profile: bytes | None, background: tupl
 
 def _separate_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        transparent = image.info.get("transparency")
+        if image.mode == "I;16" and isinstance(transparent, int):
+            return _eight_bits(image), _alpha_of_others(image.convert("I"), [transparent])
         return _eight_bits(image), None
     if image.has_transparency_data:
-        _fit_transparent_colour(image)
         if image.mode in ("1", "L", "LA", "La"):
             image = image.convert("LA")
             return image.getchannel("L"), image.getchannel("A")
@@ -247,27 +298,35 @@ def _separate_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None
     return image.convert("L" if image.mode == "1" else "RGB"), None
 
 
-def _fit_transparent_colour(image: Image.Image) -> None:
-    # A PNG of 16 bits a channel is read as one of 8, but names its transparent colour in 16.
-    colour = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255:
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
-
-
 def _eight_bits(image: Image.Image) -> Image.Image:
+    # A TIFF stays what it was opened as, since it is turned in its place. Its tags are still to be heeded: for 8 bits
+    # and fewer Pillow does it, for more it hands out the values as they lie in the file.
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    is_white_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0
     if image.mode.startswith("I;16"):
-        low, high = 0.0, 65535.0
+        low, high = 0.0, 2.0**bits - 1
         image = image.convert("I")
     else:
-        # Neither says what white is: the least customary range that holds all values, or the values' own.
+        if image.mode == "I" and bits == 32 and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
+            image = _unsigned(image)
+        # Nothing says what white is: the least customary range that holds all values, or the values' own.
         low, high = (float(value) for value in cast("tuple[float, float]", image.getextrema()))
         usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
         if not (math.isfinite(low) and math.isfinite(high)):
             low, high = 0.0, 255.0
         elif white := next((white for white in usual if low >= 0 and high <= white), None):
             low, high = 0.0, white
-    scale = 255 / (high - low) if high > low else 1.0
+    if is_white_zero:
+        low, high = high, low
+    scale = 255 / (high - low) if high != low else 1.0
     return image.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
+
+
+def _unsigned(image: Image.Image) -> Image.Image:
+    # Pillow has no mode for 32 bits without a sign: the upper half of the values comes out below zero.
+    low, _ = cast("tuple[int, int]", image.getextrema())
+    return image if low >= 0 else Image.frombytes("F", image.size, image.tobytes(), "raw", "F;32N")
 
 
 def _convert_to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:

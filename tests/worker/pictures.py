@@ -68,6 +68,17 @@ def png(size: tuple[int, int], depth: int, colour_type: int, rows: bytes, *chunk
     )
 
 
+def grey_tiff(
+    size: tuple[int, int], depth: int, rows: bytes, *, is_white_zero: bool = False, sample_format: int = 1
+) -> io.BytesIO:
+    """Return a greyscale TIFF, little-endian and uncompressed, of these raw rows."""
+    photometric = 0 if is_white_zero else 1
+    tags = {256: size[0], 257: size[1], 258: depth, 259: 1, 262: photometric, 277: 1, 278: size[1], 279: len(rows)}
+    tags |= {273: 8 + 2 + 12 * 10 + 4, 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, tags[tag]) for tag in sorted(tags))
+    return io.BytesIO(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + rows)
+
+
 def segments(jpeg: bytes) -> list[tuple[int, bytes]]:
     """Return the markers of a JPEG up to its scan, each with what it holds."""
     found: list[tuple[int, bytes]] = []

@@ -20,6 +20,7 @@ from tests.worker.pictures import (
     all_green_inks_profile,
     encoded,
     exif_with_orientation,
+    grey_tiff,
     linear_grey_profile,
     photo,
     png,
@@ -241,6 +242,76 @@ def test_sixteen_bits_a_channel_keep_their_colours_and_their_transparent_one() -
     assert_colour(result, (0.8, 0.5), BLUE)
 
 
+@pytest.mark.parametrize("opaque", [(0xFF00, 0xFF00, 0), (0xFFFF, 0xFFFF, 0x00FF), (0x00FF, 0xFFFF, 0)])
+def test_a_transparent_colour_of_sixteen_bits_a_channel_is_told_from_its_neighbours(
+    opaque: tuple[int, int, int],
+) -> None:
+    rows = (b"\0" + struct.pack(">HHH", *opaque) * 16 + struct.pack(">HHH", 0xFFFF, 0xFFFF, 0) * 16) * 16
+    transparent = struct.pack(">HHH", 0xFFFF, 0xFFFF, 0)
+
+    result = full_size(png((32, 16), 16, 2, rows, (b"tRNS", transparent)), background=BLUE)
+
+    red, green, blue = (value >> 8 for value in opaque)
+    assert_colour(result, (0.2, 0.5), (red, green, blue))
+    assert_colour(result, (0.8, 0.5), BLUE)
+
+
+def test_a_transparent_colour_of_sixteen_bits_may_be_a_small_number() -> None:
+    rows = (b"\0" + struct.pack(">HHH", 0x1200, 0, 0) * 16 + struct.pack(">HHH", 0x0012, 0, 0) * 16) * 16
+
+    result = full_size(png((32, 16), 16, 2, rows, (b"tRNS", struct.pack(">HHH", 0x0012, 0, 0))), background=BLUE)
+
+    assert_colour(result, (0.2, 0.5), (0x12, 0, 0))
+    assert_colour(result, (0.8, 0.5), BLUE)
+
+
+def test_sixteen_bits_of_grey_in_a_tiff_may_count_from_white() -> None:
+    row = struct.pack("<48H", *(value for value in (0, 0x4000, 0xFFFF) for _ in range(16)))
+
+    result = full_size(grey_tiff((48, 16), 16, row * 16, is_white_zero=True))
+
+    for i, shade in enumerate((255, 191, 0)):
+        assert_colour(result, ((i + 0.5) / 3, 0.5), (shade,) * 3, within=3)
+
+
+def test_floats_in_a_tiff_may_count_from_white() -> None:
+    row = struct.pack("<48f", *(value for value in (0.0, 0.25, 1.0) for _ in range(16)))
+
+    result = full_size(grey_tiff((48, 16), 32, row * 16, is_white_zero=True, sample_format=3))
+
+    for i, shade in enumerate((255, 191, 0)):
+        assert_colour(result, ((i + 0.5) / 3, 0.5), (shade,) * 3, within=3)
+
+
+@pytest.mark.parametrize("depth", [2, 4, 8])
+def test_few_bits_of_grey_that_count_from_white_are_turned_once(depth: int) -> None:
+    """Pillow turns these by itself."""
+    white, black = bytes(4 * depth), b"\xff" * (4 * depth)
+
+    result = full_size(grey_tiff((64, 16), depth, (white + black) * 16, is_white_zero=True))
+
+    assert_colour(result, (0.2, 0.5), WHITE)
+    assert_colour(result, (0.8, 0.5), (0, 0, 0))
+
+
+def test_twelve_bits_of_grey_keep_their_shades() -> None:
+    row = bytes.fromhex("000000" * 8 + "800800" * 8 + "ffffff" * 8)  # two values of 12 bits in three bytes
+
+    result = full_size(grey_tiff((48, 16), 12, row * 16))
+
+    for i, shade in enumerate((0, 128, 255)):
+        assert_colour(result, ((i + 0.5) / 3, 0.5), (shade,) * 3, within=3)
+
+
+def test_thirty_two_bits_without_a_sign_are_not_taken_for_signed() -> None:
+    row = struct.pack("<48I", *(value for value in (0, 0x7FFFFFFF, 0xFFFFFFFF) for _ in range(16)))
+
+    result = full_size(grey_tiff((48, 16), 32, row * 16))
+
+    for i, shade in enumerate((0, 128, 255)):
+        assert_colour(result, ((i + 0.5) / 3, 0.5), (shade,) * 3, within=4)
+
+
 @pytest.mark.parametrize(
     ("mode", "values"),
     [
@@ -323,6 +394,24 @@ def test_a_transparent_grey_level_is_flattened() -> None:
     result = full_size(encoded(image, "PNG", transparency=7), background=BLUE)
 
     assert_colour(result, (0.2, 0.5), (100, 100, 100))
+    assert_colour(result, (0.8, 0.5), BLUE)
+
+
+@pytest.mark.parametrize(
+    ("depth", "opaque", "transparent", "shade"),
+    [(1, 0, 1, 0), (2, 1, 2, 85), (4, 5, 8, 85), (8, 85, 136, 85), (16, 0x5555, 0x5556, 85), (16, 0xFFFF, 0, 255)],
+)
+def test_a_transparent_grey_level_of_any_depth_is_flattened(
+    depth: int, opaque: int, transparent: int, shade: int
+) -> None:
+    def half(level: int) -> bytes:
+        return int(f"{level:0{depth}b}" * 16, 2).to_bytes(2 * depth, "big")
+
+    rows = (b"\0" + half(opaque) + half(transparent)) * 16
+
+    result = full_size(png((32, 16), depth, 0, rows, (b"tRNS", struct.pack(">H", transparent))), background=BLUE)
+
+    assert_colour(result, (0.2, 0.5), (shade,) * 3)
     assert_colour(result, (0.8, 0.5), BLUE)
 
 
