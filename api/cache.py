@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import falcon
 from falcon.asgi import Request, Response
@@ -16,6 +16,7 @@ from shared.response_cache import Copy, ResponseCache, Slot
 _HEADER = "X-ASGILook-Cache"
 
 
+@runtime_checkable
 class Cacheable(Protocol):
     """A resource whose GET may be answered by a copy."""
 
@@ -33,10 +34,9 @@ class ResponseCaching:
         self._cache = cache
 
     async def process_resource(self, req: Request, resp: Response, resource: Any, params: dict[str, Any]) -> None:
-        slot_of = getattr(resource, "slot_of", None)
-        if slot_of is None or req.method not in ("GET", "HEAD"):
+        if not isinstance(resource, Cacheable) or req.method not in ("GET", "HEAD"):
             return
-        slot: Slot | None = slot_of(req, **params)
+        slot = resource.slot_of(req, **params)
         if slot is None:
             return
         req.context.slot = slot
@@ -100,7 +100,7 @@ def _apply_conditionals(req: Request, resp: Response, etag: str, body: bytes) ->
 
 
 def apply_decision(resp: Response, decision: conditional.Decision, length: int) -> None:
-    """Set status and headers for a conditional's outcome; the body is the caller's. Raises Problem for a 416."""
+    """Set status and headers for a conditional's outcome; the body is the caller's. Raises Problem for 412 and 416."""
     match decision:
         case conditional.NotModified():
             resp.status = falcon.HTTP_304

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from arq.connections import ArqRedis
 from arq.worker import Function, Worker
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.connections import RedisAway
+from shared.connections import RedisAway, arq_client
 from shared.queue import Queue, pack, unpack
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class Consumer(Worker):
         super().__init__(
             functions,
             queue_name=queue.name,
-            redis_pool=ArqRedis(pool_or_conn=redis.connection_pool, job_serializer=pack, job_deserializer=unpack),
+            redis_pool=arq_client(redis, job_serializer=pack, job_deserializer=unpack),
             max_jobs=slots,
             job_timeout=job_seconds,
             max_tries=1,
