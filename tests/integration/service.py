@@ -160,6 +160,8 @@ class Service:
     def stop(self, seconds: float = 12) -> None:
         """End every process as an operator would, SIGTERM first to those that serve, Valkey last."""
         for process in reversed(self.processes):
+            if process.poll() is not None:
+                continue
             process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
@@ -237,10 +239,20 @@ class Deployed(Service):
         self.webs.append(self.start(self.commands["web"], PORT=str(self.ports[-1]), **env))
         return self.webs[-1]
 
+    def start_web_again(self, number: int, **env: str) -> subprocess.Popen[bytes]:
+        """Start the web process number `number`, which has ended, again on its port, as a supervisor would."""
+        self.webs[number] = self.start(self.commands["web"], PORT=str(self.ports[number]), **env)
+        return self.webs[number]
+
     def start_worker(self, **env: str) -> subprocess.Popen[bytes]:
         """Start one more worker."""
         self.workers.append(self.start(self.commands["worker"], **env))
         return self.workers[-1]
+
+    def start_worker_again(self, number: int, **env: str) -> subprocess.Popen[bytes]:
+        """Start the worker number `number`, which has ended, again, as a supervisor would."""
+        self.workers[number] = self.start(self.commands["worker"], **env)
+        return self.workers[number]
 
 
 class Services:
