@@ -57,6 +57,8 @@ def request(headers: bytes, *, name: str = "raw", more: bytes = b"") -> bytes:
 
 
 FRAMINGS = [with_length, chunked, multipart]
+#: A number of bytes, a part of all, or so many bytes before the end; the last five of a chunked body are its end.
+CUTS = [0, 1, 200, *(tenth / 10 for tenth in range(1, 10)), -6, -1]
 Framing = Callable[[bytes], tuple[bytes, bytes]]
 
 
@@ -70,13 +72,12 @@ def test_a_whole_upload_is_taken_however_it_is_framed(service: Deployed, client:
 
 
 @pytest.mark.parametrize("leave", [RawClient.finish, RawClient.reset], ids=["fin", "rst"])
-@pytest.mark.parametrize("cut", [0, 1, 200, 0.5, -6, -1], ids=str)
+@pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_an_upload_that_breaks_off_leaves_nothing_behind(
     service: Deployed, client: RawClient, framing: Framing, cut: float, leave: Callable[[RawClient], None]
 ) -> None:
     headers, body = framing(small_picture())
-    # A number of bytes, a part of all, or so many bytes before the end; the last five of a chunked body are its end.
     sent = body[: int(len(body) * cut) if isinstance(cut, float) else cut]
     name = f"{framing.__name__}.{cut}.{leave.__name__}"
     before = holdings_of(service)
