@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from typing import NoReturn
@@ -105,14 +106,19 @@ class ImageList:
     @falcon.before(require_room)
     async def on_post(self, req: Request, resp: Response) -> None:
         image = await self.uploads.receive(req)
-        enqueued = await self._enqueueing.enqueue(image)
-        wait = wait_of(req.get_header("Prefer"))
-        if wait is not None:
-            resp.set_header("Preference-Applied", f"wait={wait}")
-            latest = await self._waiting.until_final(image.id, wait)
-            if latest is None:
-                raise Problem("no-such-image")
-            image = latest
+        enqueued, wait = False, wait_of(req.get_header("Prefer"))
+        try:
+            enqueued = await self._enqueueing.enqueue(image)
+            if wait is not None:
+                resp.set_header("Preference-Applied", f"wait={wait}")
+                latest = await self._waiting.until_final(image.id, wait)
+                if latest is None:
+                    raise Problem("no-such-image")
+                image = latest
+        except asyncio.CancelledError:
+            # The server's grace is over, and what is committed is acknowledged all the same: who is told to come back
+            # would send a picture that we have.
+            logger.info("acknowledged at the end of the grace", extra={"image": image.id})
         resp.set_header("Content-Location", image_path(image.id))
         match image.status:
             case Status.READY:

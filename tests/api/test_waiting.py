@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -145,6 +146,25 @@ async def test_an_upload_that_is_not_ready_in_time_is_acknowledged(service: Serv
     assert response.headers["Location"] == f"/images/{response.json['id']}"
     assert response.headers["Retry-After"] == "1"
     assert response.headers["Preference-Applied"] == f"wait={seconds}"
+
+
+async def test_an_upload_that_is_cancelled_while_it_waits_is_acknowledged(service: Service) -> None:
+    """As the server does at the end of its grace. Who is told to come back would send a picture that we have."""
+    headers = {"Prefer": "wait=15", "Content-Type": "image/jpeg", "Content-Length": str(len(PHOTO))}
+    request = asyncio.create_task(service.send("POST", "/images", headers, [PHOTO]))
+
+    async def is_enqueued() -> bool:
+        return await service.jobs() != []
+
+    await until(is_enqueued)
+    request.cancel()
+
+    start, *bodies = await request
+
+    assert start["status"] == 202
+    record = json.loads(b"".join(event["body"] for event in bodies))
+    assert [record["id"]] == service.rows()
+    assert record["status"] == "queued"
 
 
 async def test_a_preference_that_cannot_be_read_is_not_applied(service: Service) -> None:
