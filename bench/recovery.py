@@ -1,0 +1,163 @@
+"""How soon a killed worker's image is claimed again: `python -m bench.recovery [kills]`, on a service of its own.
+
+Two workers render pictures that take more than a second; the one that has the latest is killed with -9 at a random
+moment of it, and started again. A trigger in the ledger notes every claim, to the millisecond.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import socket
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+from PIL import Image, ImageCms
+
+from bench.enqueue_to_start import is_ready, until
+from parts import Part, free_port, is_valkey_up, read_procfile, valkey_command
+
+KILLS = 20
+WORKERS = 2
+SEED = 20
+#: Lost images that are waited for at once, before the next kill.
+MOST_LOST = 2
+#: Seconds of a render, at the most, after which its worker is killed.
+LATEST_SECONDS = 0.8
+
+_NOTE_CLAIMS = """
+CREATE TABLE claims (id TEXT, attempt INTEGER, at REAL, PRIMARY KEY (id, attempt));
+CREATE TRIGGER note_claim AFTER UPDATE OF status ON images WHEN NEW.status = 'processing' BEGIN
+    INSERT INTO claims VALUES (NEW.id, NEW.attempt, (julianday('now') - 2440587.5) * 86400.0);
+END;
+"""
+
+
+@contextmanager
+def service(folder: Path) -> Iterator[tuple[int, list[Part]]]:
+    """Run the service for the block; yield the port of web, and the workers."""
+    valkey_port, web_port = free_port(), free_port()
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOST": "127.0.0.1",
+        "PORT": str(web_port),
+        "REDIS_URL": f"redis://127.0.0.1:{valkey_port}/0",
+        "ASGI_LOOK_STORAGE_PATH": str(folder),
+        "ASGI_LOOK_RENDER_SLOTS": "2",
+        "ASGI_LOOK_LOG_LEVEL": "ERROR",
+    }
+    commands = read_procfile()
+    (folder / "valkey").mkdir()
+    valkey = Part("Valkey", valkey_command(folder / "valkey", valkey_port), env).start()
+    parts = [valkey]
+    try:
+        until(lambda: valkey.process is not None and is_valkey_up(valkey_port, valkey.process.pid))
+        release = Part("release", commands["release"], env).start()
+        until(lambda: not release.is_running)
+        with closing(sqlite3.connect(folder / "ledger.sqlite3")) as ledger:
+            ledger.executescript(_NOTE_CLAIMS)
+        parts.append(Part("web", commands["web"], env).start())
+        workers = [Part("worker", commands["worker"], env).start() for _ in range(WORKERS)]
+        parts += workers
+        until(lambda: is_ready(web_port))
+        yield web_port, workers
+    finally:
+        for part in reversed(parts):
+            if part.process is not None:
+                part.process.terminate()
+                part.process.wait()
+
+
+def slow_picture() -> bytes:
+    """Return a small file that takes more than a second to render: 25 MP, progressive, of another colour space."""
+    gradient = Image.linear_gradient("L").resize((5001, 4999))
+    picture = Image.merge("RGB", (gradient, gradient.transpose(Image.Transpose.FLIP_TOP_BOTTOM), gradient))
+    file = io.BytesIO()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    picture.save(file, "JPEG", progressive=True, icc_profile=profile.tobytes())
+    return file.getvalue()
+
+
+def upload(port: int, picture: bytes) -> str:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.request("POST", "/images", picture)
+        answer = connection.getresponse()
+        if answer.status != 202:
+            raise SystemExit(f"an upload got {answer.status}: {answer.read()!r}")
+        return str(json.load(answer)["id"])
+
+
+def worker_with(ledger: sqlite3.Connection, image_id: str, workers: list[Part]) -> Part | None:
+    """Return the worker that has the image, if one has."""
+    ((name,),) = ledger.execute("SELECT worker FROM images WHERE id = ?", (image_id,))
+    return next((worker for worker in workers if name == name_of(worker)), None)
+
+
+def name_of(worker: Part) -> str:
+    return f"{socket.gethostname()}:{worker.process.pid if worker.process else 0}"
+
+
+def kill(worker: Part, ledger: sqlite3.Connection) -> list[tuple[str, int, float]]:
+    """Kill a worker and start it again; return the images that it had, their attempts, and when it was killed."""
+    if worker.process is None:
+        raise SystemExit("a worker has not started")
+    name, at = name_of(worker), time.time()
+    worker.process.kill()
+    worker.process.wait()
+    query = "SELECT id, attempt FROM images WHERE status = 'processing' AND worker = ?"
+    lost = [(image_id, attempt, at) for image_id, attempt in ledger.execute(query, (name,))]
+    worker.start()
+    return lost
+
+
+def measure(port: int, workers: list[Part], ledger: sqlite3.Connection, kills: int) -> list[float]:
+    """Return the seconds from the kills to the next claims of what the killed had."""
+    picture, moments = slow_picture(), random.Random(SEED)  # noqa: S311 - no secret
+    lost: list[tuple[str, int, float]] = []
+    done = 0
+    while done < kills:
+        image_id = upload(port, picture)
+        until(lambda image_id=image_id: worker_with(ledger, image_id, workers) is not None)  # type: ignore[misc] # a default is no argument
+        time.sleep(moments.uniform(0, LATEST_SECONDS))  # into the middle of the render
+        worker = worker_with(ledger, image_id, workers)
+        if worker is not None and (had := kill(worker, ledger)):
+            lost += had
+            done += 1
+            # Several are waited for at once, but not so many that they wait for a free slot as well.
+            until(lambda: len(lost) - len(recovered(ledger, lost)) <= MOST_LOST)
+    until(lambda: len(recovered(ledger, lost)) == len(lost))
+    return recovered(ledger, lost)
+
+
+def recovered(ledger: sqlite3.Connection, lost: list[tuple[str, int, float]]) -> list[float]:
+    """Return the seconds until the next claim of those that have been claimed again."""
+    claims = {(image_id, attempt): at for image_id, attempt, at in ledger.execute("SELECT id, attempt, at FROM claims")}
+    return [claims[image_id, attempt + 1] - at for image_id, attempt, at in lost if (image_id, attempt + 1) in claims]
+
+
+def main() -> None:
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else KILLS
+    with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as (port, workers):
+        with closing(sqlite3.connect(Path(folder) / "ledger.sqlite3", timeout=10, isolation_level=None)) as ledger:
+            seconds = sorted(measure(port, workers, ledger, kills))
+            until(lambda: not ledger.execute("SELECT 1 FROM images WHERE status <> 'ready'").fetchall())
+            ((images,),) = ledger.execute("SELECT count(*) FROM images")
+    print(
+        f"kill -9 to the next claim: median {statistics.median(seconds):.1f} s, "
+        f"95% within {seconds[len(seconds) * 95 // 100]:.1f} s, worst {seconds[-1]:.1f} s "
+        f"({kills} kills, {len(seconds)} attempts lost, all {images} images ready)"
+    )
+
+
+if __name__ == "__main__":
+    main()
