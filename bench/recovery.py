@@ -131,7 +131,7 @@ def measure(port: int, workers: list[Part], ledger: sqlite3.Connection, kills: i
         time.sleep(moments.uniform(0, LATEST_SECONDS))  # into the middle of the render
         worker = worker_with(ledger, image_id, workers)
         if worker is not None and (had := kill(worker, ledger)):
-            lost += had
+            lost.extend(had)
             done += 1
             # Several are waited for at once, but not so many that they wait for a free slot as well.
             until(lambda: len(lost) - len(recovered(ledger, lost)) <= MOST_LOST)
@@ -147,11 +147,14 @@ def recovered(ledger: sqlite3.Connection, lost: list[tuple[str, int, float]]) ->
 
 def main() -> None:
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else KILLS
-    with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as (port, workers):
-        with closing(sqlite3.connect(Path(folder) / "ledger.sqlite3", timeout=10, isolation_level=None)) as ledger:
-            seconds = sorted(measure(port, workers, ledger, kills))
-            until(lambda: not ledger.execute("SELECT 1 FROM images WHERE status <> 'ready'").fetchall())
-            ((images,),) = ledger.execute("SELECT count(*) FROM images")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        service(Path(folder)) as (port, workers),
+        closing(sqlite3.connect(Path(folder) / "ledger.sqlite3", timeout=10, isolation_level=None)) as ledger,
+    ):
+        seconds = sorted(measure(port, workers, ledger, kills))
+        until(lambda: not ledger.execute("SELECT 1 FROM images WHERE status <> 'ready'").fetchall())
+        ((images,),) = ledger.execute("SELECT count(*) FROM images")
     print(
         f"kill -9 to the next claim: median {statistics.median(seconds):.1f} s, "
         f"95% within {seconds[len(seconds) * 95 // 100]:.1f} s, worst {seconds[-1]:.1f} s "
