@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.integration.faults import small_picture
-from tests.integration.service import Deployed, Response
+from tests.integration.service import Deployed, Response, Service
 
 #: Seconds that a client thinks between two requests.
 _PACE_SECONDS = 0.05
@@ -32,6 +32,8 @@ class Clients:
         self.surprises: list[str] = []
         self.answers: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()
+        #: What `Retry-After` the acknowledged were told.
+        self.told_to_wait: Counter[str] = Counter()
         self._service = service
         self._ended = threading.Event()
         roles = [self._upload] * uploaders + [self._read] * readers
@@ -52,15 +54,6 @@ class Clients:
     @property
     def summary(self) -> str:
         return f"answers: {dict(self.answers)}, tried again: {dict(self.retries)}"
-
-    def listed(self) -> list[str]:
-        """Return the ids of all images in the list, page by page."""
-        client, ids, after = _Client(self, 0), [], ""
-        while page := client.ask("GET", f"/images?limit=50{after}").json:
-            ids += [str(image["id"]) for image in page]
-            after = f"&after={page[-1]['sequence']}"
-        client.hang_up()
-        return ids
 
     def _go_on(self, act: Callable[[_Client, random.Random], None], number: int) -> None:
         client, choices = _Client(self, number), random.Random(number)
@@ -83,10 +76,11 @@ class Clients:
                 {"Content-Type": "multipart/form-data; boundary=edge"},
             )
         elif how == "wait":
-            headers["Prefer"] = "wait=5"
+            headers["Prefer"] = "wait=1"
         answer = client.ask("POST", "/images", picture, headers)
         if answer.status in (201, 202):
             self.acknowledged.append(str(answer.json["id"]))
+            self.told_to_wait[answer.headers.get("retry-after", "")] += 1
         else:
             self.surprises.append(f"{how} upload: {answer.status} {answer.body!r}")
 
@@ -95,6 +89,16 @@ class Clients:
         paths = [page_path for image in page.json for page_path in (f"/images/{image['id']}", image["image"])]
         answers = [page, *(client.ask("GET", path) for path in choices.sample(paths, min(2, len(paths))))]
         self.surprises += [f"read: {answer.status} {answer.body[:200]!r}" for answer in answers if answer.status != 200]
+
+
+def ids_in_list(service: Service) -> list[str]:
+    """Return the ids of all images in the list, in its order."""
+    ids: list[str] = []
+    after = ""
+    while page := service.get(f"/images?limit=1000{after}").json:
+        ids += [str(image["id"]) for image in page]
+        after = f"&after={page[-1]['sequence']}"
+    return ids
 
 
 class _Client:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.crash.clients import Clients
+from tests.crash.clients import Clients, ids_in_list
 from tests.crash.journal import claims_of, hand_backs_of, keep_journal, losses_in
 from tests.integration.evidence import files_of, lines_of, original_of, row_of, rows_of, status_of
 from tests.integration.faults import RawClient, small_picture
@@ -248,7 +248,7 @@ def test_a_rolling_restart_under_load_fails_nothing_that_a_retrying_client_would
     # Also, what was received was acknowledged: no upload was cut off between its commit and its answer.
     assert sorted(rows) == sorted(clients.acknowledged)
     service.until(lambda: {row["status"] for row in rows_of(service).values()} == {"ready"}, what="every readiness")
-    assert sorted(clients.listed()) == sorted(clients.acknowledged)
+    assert sorted(ids_in_list(service)) == sorted(clients.acknowledged)
     assert losses_in(service) == []
     assert "Traceback" not in service.output
 

@@ -1,0 +1,91 @@
+"""Backlogs of any length, put straight into a ledger; and what it takes to work them off."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import dataclass
+
+import uuid_utils
+from PIL import Image
+
+from tests.crash.clients import ids_in_list
+from tests.integration.evidence import original_of
+from tests.integration.service import Deployed, Service
+from tests.worker.pictures import encoded
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Drained:
+    """How long a backlog took; the statuses in which its images ended, and those in the list but once."""
+
+    count: int
+    seconds: float
+    statuses: set[str]
+    listed: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.count} images in {self.seconds:.1f} s, {self.count / self.seconds:.0f} a second"
+
+
+def new_ids(count: int) -> list[str]:
+    """Return so many ids in their order."""
+    return [str(uuid_utils.uuid7()) for _ in range(count)]
+
+
+def ledger_name_of(service: Service) -> str:
+    """Return the name of a service's ledger, which its jobs have in their ids."""
+    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
+        ((name,),) = ledger.execute("SELECT identity FROM ledger")
+    return str(name)
+
+
+def queue_up(service: Service, image_ids: list[str], *, age: float = 3 * DAY) -> None:
+    """Commit images as uploads of `age` seconds ago whose only wake-up has been forgotten; they are due since then.
+
+    Their originals are one file, each a hard link to it.
+    """
+    content = encoded(Image.linear_gradient("L").convert("RGB").resize((80, 64)), "PNG").getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    template = service.data / "template"
+    template.write_bytes(content)
+    created = time.time() - age
+    rows = []
+    for number, image_id in enumerate(image_ids):
+        original = original_of(service, image_id)
+        original.parent.mkdir(parents=True, exist_ok=True)
+        os.link(template, original)
+        at = created + number / 1000
+        rows.append((image_id, at + 10, len(content), digest, at, at))
+    template.unlink()
+    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger, ledger:
+        ledger.executemany(
+            "INSERT INTO images (id, status, attempt, failures, losses, wake, due, original_type, original_bytes,"
+            " original_sha256, renditions, created, modified)"
+            " VALUES (?, 'queued', 0, 0, 0, 1, ?, 'image/png', ?, ?, '{}', ?, ?)",
+            rows,
+        )
+
+
+def drain(service: Deployed, image_ids: list[str], patience: float) -> Drained:
+    """Wait until none of these images is queued or being processed any more."""
+    started, wanted = time.monotonic(), set(image_ids)
+
+    def unfinished() -> int:
+        with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
+            query = "SELECT count(*) FROM images WHERE status IN ('queued', 'processing')"
+            return int(ledger.execute(query).fetchone()[0])
+
+    service.until(lambda: unfinished() == 0, seconds=patience, what="the backlog's end")
+    seconds = time.monotonic() - started
+    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
+        statuses = {
+            status for image_id, status in ledger.execute("SELECT id, status FROM images") if image_id in wanted
+        }
+    listed = [image_id for image_id in ids_in_list(service) if image_id in wanted]
+    return Drained(len(image_ids), seconds, statuses, listed)

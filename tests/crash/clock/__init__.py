@@ -1,0 +1,1 @@
+"""On the PYTHONPATH of one process, a clock that is wrong."""
