@@ -35,7 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         yield service
 
 
-def assert_drained(service: Deployed, image_ids: list[str], patience: float = 120) -> None:
+def assert_drained(service: Deployed, image_ids: list[str], patience: float = 600) -> None:
     drained = drain(service, image_ids, patience)
     print(drained)
     assert drained.statuses == {"ready"}
@@ -46,7 +46,7 @@ def assert_drained(service: Deployed, image_ids: list[str], patience: float = 12
 
 def test_a_backlog_of_days_ago_drains_and_nobody_overtakes_it_for_ever(service: Deployed) -> None:
     """Its job keys expired long ago. Who uploads meanwhile has his turn as well."""
-    image_ids = new_ids(800)
+    image_ids = new_ids(600)
     queue_up(service, image_ids, age=3 * DAY)
 
     late = [str(service.upload(small_picture()).json["id"]) for _ in range(5)]

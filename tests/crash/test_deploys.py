@@ -21,7 +21,7 @@ from PIL import Image
 from tests.crash.clients import Clients, ids_in_list
 from tests.crash.journal import claims_of, hand_backs_of, keep_journal, losses_in
 from tests.integration.evidence import files_of, lines_of, original_of, row_of, rows_of, status_of
-from tests.integration.faults import RawClient, small_picture
+from tests.integration.faults import RawClient, begin_render, frozen, small_picture
 from tests.integration.service import Deployed, Services, children_of, descendants_of
 from tests.worker.pictures import encoded
 
@@ -217,6 +217,28 @@ def test_a_worker_told_to_stop_takes_nothing_new_and_hands_back_what_it_cannot_f
     assert (first.worker, second.worker) == (stopped.pid, other.pid)
     (at,) = hand_backs_of(service, handed_back)
     print(f"what was handed back was claimed {second.at - at:.2f} s later")
+    assert losses_in(service) == []
+    assert "Traceback" not in service.output
+
+
+def test_web_and_worker_told_to_stop_end_in_time_though_redis_answers_nothing(services: Services) -> None:
+    """The worker has an image that it cannot finish; it is handed back in the ledger alone."""
+    service = services.deploy(ASGI_LOOK_GRACE_SECONDS=GRACE, ASGI_LOOK_RENDER_SLOTS="1")
+    keep_journal(service)
+    (web,), (worker,) = service.webs, service.workers
+    (child,) = children_of(worker.pid)
+    os.kill(child, signal.SIGSTOP)
+    image_id = begin_render(service, small_picture())
+
+    with frozen(service.valkey):
+        for process in (web, worker):
+            process.terminate()
+        told_at = time.monotonic()
+        codes = [ended_within(process, told_at) for process in (web, worker)]
+
+    assert codes[0] in (0, -signal.SIGTERM)
+    assert codes[1] == 0
+    assert row_of(service, image_id)["status"] == "queued"
     assert losses_in(service) == []
     assert "Traceback" not in service.output
 
