@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.crash.clients import Clients
+from tests.crash.retrying import Clients
 from tests.integration.evidence import rows_of
 from tests.integration.service import Deployed
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import uuid_utils
 from PIL import Image
 
-from tests.crash.clients import ids_in_list
+from tests.crash.retrying import ids_in_list
 from tests.integration.evidence import original_of
 from tests.integration.service import Deployed, Service
 from tests.worker.pictures import encoded

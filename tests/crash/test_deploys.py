@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.crash.clients import Clients, ids_in_list
 from tests.crash.journal import claims_of, hand_backs_of, keep_journal, losses_in
+from tests.crash.retrying import Clients, ids_in_list
 from tests.integration.evidence import files_of, lines_of, original_of, row_of, rows_of, status_of
 from tests.integration.faults import RawClient, begin_render, frozen, small_picture
 from tests.integration.service import Deployed, Services, children_of, descendants_of

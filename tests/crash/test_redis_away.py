@@ -11,8 +11,8 @@ import redis
 
 from parts import is_valkey_up, valkey_command
 from tests.crash.absence import live_without_redis
-from tests.crash.clients import Clients, ids_in_list
 from tests.crash.journal import keep_journal, losses_in
+from tests.crash.retrying import Clients, ids_in_list
 from tests.integration.evidence import lines_of, rows_of
 from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, Services, children_of, ended
