@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a storage tells of a key without reading what is under it; `changed` is in seconds since the epoch."""
+
+    key: str
+    bytes: int
+    changed: float
 
 
 class Draft(Protocol):
@@ -51,6 +61,15 @@ class Storage(Protocol):
 
     async def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly below `prefix`."""
+
+    async def digest(self, key: str) -> tuple[int, str]:
+        """Return the length and the SHA-256 (hex) of what is under `key`."""
+
+    def listing(self, prefix: str) -> AsyncIterator[Stored]:
+        """Yield what is stored at or below `prefix` (`originals`, `renditions/{id}`, `drafts`, …), in order of ids.
+
+        It takes its time and no snapshot: what comes and goes meanwhile may be in it or not.
+        """
 
     async def has_originals(self) -> bool:
         """Tell whether any original is stored."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import secrets
@@ -19,7 +20,7 @@ from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
 from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, StorageFull, StorageUnavailable
-from shared.storage import Draft
+from shared.storage import Draft, Stored
 
 T = TypeVar("T")
 
@@ -54,11 +55,7 @@ class DiskDraft:
         with _translated(self.path):
             await self._file.flush()
 
-        def compute() -> tuple[int, str]:
-            with self.path.open("rb") as file:
-                return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-        return await _in_thread(self.path, compute)
+        return await _in_thread(self.path, functools.partial(_digest, self.path))
 
     async def discard(self) -> None:
         def remove() -> None:
@@ -164,6 +161,9 @@ class DiskStorage:
     async def open_local(self, key: str) -> BinaryIO:
         return await _in_thread(self._path(key), lambda: self._path(key).open("rb"), absent=NoSuchKey)
 
+    async def digest(self, key: str) -> tuple[int, str]:
+        return await _in_thread(self._path(key), functools.partial(_digest, self._path(key)), absent=NoSuchKey)
+
     async def folders(self, prefix: str) -> list[str]:
         def names() -> list[str]:
             with contextlib.suppress(FileNotFoundError):
@@ -171,6 +171,32 @@ class DiskStorage:
             return []
 
         return await _in_thread(self._root, names)
+
+    async def listing(self, prefix: str) -> AsyncIterator[Stored]:
+        async for place in self._places(prefix):
+            for stored in await _in_thread(place, functools.partial(self._stored_below, place)):
+                yield stored
+
+    async def _places(self, prefix: str) -> AsyncIterator[Path]:
+        """Yield where the keys at or below `prefix` lie: of a whole kind, a folder of 65 s at a time."""
+        if prefix not in _FANNED_OUT:
+            yield self._path(prefix)
+            return
+        for days in await _in_thread(self._root, functools.partial(_in_order, self._root / prefix)):
+            for seconds in await _in_thread(days, functools.partial(_in_order, days)):
+                yield seconds
+
+    def _stored_below(self, place: Path) -> list[Stored]:
+        if place.is_dir():
+            return [stored for below in _in_order(place) for stored in self._stored_below(below)]
+        kind, *rest = place.relative_to(self._root).parts
+        key = "/".join([kind, *rest[_FAN_OUT_DEPTH - 1 :]] if kind in _FANNED_OUT else [kind, *rest])
+        # What lies where no key would put it is none of ours.
+        if key != kind and self._path(key) == place:
+            with contextlib.suppress(FileNotFoundError):
+                status = place.stat()
+                return [Stored(key, status.st_size, status.st_mtime)]
+        return []
 
     async def has_originals(self) -> bool:
         def look() -> bool:
@@ -226,6 +252,17 @@ class DiskStorage:
             # Ids begin with their time (UUIDv7): one folder every three days, below it one every 65 s.
             rest = [rest[0][:5], rest[0][5:8], *rest]
         return self._root.joinpath(kind, *rest)
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _in_order(folder: Path) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(folder.iterdir())
+    return []
 
 
 def _fsync(path: Path) -> None:

@@ -285,3 +285,34 @@ async def test_a_file_added_while_a_folder_is_deleted_goes_too(
 
     assert added
     assert not storage._path(folder).exists()
+
+
+async def test_what_lies_where_no_key_would_put_it_is_not_listed(storage: DiskStorage, tmp_path: Path) -> None:
+    """A person's or a file system's own files are none of ours, whatever is done with a listing."""
+    await put(storage, original_key(ID), b"x")
+    await put(storage, f"renditions/{ID}/1/image.jpeg", b"x")
+    for kind in ("originals", "renditions"):
+        for folder in ("", "01890", "01890/a5d", "fffff/fff"):
+            (tmp_path / kind / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / kind / folder / ".DS_Store").touch()
+
+    listed = [stored.key for kind in ("originals", "renditions") async for stored in storage.listing(kind)]
+
+    assert listed == [original_key(ID), f"renditions/{ID}/1/image.jpeg"]
+
+
+async def test_a_listing_goes_on_when_what_it_is_about_to_look_at_goes(
+    storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jpeg", "b.jpeg"):
+        await put(storage, f"renditions/{ID}/1/{name}", b"x")
+    real_path = storage._path
+
+    def path(key: str) -> Path:
+        if key.endswith("a.jpeg"):
+            real_path(key).unlink()
+        return real_path(key)
+
+    monkeypatch.setattr(storage, "_path", path)
+
+    assert [stored.key async for stored in storage.listing("renditions")] == [f"renditions/{ID}/1/b.jpeg"]

@@ -11,7 +11,7 @@ import pytest
 
 from shared.errors import NoSuchKey
 from shared.images import original_key
-from shared.storage import Storage
+from shared.storage import Storage, Stored
 from shared.storage.disk import PIECE_BYTES, DiskStorage
 from tests.ledgers import new_id
 from tests.services import put
@@ -257,3 +257,65 @@ class TestStorage:
         free = await storage.free_bytes()
 
         assert free is None or free > 0
+
+    async def test_the_digest_of_what_was_kept_is_told(self, storage: Storage) -> None:
+        key, content = original_key(new_id()), os.urandom(300_001)
+        await put(storage, key, content)
+
+        assert await storage.digest(key) == (len(content), hashlib.sha256(content).hexdigest())
+        with pytest.raises(NoSuchKey):
+            await storage.digest(original_key(new_id()))
+
+    async def test_all_of_a_kind_is_listed_by_key_and_length_in_order_of_ids(self, storage: Storage) -> None:
+        """Whoever walks the ledger and a storage side by side needs both in one order."""
+        ids = [
+            *(new_id() for _ in range(3)),
+            "01890a5d-ac96-774b-bcce-b302099a8057",
+            "ffffffff-ac96-774b-bcce-b302099a8057",
+        ]
+        expected = {}
+        for number, image_id in enumerate(ids):
+            await put(storage, original_key(image_id), bytes(number))
+            for attempt, name in ((1, "a.jpeg"), (12, "b.jpeg")):
+                await put(storage, key := f"renditions/{image_id}/{attempt}/{name}", bytes(number + attempt))
+                expected[key] = number + attempt
+
+        originals = [(stored.key, stored.bytes) async for stored in storage.listing("originals")]
+        renditions = [(stored.key, stored.bytes) async for stored in storage.listing("renditions")]
+
+        assert originals == [(original_key(image_id), ids.index(image_id)) for image_id in sorted(ids)]
+        assert dict(renditions) == expected
+        listed = [key.split("/")[1] for key, _ in renditions]
+        assert listed == sorted(listed)
+
+    async def test_what_is_stored_of_one_image_is_listed_alone(self, storage: Storage) -> None:
+        image_id, other_id = new_id(), new_id()
+        keys = [f"renditions/{image_id}/{attempt}/{name}" for attempt in (1, 2) for name in ("a.jpeg", "b.jpeg")]
+        for key in [*keys, original_key(image_id), original_key(other_id), f"renditions/{other_id}/1/a.jpeg"]:
+            await put(storage, key, b"x")
+
+        async def listed(prefix: str) -> list[str]:
+            return [stored.key async for stored in storage.listing(prefix)]
+
+        assert sorted(await listed(f"renditions/{image_id}")) == keys
+        assert sorted(await listed(f"renditions/{image_id}/2")) == keys[2:]
+        assert await listed(original_key(image_id)) == [original_key(image_id)]
+        assert await listed(original_key(new_id())) == await listed(f"renditions/{new_id()}") == []
+
+    async def test_a_listing_tells_when_a_key_was_written_and_lists_drafts_too(self, storage: Storage) -> None:
+        draft = await storage.draft()
+        await draft.write(b"long ago")
+        await draft.digest()
+        os.utime(draft.fileno(), (1_000_000_000, 1_000_000_000))
+
+        (begun,) = [stored async for stored in storage.listing("drafts")]
+
+        assert (begun.bytes, begun.changed) == (8, 1_000_000_000)
+        await storage.keep({(key := original_key(new_id())): draft})
+        await draft.discard()
+        assert [stored async for stored in storage.listing("originals")] == [Stored(key, 8, begun.changed)]
+        assert [stored async for stored in storage.listing("drafts")] == []
+
+    async def test_nothing_stored_is_an_empty_listing(self, storage: Storage) -> None:
+        for prefix in ("originals", "renditions", "drafts", f"renditions/{new_id()}"):
+            assert [stored async for stored in storage.listing(prefix)] == []
