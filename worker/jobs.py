@@ -70,8 +70,12 @@ class Jobs:
         assert image.size is not None  # noqa: S101 - for mypy: a ready image has a size
         assert image.published is not None  # noqa: S101 - for mypy: a ready image is published
         published = rendition_key(image.id, image.published, FULL)
-        has_full = await self._storage.exists(published)
         has_original = await self._storage.exists(original_key(image.id))
+        has_full = await self._storage.exists(published)
+        if has_full and has_original:
+            # What is torn is not carried over, where there is something to make another of.
+            full = image.renditions[FULL]
+            has_full = await self._storage.digest(published) == (full.bytes, full.sha256)
         sizes = ladder(image.size, self._settings.min_thumb_size)
         async with contextlib.AsyncExitStack() as stack:
             source = stack.enter_context(await self._open(original_key(image.id) if has_original else published))

@@ -239,6 +239,39 @@ async def test_a_missing_jpeg_is_made_again_of_the_original(ledger: Ledger, stor
     assert await stored_pictures(storage, image) == pictures
 
 
+@pytest.mark.parametrize("torn", ["cut short", "altered"])
+async def test_a_torn_jpeg_is_made_again_of_the_original_and_not_carried_over(
+    ledger: Ledger, storage: Storage, jobs: Jobs, torn: str
+) -> None:
+    """Carried over, it would be torn for ever: nothing else ever makes it again."""
+    before = await converted(ledger, storage, jobs)
+    pictures = await stored_pictures(storage, before)
+    full = pictures[FULL]
+    await put(storage, rendition_key(before.id, 1, FULL), full[:-9] + (b"" if torn == "cut short" else bytes(9)))
+    wanted = await request(ledger, before)
+
+    await jobs.make_thumbnails(CTX, wanted.id, wanted.wake)
+
+    image = await latest(ledger, before)
+    assert image.published == 2
+    assert await stored_pictures(storage, image) == pictures
+
+
+async def test_a_torn_jpeg_without_an_original_stays_what_it_is(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
+    """Made again of itself, it would pass for whole."""
+    before = await converted(ledger, storage, jobs)
+    torn = (await stored_pictures(storage, before))[FULL] + b"a byte too many"
+    await put(storage, rendition_key(before.id, 1, FULL), torn)
+    await storage.delete(original_key(before.id))
+    wanted = await request(ledger, before)
+
+    await jobs.make_thumbnails(CTX, wanted.id, wanted.wake)
+
+    image = await latest(ledger, before)
+    assert (image.published, image.renditions[FULL]) == (2, before.renditions[FULL])
+    assert await storage.read(rendition_key(before.id, 2, FULL)) == torn
+
+
 async def test_an_original_that_has_become_another_picture_publishes_nothing(
     ledger: Ledger, storage: Storage, jobs: Jobs
 ) -> None:
