@@ -46,7 +46,18 @@ async def check_storage(ledger: Ledger, storage: Storage) -> Identity:
         marker = await ledger.adopt_marker(offered)
         if marker != offered:
             await storage.delete(_marker_key(offered))
-    identity = Identity(identity.name, marker)
+    return await _matching(storage, Identity(identity.name, marker))
+
+
+async def check_storage_as_it_is(ledger: Ledger, storage: Storage) -> Identity:
+    """Do the same for somebody who only looks: nothing is offered, and nothing adopted."""
+    identity = await ledger.identity()
+    if identity.marker is None:
+        raise MismatchError("the ledger belongs to no storage yet: start the service once")
+    return await _matching(storage, identity)
+
+
+async def _matching(storage: Storage, identity: Identity) -> Identity:
     if not await holds_marker(storage, identity):
         raise MismatchError(
             "the storage and the ledger do not match: this process sees another storage than the one that the ledger "

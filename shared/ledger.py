@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiosqlite
 from sqlalchemy import (
@@ -101,12 +102,15 @@ class Identity:
     marker: str | None
 
 
-def create_engine(settings: Settings) -> AsyncEngine:
-    """Create the engine of the ledger that the settings name; connections are made when they are needed."""
+def create_engine(settings: Settings, existing: bool = False) -> AsyncEngine:
+    """Create the engine of the ledger that the settings name; connections are made when they are needed.
+
+    Where it is to be an `existing` one, no file is made in the place of one that is missing.
+    """
     url = make_url(settings.database_url).set(drivername="sqlite+aiosqlite")
     database = url.database or ""
     engine = create_async_engine(
-        url, async_creator=lambda: _connected(database), pool_size=4, max_overflow=0, pool_timeout=10
+        url, async_creator=lambda: _connected(database, existing), pool_size=4, max_overflow=0, pool_timeout=10
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -126,8 +130,10 @@ def create_engine(settings: Settings) -> AsyncEngine:
     return engine
 
 
-async def _connected(database: str) -> aiosqlite.Connection:
-    connection = aiosqlite.connect(database, timeout=10, isolation_level=None)
+async def _connected(database: str, existing: bool) -> aiosqlite.Connection:
+    if existing:
+        database = f"file:{quote(database)}?mode=rw"
+    connection = aiosqlite.connect(database, uri=existing, timeout=10, isolation_level=None)
     # As SQLAlchemy does it: a thread keeps no process from ending.
     connection._thread.daemon = True
     try:
@@ -148,9 +154,9 @@ class Ledger:
         self._writing: AbstractAsyncContextManager[Any] = asyncio.Lock() if one_writer else nullcontext()
 
     @classmethod
-    def connect(cls, settings: Settings) -> Ledger:
-        """Return the ledger that the settings name."""
-        return cls(create_engine(settings))
+    def connect(cls, settings: Settings, existing: bool = False) -> Ledger:
+        """Return the ledger that the settings name; an `existing` one is not begun where it is missing."""
+        return cls(create_engine(settings, existing))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -202,6 +208,10 @@ class Ledger:
         """Return the images of one status in order of their id, beginning behind `after`, which need not exist."""
         rows = select(images).where(images.c.status == inline(status))
         return await self._page(rows, images.c.id, after, limit, newest_first)
+
+    async def list_all(self, after: str | None, limit: int) -> list[Image]:
+        """Return images of every status in order of their id, beginning behind `after`."""
+        return await self._page(select(images), images.c.id, after, limit, newest_first=False)
 
     async def owing_tokens(self) -> list[Image]:
         """Return every image whose cache tokens have not been changed since its last commit."""
@@ -388,6 +398,15 @@ class Ledger:
                 await connection.execute(changed.values(owed=Owed.LEFTOVERS, due=now() + WAKE_SECONDS))
 
         await self._write(work)
+
+    async def owe_leftovers(self, image: Image, attempt: int) -> Image | None:
+        """Have a final image that owes nothing owe the folders of its attempts up to `attempt`, published or not.
+
+        From this commit on no attempt writes to them: the number has risen to theirs.
+        """
+        settled = and_(_as_read(image), or_(_ready, images.c.status == Status.FAILED), images.c.owed.is_(None))
+        most = max(image.attempt, attempt)
+        return await self._update(settled, attempt=most, owed=Owed.LEFTOVERS, due=now() + WAKE_SECONDS)
 
     async def leftovers_removed(self, image: Image) -> None:
         """Record that all leftovers are gone; a deleted image's row goes a minute after its DELETE, or is due then."""

@@ -10,7 +10,7 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
-from shared.belonging import check_redis, check_storage, keep_standing
+from shared.belonging import check_redis, check_storage, check_storage_as_it_is, keep_standing
 from shared.connections import CircuitBreaker
 from shared.errors import MismatchError
 from shared.images import original_key
@@ -55,6 +55,25 @@ async def test_processes_that_start_at_once_agree_on_one_marker(
     assert len(set(names)) == 1
     assert len(list(settings_files.glob("markers/*"))) == 1
     assert list(settings_files.glob("drafts/*")) == []
+
+
+async def test_who_only_looks_adopts_nothing(ledger: Ledger, storage: Storage, settings_files: Path) -> None:
+    with pytest.raises(MismatchError):
+        await check_storage_as_it_is(ledger, storage)
+
+    assert (await ledger.identity()).marker is None
+    assert list(settings_files.glob("markers/*")) == []
+    identity = await check_storage(ledger, storage)
+    assert await check_storage_as_it_is(ledger, storage) == identity
+
+
+async def test_who_only_looks_refuses_another_storage_too(
+    ledger: Ledger, storage: Storage, other_storage: DiskStorage
+) -> None:
+    await check_storage(ledger, storage)
+
+    with pytest.raises(MismatchError):
+        await check_storage_as_it_is(ledger, other_storage)
 
 
 async def test_another_storage_than_the_ledgers_is_refused(

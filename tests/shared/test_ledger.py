@@ -657,6 +657,54 @@ async def test_a_deleted_images_row_stays_for_a_minute_and_is_due_at_its_end(led
     assert await ledger.get(image.id) is None
 
 
+@pytest.mark.parametrize("arrange", [ready, failed])
+async def test_a_settled_image_may_owe_folders_past_its_attempt_and_no_attempt_writes_to_them_again(
+    ledger: Ledger, arrange: Callable[[Ledger], Awaitable[Image]]
+) -> None:
+    """A ledger that is older than its storage does not know of them, and would number its next attempt like them."""
+    image = await arrange(ledger)
+
+    owing = await ledger.owe_leftovers(image, 7)
+
+    assert owing is not None
+    assert (owing.status, owing.published, owing.attempt, owing.owed) == (
+        image.status,
+        image.published,
+        7,
+        Owed.LEFTOVERS,
+    )
+    assert await ledger.request_thumbnails(image.id) is None
+    assert (await settled(ledger, owing)).owed is None
+    lower = await ledger.owe_leftovers(await latest(ledger, image), 3)
+    assert lower is not None
+    assert lower.attempt == 7
+
+
+@pytest.mark.parametrize("arrange", [queued, claimed, published, wanting_thumbnails, claimed_thumbnails])
+async def test_an_image_that_is_at_work_or_owes_something_is_made_to_owe_nothing_else(
+    ledger: Ledger, arrange: Callable[[Ledger], Awaitable[Image]]
+) -> None:
+    image = await arrange(ledger)
+
+    assert await ledger.owe_leftovers(image, 7) is None
+    assert await latest(ledger, image) == image
+
+
+async def test_an_image_that_has_moved_on_is_not_made_to_owe_leftovers_of_an_earlier_state(ledger: Ledger) -> None:
+    image = await ready(ledger)
+    moved_on = await settled(ledger, await published_thumbnails(ledger, image))
+
+    assert await ledger.owe_leftovers(image, 1) is None
+    assert await latest(ledger, image) == moved_on
+
+
+async def published_thumbnails(ledger: Ledger, image: Image) -> Image:
+    wanted = await ledger.request_thumbnails(image.id)
+    row = await ledger.publish(await claimed_thumbnails(ledger, wanted), SIZE, RENDITIONS)
+    assert row is not None
+    return row
+
+
 # What the sweep takes
 
 
@@ -876,6 +924,43 @@ async def test_a_ledger_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> 
         await ledger.identity()
 
     await ledger.close()
+
+
+async def test_an_existing_ledger_is_not_begun_where_it_is_missing(tmp_path: Path) -> None:
+    """SQLite makes an empty file of every path it is asked for, which then passes for a ledger to be migrated."""
+    ledger = Ledger.connect(Settings(storage_path=tmp_path), existing=True)
+
+    with pytest.raises(LedgerUnavailable):
+        await ledger.identity()
+
+    await ledger.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_existing_ledger_is_the_same_ledger(ledger: Ledger, settings: Settings) -> None:
+    image = await queued(ledger)
+    existing = Ledger.connect(settings, existing=True)
+
+    assert await existing.get(image.id) == image
+
+    await existing.close()
+
+
+async def test_images_of_every_status_are_listed_in_order_of_their_id(ledger: Ledger) -> None:
+    images = [await arrange(ledger) for arrange in ANY_STATUS]
+    images.append(deleted := await deleting(ledger))
+
+    first = await ledger.list_all(None, 3)
+    rest = await ledger.list_all(first[-1].id, 100)
+
+    assert deleted.status is Status.DELETING
+    assert [image.id for image in (*first, *rest)] == sorted(image.id for image in images)
+
+
+async def deleting(ledger: Ledger) -> Image:
+    row = await ledger.delete((await ready(ledger)).id)
+    assert row is not None
+    return row
 
 
 async def test_the_first_marker_offered_is_the_ledgers(ledger: Ledger) -> None:
