@@ -1,0 +1,284 @@
+"""`python -m worker.doctor`: compare ledger and storage both ways; tell, count and, if asked to, mend what is wrong.
+
+It is safe beside web and workers at work. A walk through all rows and files finds suspects; each is looked at once
+more, at one moment, and only what is wrong then counts. Needs no Redis: the sweep finds what is to be made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from shared import logs
+from shared.belonging import check_storage_as_it_is, holds_marker
+from shared.errors import AsgilookError, NoSuchKey, StorageUnavailable
+from shared.images import Image, Original, Owed, Rendition, original_key, renditions_prefix
+from shared.ledger import Identity, Ledger, Taken
+from shared.settings import Settings
+from shared.storage import Storage, Stored
+from shared.storage.disk import DiskStorage
+from worker.diagnosis import (
+    MADE_AGAIN,
+    YOUNG_SECONDS,
+    Finding,
+    Kind,
+    Look,
+    diagnose,
+    expected_keys,
+    is_young,
+    source_of,
+)
+from worker.report import Outcome, Report
+
+#: Rows that are read at a time.
+_PAGE = 500
+#: Images whose renditions one run has made again: they go before new uploads, which are not to wait for hours.
+MOST_ASKED_FOR = 1000
+
+_REMOVED = Outcome(True, "removed")
+
+
+class Doctor:
+    """Examines a ledger and its storage; changes nothing unless it is to mend."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        storage: Storage,
+        identity: Identity,
+        report: Report,
+        *,
+        keep_originals: bool,
+        digests: bool = False,
+        mend: bool = False,
+    ) -> None:
+        self._ledger = ledger
+        self._storage = storage
+        self._identity = identity
+        self._report = report
+        self._keep_originals = keep_originals
+        self._digests = digests
+        self._mend = mend
+        self._asked_for = 0
+
+    async def examine(self) -> None:
+        """Look at everything, report what is wrong, mend it if that is wanted."""
+        async for look in _side_by_side(self._rows(), self._files("originals"), self._files("renditions")):
+            if self._findings(await self._with_digests(look)):
+                await self._examine(look.id)
+        await self._examine_drafts()
+
+    # The walk: three streams in the order of ids, of which none is a snapshot
+
+    async def _rows(self) -> AsyncIterator[Look]:
+        after = None
+        while page := await self._ledger.list_all(after, _PAGE):
+            for row in page:
+                yield Look(row.id, row)
+            after = page[-1].id
+            self._report.looked_at(rows=len(page))
+
+    async def _files(self, kind: str) -> AsyncIterator[Look]:
+        files: dict[str, Stored] = {}
+        current = ""
+        async for stored in self._storage.listing(kind):
+            image_id = stored.key.split("/")[1]
+            if image_id != current and files:
+                yield Look(current, files=files)
+                files = {}
+            current = image_id
+            files[stored.key] = stored
+            self._report.looked_at(files=1)
+        if files:
+            yield Look(current, files=files)
+
+    # One image, at one moment
+
+    async def _examine(self, image_id: str) -> None:
+        look = await self._look(image_id)
+        findings = self._findings(look)
+        outcomes = await self._mended(look, findings) if self._mend else {}
+        for finding in findings:
+            self._report.add(finding, outcomes.get(finding, Outcome()))
+
+    async def _look(self, image_id: str) -> Look:
+        """Look at one image as it is now: what was stored while its row stood still."""
+        row = await self._ledger.get(image_id)
+        while True:
+            prefixes = (original_key(image_id), renditions_prefix(image_id))
+            files = {stored.key: stored for prefix in prefixes async for stored in self._storage.listing(prefix)}
+            look = await self._with_digests(Look(image_id, row, files))
+            latest = await self._ledger.get(image_id)
+            if _standing(row) == _standing(latest):
+                break
+            row = latest
+        if not await holds_marker(self._storage, self._identity):
+            raise StorageUnavailable("the storage has lost its marker, and with it all that it held")
+        return replace(look, row=latest)
+
+    def _findings(self, look: Look) -> list[Finding]:
+        return diagnose(look, time.time(), self._keep_originals)
+
+    async def _with_digests(self, look: Look) -> Look:
+        if not self._digests or look.row is None:
+            return look
+        # A file of another length needs no digest to be torn.
+        suspects = {
+            key: what
+            for key, what in expected_keys(look.row).items()
+            if key in look.files and look.files[key].bytes == what.bytes
+        }
+        altered = [key for key, what in suspects.items() if not await self._is_whole(key, what)]
+        return replace(look, altered=frozenset(altered))
+
+    async def _is_whole(self, key: str, expected: Original | Rendition) -> bool:
+        try:
+            return await self._storage.digest(key) == (expected.bytes, expected.sha256)
+        except NoSuchKey:
+            return False
+
+    # Mending
+
+    async def _mended(self, look: Look, findings: list[Finding]) -> dict[Finding, Outcome]:
+        """Mend what can be; the ledger was asked a moment ago."""
+        outcomes: dict[Finding, Outcome] = {}
+        for finding in findings:
+            if finding.kind is Kind.ORIGINAL_WITHOUT_ROW:
+                await self._storage.delete(finding.key)
+                outcomes[finding] = _REMOVED
+            elif finding.kind is Kind.RENDITIONS_WITHOUT_ROW:
+                await self._storage.delete_folder(finding.key)
+                outcomes[finding] = _REMOVED
+        if look.row is not None:
+            stale = [finding for finding in findings if finding.kind is Kind.STALE_ATTEMPT]
+            if stale:
+                outcomes |= dict.fromkeys(stale, await self._without_attempts(look.row, stale))
+            broken = [finding for finding in findings if finding.kind in MADE_AGAIN]
+            if broken:
+                outcomes |= dict.fromkeys(broken, await self._made_again(look, look.row))
+        return outcomes
+
+    async def _without_attempts(self, image: Image, stale: list[Finding]) -> Outcome:
+        names = [finding.key.rpartition("/")[2] for finding in stale]
+        numbers = [int(name) for name in names if re.fullmatch(r"[1-9]\d{0,8}", name)]
+        # Owed first: no attempt has such a number any more, and where we die the sweep goes on.
+        owing = await self._ledger.owe_leftovers(image, max(numbers, default=0))
+        if owing is None:
+            return Outcome(False, "left: the image is at work again")
+        for finding in stale:
+            await self._storage.delete_folder(finding.key)
+        await self._ledger.leftovers_removed(owing)
+        return _REMOVED
+
+    async def _made_again(self, look: Look, image: Image) -> Outcome:
+        if image.owed is Owed.THUMBNAILS:
+            return Outcome(True)
+        if self._asked_for == MOST_ASKED_FOR:
+            return Outcome(False, f"left: {MOST_ASKED_FOR:,} images are asked for already, run again later")
+        source = source_of(look, image)
+        if not await self._is_whole(source, expected_keys(image)[source]):
+            return Outcome(False, f"left: {source} has another digest, and nothing else to make it of is left")
+        wanted = await self._ledger.request_thumbnails(image.id)
+        if wanted is None:
+            return Outcome(False, "left: the image is at work, run again in a minute")
+        self._asked_for += 1
+        # Due at once: the next pass of the sweep enqueues it, not the one ten seconds from now.
+        await self._ledger.give_back([Taken(wanted, wanted.created)])
+        return Outcome(True, "will be made again")
+
+    async def _examine_drafts(self) -> None:
+        """Look at what was begun and forgotten; a worker sweeps it as well."""
+        now = time.time()
+        old = []
+        async for draft in self._storage.listing("drafts"):
+            self._report.looked_at(files=1)
+            if not is_young(draft, now):
+                old.append(draft)
+        if old and self._mend:
+            await self._storage.sweep_drafts(YOUNG_SECONDS)
+        for draft in old:
+            finding = Finding(Kind.OLD_DRAFT, draft.key, f"{draft.bytes:,} bytes", draft.bytes)
+            self._report.add(finding, _REMOVED if self._mend else Outcome())
+
+
+def _standing(row: Image | None) -> object:
+    """Return what changes with every commit after which other files count."""
+    return row and (row.status, row.attempt, row.published, row.owed)
+
+
+async def _side_by_side(*streams: AsyncIterator[Look]) -> AsyncIterator[Look]:
+    """Walk streams in the order of ids, and yield each id once, with all that the streams have of it."""
+    heads = [await anext(stream, None) for stream in streams]
+    while ids := [head.id for head in heads if head is not None]:
+        look = Look(min(ids))
+        for number, head in enumerate(heads):
+            if head is not None and head.id == look.id:
+                look = Look(look.id, look.row or head.row, {**look.files, **head.files})
+                heads[number] = await anext(streams[number], None)
+        yield look
+
+
+async def run(settings: Settings, *, most: int, digests: bool, mend: bool) -> int:
+    """Examine what the settings name; return the exit code."""
+    ledger = Ledger.connect(settings, existing=True)
+    try:
+        storage = DiskStorage(settings.storage_path)
+        identity = await check_storage_as_it_is(ledger, storage)
+        report = Report(most, mend)
+        doctor = Doctor(
+            ledger, storage, identity, report, keep_originals=settings.keep_originals, digests=digests, mend=mend
+        )
+        try:
+            await doctor.examine()
+        except AsgilookError:
+            report.sum_up(is_complete=False)
+            raise
+        report.sum_up(is_complete=True)
+        return 0 if report.is_well else 1
+    finally:
+        await ledger.close()
+
+
+def main() -> int:
+    """Examine, perhaps mend; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.doctor",
+        description="Compare the ledger with the storage: list and count what is wrong between them. Web and workers "
+        "may be at work meanwhile. Nothing is changed without --mend.",
+        epilog="Exit code: 0 where nothing is wrong or all was mended, 1 where something is wrong, 2 where that cannot "
+        "be told.",
+    )
+    parser.add_argument("--mend", action="store_true", help="remove what nobody needs, have renditions made again")
+    parser.add_argument("--digests", action="store_true", help="read every file and compare its SHA-256, too: slow")
+    parser.add_argument("--most", type=_count, default=20, metavar="N", help="lines for each kind at the most (20)")
+    arguments = parser.parse_args()
+    try:
+        settings = Settings.from_env()
+        logs.configure("ERROR")
+        return asyncio.run(run(settings, most=arguments.most, digests=arguments.digests, mend=arguments.mend))
+    except BrokenPipeError:
+        # Who reads us has seen enough, `| head` say; nor is there anybody to hear of it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("asgilook: interrupted", file=sys.stderr)
+        return 130
+    except (AsgilookError, OSError) as exc:
+        print(f"asgilook: what is wrong cannot be told: {exc}", file=sys.stderr)
+        return 2
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"not a whole number: {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
