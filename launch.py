@@ -6,6 +6,7 @@ import fcntl
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -134,7 +135,9 @@ class Launcher:
 
     def _start_valkey(self) -> None:
         folder = self.options.storage / "valkey"
-        for _ in range(3):  # somebody else may take the free port before Valkey does
+        for start in range(3):  # somebody else may take the free port before Valkey does
+            if start == 2:
+                set_aside(folder / "appendonlydir")
             port = free_port()
             valkey = Part("Valkey", valkey_command(folder, port), self.env).start()
             self.valkey = [valkey]
@@ -221,6 +224,18 @@ def lock_folder(folder: Path) -> IO[bytes]:
         lock.close()
         raise LaunchError(f"ASGI_LOOK_STORAGE_PATH: another ./run is using {folder}") from exc
     return lock
+
+
+def set_aside(kept: Path) -> None:
+    """Have Valkey start empty: a power cut may leave zeros at the end of its file, which it refuses to read.
+
+    Nothing is lost by it. What was queued is in the ledger, and the sweep enqueues it again.
+    """
+    if kept.exists():
+        aside = kept.with_name("unreadable")
+        shutil.rmtree(aside, ignore_errors=True)
+        kept.rename(aside)
+        say(f"asgilook: Valkey does not start on what it has kept, and starts empty; see {aside}", sys.stderr)
 
 
 def ask_readyz(host: str, port: int) -> str:

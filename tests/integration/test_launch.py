@@ -257,6 +257,22 @@ def test_a_part_that_dies_is_started_again(stand_in: StandIn, word: str) -> None
     assert stand_in.launcher.poll() is None
 
 
+def test_a_valkey_whose_file_ends_in_zeros_starts_empty(stand_in: StandIn) -> None:
+    """So a power cut leaves it, on a file system with a journal too; and Redis is expendable."""
+    stand_in.begin()
+    stand_in.interrupt()
+    valkey = stand_in.checkout / "data" / "valkey"
+    (kept,) = (valkey / "appendonlydir").glob("*.incr.aof")
+    with kept.open("ab") as file:
+        file.write(bytes(4096))
+
+    stand_in.begin(ready=False)
+
+    stand_in.until(lambda: stand_in.output.count("asgilook is ready") == 2, what="readiness")
+    assert f"starts empty; see {valkey / 'unreadable'}\n" in stand_in.output
+    assert (valkey / "unreadable" / kept.name).read_bytes().endswith(bytes(4096))
+
+
 def test_two_of_them_never_share_a_folder(stand_in: StandIn) -> None:
     stand_in.begin()
 
