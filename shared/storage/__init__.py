@@ -75,7 +75,7 @@ class Storage(Protocol):
         """Tell whether any original is stored."""
 
     async def delete(self, key: str) -> None:
-        """Remove what is under `key`; nothing there is no error."""
+        """Remove what is under `key`, so that no power cut brings it back; nothing there is no error."""
 
     async def delete_folder(self, prefix: str) -> None:
         """Remove everything below `prefix`; nothing there is no error."""

@@ -205,7 +205,15 @@ class DiskStorage:
         return await _in_thread(self._root, look)
 
     async def delete(self, key: str) -> None:
-        await _in_thread(self._root, lambda: self._path(key).unlink(missing_ok=True))
+        path = self._path(key)
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError), path.open("rb"):
+                path.unlink()
+                # Open until its name is gone for good: nobody else gets its place on the disk under that name.
+                _fsync(path.parent)
+
+        await _in_thread(self._root, remove)
 
     async def delete_folder(self, prefix: str) -> None:
         def remove() -> None:

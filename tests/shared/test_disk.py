@@ -129,6 +129,18 @@ async def test_where_there_are_no_links_what_is_carried_over_is_copied_as_durabl
     assert events[-2:] == [("fsync", f"{folder}/image.jpeg"), ("fsync", folder)]
 
 
+async def test_what_is_deleted_is_not_brought_back_by_a_power_cut(storage: DiskStorage, events: list[Event]) -> None:
+    """Nobody would remove it a second time: its row owes nothing any more."""
+    await put(storage, original_key(ID), b"the original")
+    events.clear()
+
+    await storage.delete(original_key(ID))
+    await storage.delete(original_key(ID))
+
+    assert not await storage.exists(original_key(ID))
+    assert events == [("fsync", "originals/01890/a5d")]
+
+
 async def test_no_folder_grows_without_bound(storage: DiskStorage, tmp_path: Path) -> None:
     """Ids begin with their time: those of one folder are of the same 65 seconds."""
     await put(storage, original_key(ID), b"x")
