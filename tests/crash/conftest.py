@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.crash.disks import mounting
 from tests.integration.service import services
 
-__all__ = ["services"]
+__all__ = ["mounting", "services"]
