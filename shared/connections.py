@@ -101,8 +101,7 @@ class CircuitBreaker:
         if self.is_open and not even_if_open:
             raise RedisAway("Redis is being left alone")
         try:
-            async with asyncio.timeout(self._deadline + extra_seconds):
-                return await exchange()
+            return await _in_time(exchange, self._deadline + extra_seconds)
         except (RedisError, OSError, TimeoutError) as exc:
             if may_open:
                 self._open(exc)
@@ -134,3 +133,15 @@ class CircuitBreaker:
             logger.info("redis is asked again")
             self._probe = None
             return
+
+
+async def _in_time(exchange: Callable[[], Awaitable[T]], seconds: float) -> T:
+    # Waited for in two halves, the second armed when the first is over: where it was this process that stood still,
+    # the first is over before the reply could be read, which may have been there all the time, and the second is not.
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        halfway = loop.call_later(seconds / 2, lambda: limit.reschedule(loop.time() + seconds / 2))
+        try:
+            return await exchange()
+        finally:
+            halfway.cancel()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import fakeredis
 import pytest
+import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -200,6 +201,64 @@ async def test_a_frozen_redis_costs_one_deadline_and_no_more(valkey: Valkey, mak
     assert [await breaker.call(lambda: client.get(key)) for key in ("two", "one")] == [b"2", b"1"]  # noqa: B023
     await breaker.close()
     await client.aclose()
+
+
+#: The loop of the tests and of the worker, and that of the web process, which has an order of its own in each turn.
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_a_standstill_of_our_own_is_no_absence_of_redis(
+    valkey: Valkey, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """A breaker that opens for it keeps a DELETE from telling Redis, and other web processes serve copies for a second.
+
+    On a busy machine a process stands still for longer than the deadline now and then; the reply is there meanwhile.
+    """
+
+    async def ask() -> None:
+        client = web_client(valkey.url)
+        breaker = CircuitBreaker(client, WEB_DEADLINE)
+        await breaker.call(client.ping)
+
+        async def stand_still_before_the_reply() -> object:
+            connection = await client.connection_pool.get_connection()
+            await connection.send_command("PING")
+            time.sleep(3 * WEB_DEADLINE)  # noqa: ASYNC251 - the loop is to stand still
+            reply = await connection.read_response()
+            await client.connection_pool.release(connection)
+            return reply
+
+        assert await breaker.call(stand_still_before_the_reply) == b"PONG"
+        assert not breaker.is_open
+        await client.aclose()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(ask())
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_a_frozen_redis_is_waited_for_until_the_deadline(
+    valkey: Valkey, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def ask() -> None:
+        client = web_client(valkey.url)
+        breaker = CircuitBreaker(client, WEB_DEADLINE)
+        await breaker.call(client.ping)
+        valkey.freeze()
+        begun = time.monotonic()
+
+        with pytest.raises(RedisAway, match="TimeoutError"):
+            await breaker.call(client.ping)
+
+        assert breaker.is_open
+        # A loop counts in whole milliseconds.
+        assert time.monotonic() - begun >= WEB_DEADLINE - 0.002
+        await breaker.close()
+        await client.aclose()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(ask())
 
 
 async def test_a_worker_survives_a_connection_that_was_closed_behind_its_back(valkey: Valkey) -> None:
