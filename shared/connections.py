@@ -24,8 +24,12 @@ logger = logging.getLogger(__name__)
 WEB_DEADLINE = 0.05
 #: Seconds that a worker waits for one exchange.
 WORKER_DEADLINE = 5.0
-#: Seconds for which a Redis that failed is left alone, before it is asked whether it is back.
+#: Seconds between two times that a Redis which failed is asked whether it is back, at the most.
 PAUSE_SECONDS = 1.0
+#: The first time comes sooner: most were late by chance, and what is committed meanwhile cannot be told to anybody.
+_FIRST_PAUSE = 1 / 8
+#: Parts of a deadline: a process may stand still in all of them but one.
+_PARTS = 5
 
 
 class RedisAway(AsgilookError):
@@ -75,8 +79,9 @@ def arq_client(client: Redis, **options: Any) -> ArqRedis:
 class CircuitBreaker:
     """Guards one Redis: an exchange that fails or overstays opens it, and nobody asks again until it has closed.
 
-    While it is open a task of its own asks, once a second, whether Redis is back; before it closes, everything in
-    `before_closing` is awaited, so that what was missed can be made good before anybody trusts Redis again.
+    While it is open a task of its own asks, after an eighth of a second, a quarter … and then every second, whether
+    Redis is back; before it closes, everything in `before_closing` is awaited, so that what was missed can be made
+    good before anybody trusts Redis again.
     """
 
     def __init__(self, client: Redis, deadline: float) -> None:
@@ -118,8 +123,10 @@ class CircuitBreaker:
             self._probe = asyncio.get_running_loop().create_task(self._ask_until_back())
 
     async def _ask_until_back(self) -> None:
+        pause = PAUSE_SECONDS * _FIRST_PAUSE
         while True:
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS)
             try:
                 await self.call(self._client.ping, even_if_open=True)
                 for catch_up in self.before_closing:
@@ -136,12 +143,34 @@ class CircuitBreaker:
 
 
 async def _in_time(exchange: Callable[[], Awaitable[T]], seconds: float) -> T:
-    # Waited for in two halves, the second armed when the first is over: where it was this process that stood still,
-    # the first is over before the reply could be read, which may have been there all the time, and the second is not.
-    loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as limit:
-        halfway = loop.call_later(seconds / 2, lambda: limit.reschedule(loop.time() + seconds / 2))
+        patience = _Patience(limit, seconds)
         try:
             return await exchange()
         finally:
-            halfway.cancel()
+            patience.end()
+
+
+class _Patience:
+    """Has `limit` expire after so many seconds, counted in parts, each of which begins when the one before is over.
+
+    Where it was this process that stood still, the part at hand is over before the reply could be read, which may have
+    been there all the time; but the loop has another turn for it in the next.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, seconds: float) -> None:
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._part = seconds / _PARTS
+        self._parts_left = _PARTS
+        self._wait_on()
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _wait_on(self) -> None:
+        if self._parts_left:
+            self._parts_left -= 1
+            self._timer = self._loop.call_later(self._part, self._wait_on)
+        else:
+            self._limit.reschedule(self._loop.time())

@@ -221,15 +221,17 @@ def test_a_standstill_of_our_own_is_no_absence_of_redis(
         breaker = CircuitBreaker(client, WEB_DEADLINE)
         await breaker.call(client.ping)
 
-        async def stand_still_before_the_reply() -> object:
+        async def stand_still_before_each_reply() -> list[object]:
             connection = await client.connection_pool.get_connection()
-            await connection.send_command("PING")
-            time.sleep(3 * WEB_DEADLINE)  # noqa: ASYNC251 - the loop is to stand still
-            reply = await connection.read_response()
+            replies = []
+            for words in (("SET", "key", "value"), ("GET", "key")):
+                await connection.send_command(*words)
+                time.sleep(3 * WEB_DEADLINE)  # noqa: ASYNC251 - the loop is to stand still
+                replies.append(await connection.read_response())
             await client.connection_pool.release(connection)
-            return reply
+            return replies
 
-        assert await breaker.call(stand_still_before_the_reply) == b"PONG"
+        assert await breaker.call(stand_still_before_each_reply) == [b"OK", b"value"]
         assert not breaker.is_open
         await client.aclose()
 
