@@ -83,9 +83,6 @@ class ImageList:
 
     async def on_get(self, req: Request, resp: Response) -> None:
         page: Page = req.context.page
-        # A client that saw an image ready must not read a list without it, whoever still has to say so to Redis.
-        with contextlib.suppress(RedisAway):
-            await self._settling.settle_all_tokens()
         # One more than asked for tells whether there is a next page.
         if page.status is Status.READY:
             after = page.after if isinstance(page.after, int) else None
@@ -94,6 +91,10 @@ class ImageList:
         else:
             after_id = page.after if isinstance(page.after, str) else None
             images = await self._ledger.list_with_status(page.status, after_id, page.limit + 1, page.newest_first)
+        # A client that sees an image in this list, or no longer, must not read an older one next, whoever still has to
+        # say so to Redis. Before the list was read it would not do: what is committed in between would be told as well.
+        with contextlib.suppress(RedisAway):
+            await self._settling.settle_all_tokens()
         body = body_of([record_of(image) for image in images[: page.limit]])
         _set_json(resp, body)
         if link := page.next_link(images):

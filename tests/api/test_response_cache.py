@@ -10,6 +10,7 @@ from falcon.testing import Result
 
 from shared.connections import WEB_DEADLINE, CircuitBreaker, web_client
 from shared.images import Image, Owed
+from shared.ledger import Ledger
 from shared.response_cache import LIST_TOPIC, Copy, ResponseCache, Slot
 from tests.api.arrange import Redises, Service, certain, headers_of, problem_of, until
 from tests.api.conftest import Start
@@ -347,6 +348,31 @@ async def test_who_was_told_that_an_image_is_gone_finds_it_in_no_list(service: S
     response = await service.client.simulate_get("/images")
 
     assert response.json == []
+
+
+@pytest.mark.parametrize("change", ["publish", "delete"])
+async def test_what_is_committed_while_a_list_is_read_is_in_all_lists_or_in_none(
+    service: Service, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The list tells of a commit whose own process has not come to the tokens yet: they must be paid before it does."""
+    image = await (service.worker.processing() if change == "publish" else service.worker.ready())
+    before = await service.client.simulate_get("/images?limit=3")
+    list_ready = Ledger.list_ready
+
+    async def commit_and_list(*arguments: Any) -> list[Image]:
+        if change == "publish":
+            await service.worker.publish(image, (640, 360), settle=False)
+        else:
+            await service.ledger.delete(image.id)
+        monkeypatch.undo()
+        return await list_ready(*arguments)
+
+    monkeypatch.setattr(Ledger, "list_ready", commit_and_list)
+    seen = await service.client.simulate_get("/images?limit=5")
+
+    response = await service.client.simulate_get("/images?limit=3")
+
+    assert response.json == seen.json != before.json
 
 
 @pytest_asyncio.fixture
