@@ -1,0 +1,439 @@
+"""Every point at which a process can die, from the first byte of an upload to the last step of settling, by its name.
+
+Each is a moment between two steps that leave something behind: a file, a commit, a key in Redis. Left out is what
+leaves the same as a point that is here:
+
+- the inside of a transaction, but for those of uploads, claims and publications: without its commit it never was;
+- after a method of the ledger, where the point after its commit is here;
+- the folder made for an original: it is empty, and the next upload's as well;
+- the sweep's own payments: it calls what a commit's author calls, and only what it takes first differs;
+- the twentieth loss, and thumbnails given up: one commit each, after which the sweep finds a row that owes something.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Trouble = Literal["", "unreadable file", "frozen child", "killed child", "crashed child", "told to stop"]
+
+_COMMIT = "aiosqlite.core:Connection.commit"
+_EXECUTE = "sqlalchemy.ext.asyncio.engine:AsyncConnection.execute"
+_DISK = "shared.storage.disk:DiskStorage"
+_DRAFT = "shared.storage.disk:DiskDraft"
+_LEDGER = "shared.ledger:Ledger"
+_RECEIVE = "api.uploads:Uploads.receive"
+_SERVE = "api.guard:Guard._serve"
+_DELETE = "api.images:ImageRecord.on_delete"
+_RETRY = "api.images:Retry.on_post"
+_THUMBNAIL = "api.pictures:Thumbnail.on_get"
+_CONVERT = "worker.jobs:Jobs.convert_image"
+_THUMBNAILS = "worker.jobs:Jobs.make_thumbnails"
+_ORIGINAL = "originals"
+_ALL = "originals renditions"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment: a call of a function, made within another one where one is named, with `about` in the arguments.
+
+    `files` are the kinds of files that the image has at that moment. `ends` is what becomes of it without anybody's
+    help, `attempt` the attempt with which it does, `leases` how many run out on the way. `untold` clients got no
+    answer; the others may have got one.
+    """
+
+    name: str
+    when: Literal["before", "after"]
+    function: str
+    within: str = ""
+    call: int = 1
+    about: str = "{image}"
+    files: str = _ORIGINAL
+    ends: Literal["absent", "ready", "failed", "deleted"] = "ready"
+    attempt: int = 1
+    leases: int = 0
+    untold: bool = True
+    trouble: Trouble = ""
+    #: Whether it is a worker that takes jobs, and not one that is at its sweep only.
+    consumes: bool = True
+    #: The point at which another process died before, and so left to this one what it does.
+    prior: Point | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _upload(name: str, when: Literal["before", "after"], function: str, files: str, **more: int | str) -> Point:
+    ends = more.pop("ends", "absent")
+    within = str(more.pop("within", _RECEIVE))
+    return Point(f"upload: {name}", when, function, within, about="", files=files, ends=ends, **more)  # type: ignore[arg-type]
+
+
+#: A web process takes an upload in.
+UPLOADING = (
+    _upload("the draft is made", "after", f"{_DISK}.draft", "drafts"),
+    _upload("the first chunk is written", "after", f"{_DRAFT}.write", "drafts"),
+    _upload("the second chunk is written", "after", f"{_DRAFT}.write", "drafts", call=2),
+    _upload("the whole body is written", "before", f"{_DRAFT}.sync", "drafts"),
+    _upload("the draft is fsynced", "after", f"{_DRAFT}.sync", "drafts"),
+    _upload("its folder is made", "before", f"{_DRAFT}.rename", "drafts"),
+    _upload("it is renamed, its folder not yet fsynced", "after", f"{_DRAFT}.rename", _ORIGINAL),
+    _upload("the original is kept", "after", f"{_DISK}.keep", _ORIGINAL),
+    _upload("its row is inserted, not committed", "before", _COMMIT, _ORIGINAL, within=f"{_LEDGER}.add"),
+    _upload("its row is committed", "after", _COMMIT, _ORIGINAL, within=f"{_LEDGER}.add", ends="ready"),
+    _upload(
+        "it is enqueued, the bell not rung",
+        "after",
+        "arq.connections:ArqRedis.enqueue_job",
+        _ORIGINAL,
+        within="shared.queue:Queue.enqueue",
+        ends="ready",
+    ),
+    _upload("the bell is rung", "after", "shared.queue:Queue.enqueue", _ORIGINAL, within=_SERVE, ends="ready"),
+    Point(
+        "upload: the answer's start is with the server",
+        "after",
+        "api.guard:_Response.send",
+        _SERVE,
+        about="'POST'",
+        untold=False,
+    ),
+    Point("upload: the answer is with the server", "before", "api.guard:_log_access", about="'POST'", untold=False),
+)
+
+#: Another one cannot enqueue what it has taken in.
+UPLOADING_WITHOUT_REDIS = Point(
+    "upload: Redis is away, the row not made due", "before", f"{_LEDGER}.give_back", about=""
+)
+
+CLAIMED = Point("conversion: claimed", "after", _COMMIT, f"{_LEDGER}.claim", attempt=2, leases=1)
+PUBLISHED = Point("settling: published, the tokens not changed", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL)
+LEFTOVERS_REMOVED = Point(
+    "settling: leftovers removed, the row not told", "before", f"{_LEDGER}.leftovers_removed", _CONVERT, files=_ALL
+)
+
+
+def _lost(name: str, when: Literal["before", "after"], function: str, files: str = _ORIGINAL, **more: int) -> Point:
+    """A point within an attempt: its lease runs out, and a second one publishes."""
+    return Point(f"conversion: {name}", when, function, _CONVERT, files=files, attempt=2, leases=1, **more)  # type: ignore[arg-type]
+
+
+#: A worker converts an image.
+CONVERTING = (
+    Point("conversion: taken from the queue", "before", "worker.consumer:Consumer.run_job"),
+    Point("conversion: about to leave the queue", "before", "worker.consumer:Consumer._take_out_of_queue"),
+    Point("conversion: out of the queue, not claimed", "after", "worker.consumer:Consumer._take_out_of_queue"),
+    Point("conversion: claimed, not committed", "before", _COMMIT, f"{_LEDGER}.claim"),
+    CLAIMED,
+    _lost("the original is open", "after", f"{_DISK}.open_local"),
+    _lost("the child has read the header", "after", "worker.renderer:Opened._read_header"),
+    _lost("one draft is made", "after", f"{_DISK}.draft", "drafts originals"),
+    _lost("all drafts are made", "after", "worker.jobs:Jobs._drafts", "drafts originals"),
+    _lost("the child has rendered", "after", "worker.renderer:Opened.render", "drafts originals"),
+    _lost("the digests are known", "before", f"{_DISK}.keep", "drafts originals"),
+    _lost("the drafts are fsynced, their folder made", "before", f"{_DRAFT}.rename", "drafts originals"),
+    _lost("the first of three is renamed", "after", f"{_DRAFT}.rename", "drafts originals renditions"),
+    _lost("all are renamed, their folder not fsynced", "after", f"{_DRAFT}.rename", _ALL, call=3),
+    _lost("all are kept", "before", f"{_LEDGER}.publish", _ALL),
+    Point(
+        "publication: the row is ready, the counter not raised, not committed",
+        "before",
+        _EXECUTE,
+        f"{_LEDGER}.publish",
+        call=2,
+        files=_ALL,
+        attempt=2,
+        leases=1,
+    ),
+    Point(
+        "publication: the counter is raised, the row not numbered, not committed",
+        "before",
+        _EXECUTE,
+        f"{_LEDGER}.publish",
+        call=3,
+        files=_ALL,
+        attempt=2,
+        leases=1,
+    ),
+    Point(
+        "publication: numbered, not committed",
+        "before",
+        _COMMIT,
+        f"{_LEDGER}.publish",
+        files=_ALL,
+        attempt=2,
+        leases=1,
+    ),
+    PUBLISHED,
+    Point(
+        "settling: the tokens are changed, the row not told",
+        "after",
+        "shared.response_cache:ResponseCache.change_tokens",
+        _CONVERT,
+        files=_ALL,
+    ),
+    Point(
+        "settling: the row is told, no notice sent",
+        "before",
+        "shared.notices:Announcer.announce",
+        _CONVERT,
+        files=_ALL,
+    ),
+    Point(
+        "settling: the notice is sent, leftovers not removed",
+        "before",
+        "shared.settling:Settling.remove_leftovers",
+        _CONVERT,
+        files=_ALL,
+    ),
+    LEFTOVERS_REMOVED,
+    Point("conversion: settled, arq not told", "before", "arq.worker:Worker.finish_job", files=_ALL),
+    Point(
+        "lease: renewed, not committed",
+        "before",
+        _COMMIT,
+        f"{_LEDGER}.renew",
+        attempt=2,
+        leases=1,
+        trouble="frozen child",
+    ),
+    Point("lease: renewed", "after", _COMMIT, f"{_LEDGER}.renew", attempt=2, leases=1, trouble="frozen child"),
+    Point(
+        "failure: not committed",
+        "before",
+        _COMMIT,
+        f"{_LEDGER}.fail",
+        files="drafts originals",
+        ends="failed",
+        attempt=2,
+        leases=1,
+        trouble="unreadable file",
+    ),
+    Point("failure: committed", "after", _COMMIT, f"{_LEDGER}.fail", ends="failed", trouble="unreadable file"),
+    Point(
+        "failure: counted, not committed",
+        "before",
+        _COMMIT,
+        f"{_LEDGER}.count_failure",
+        attempt=2,
+        leases=1,
+        trouble="crashed child",
+    ),
+    Point("failure: counted", "after", _COMMIT, f"{_LEDGER}.count_failure", attempt=2, trouble="crashed child"),
+    Point(
+        "loss: counted, not committed",
+        "before",
+        _COMMIT,
+        f"{_LEDGER}.count_loss",
+        attempt=2,
+        leases=1,
+        trouble="killed child",
+    ),
+    Point("loss: counted", "after", _COMMIT, f"{_LEDGER}.count_loss", attempt=2, trouble="killed child"),
+    Point(
+        "loss: its folder removed, not enqueued",
+        "before",
+        "shared.queue:Queue.enqueue",
+        _CONVERT,
+        attempt=2,
+        trouble="killed child",
+    ),
+    Point(
+        "hand back: not committed",
+        "before",
+        _COMMIT,
+        f"{_LEDGER}.hand_back",
+        attempt=2,
+        leases=1,
+        trouble="told to stop",
+    ),
+    Point("hand back: committed", "after", _COMMIT, f"{_LEDGER}.hand_back", attempt=2, trouble="told to stop"),
+)
+
+#: A worker's sweep takes rows whose tokens are owed, while Redis is there, and while it is not.
+SWEEPING_TOKENS = Point(
+    "sweep: took a row that owes tokens",
+    "before",
+    "worker.sweep:Sweep._settle",
+    files=_ALL,
+    prior=PUBLISHED,
+    consumes=False,
+)
+SWEEPING_WITHOUT_REDIS = Point(
+    "sweep: could not serve a row, and has not given it back",
+    "before",
+    f"{_LEDGER}.give_back",
+    files=_ALL,
+    prior=PUBLISHED,
+    consumes=False,
+)
+
+#: A worker's sweep takes what is due, in the order in which a pass does it.
+SWEEPING_LOST = Point(
+    "sweep: took a lost attempt, not enqueued",
+    "before",
+    "worker.sweep:Sweep._go_on",
+    attempt=2,
+    leases=1,
+    prior=CLAIMED,
+    consumes=False,
+)
+SWEEPING_THUMBNAILS = Point(
+    "sweep: took thumbnails, not enqueued",
+    "before",
+    "shared.queue:Queue.enqueue",
+    files=_ALL,
+    attempt=4,
+    consumes=False,
+)
+SWEEPING_QUEUED = Point(
+    "sweep: took a queued row, not enqueued", "before", "shared.queue:Queue.enqueue", consumes=False
+)
+SWEEPING_LEFTOVERS = Point(
+    "sweep: took a row that owes leftovers",
+    "before",
+    "worker.sweep:Sweep._settle",
+    files=_ALL,
+    prior=LEFTOVERS_REMOVED,
+    consumes=False,
+)
+SWEEPING = (SWEEPING_LOST, SWEEPING_THUMBNAILS, SWEEPING_QUEUED, SWEEPING_LEFTOVERS)
+
+#: A web process deletes a ready image.
+DELETING = (
+    Point("delete: not committed", "before", _COMMIT, f"{_LEDGER}.delete", files=_ALL),
+    Point("delete: committed", "after", _COMMIT, f"{_LEDGER}.delete", files=_ALL, ends="deleted"),
+    Point(
+        "delete: the tokens are changed, the row not told",
+        "after",
+        "shared.response_cache:ResponseCache.change_tokens",
+        _DELETE,
+        files=_ALL,
+        ends="deleted",
+    ),
+    Point(
+        "delete: the row is told, no file removed",
+        "before",
+        "shared.settling:Settling.remove_leftovers",
+        _DELETE,
+        files=_ALL,
+        ends="deleted",
+    ),
+    Point(
+        "delete: one file is removed",
+        "after",
+        "os:unlink",
+        f"{_DISK}.delete_folder",
+        files=_ALL,
+        ends="deleted",
+    ),
+    Point("delete: half of the files are removed", "after", f"{_DISK}.delete_folder", _DELETE, ends="deleted"),
+    Point(
+        "delete: all files are removed, the row not told",
+        "before",
+        f"{_LEDGER}.leftovers_removed",
+        _DELETE,
+        files="",
+        ends="deleted",
+    ),
+)
+
+#: A web process queues a failed image again.
+RETRYING = (
+    Point("retry: not committed", "before", _COMMIT, f"{_LEDGER}.retry", ends="failed"),
+    Point("retry: committed, not enqueued", "before", "shared.queue:Queue.enqueue", _RETRY, attempt=2),
+)
+
+#: A web process is asked for a thumbnail that is gone.
+ASKING_FOR_THUMBNAILS = (
+    Point(
+        "thumbnails: asked for, not committed",
+        "before",
+        _COMMIT,
+        f"{_LEDGER}.request_thumbnails",
+        files=_ALL,
+        attempt=2,
+    ),
+    Point(
+        "thumbnails: asked for, not enqueued",
+        "before",
+        "shared.queue:Queue.enqueue",
+        _THUMBNAIL,
+        files=_ALL,
+        attempt=3,
+    ),
+)
+
+#: A worker makes the thumbnails of a ready image again.
+MAKING_THUMBNAILS = (
+    Point("thumbnails: claimed", "after", _COMMIT, f"{_LEDGER}.claim_thumbnails", files=_ALL, attempt=4),
+    Point("thumbnails: kept, the JPEG not carried over", "before", f"{_DISK}.carry_over", files=_ALL, attempt=4),
+    Point("thumbnails: the JPEG carried over", "before", f"{_LEDGER}.publish", _THUMBNAILS, files=_ALL, attempt=4),
+    Point("thumbnails: published", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL, attempt=2),
+    Point(
+        "thumbnails: one superseded file is removed",
+        "after",
+        "os:unlink",
+        f"{_DISK}.delete_folder",
+        files=_ALL,
+        attempt=2,
+    ),
+    Point(
+        "thumbnails: all superseded files are removed, the row not told",
+        "before",
+        f"{_LEDGER}.leftovers_removed",
+        _THUMBNAILS,
+        files=_ALL,
+        attempt=2,
+    ),
+)
+
+#: A web process reads the list, and pays first what others owe.
+READING = (
+    Point(
+        "reading: the tokens are changed, the rows not told",
+        "after",
+        "shared.response_cache:ResponseCache.change_tokens",
+        "shared.settling:Settling.settle_all_tokens",
+        about="",
+        files=_ALL,
+        prior=PUBLISHED,
+    ),
+    Point(
+        "reading: the rows are told, no notice sent",
+        "after",
+        f"{_LEDGER}.all_tokens_changed",
+        about="",
+        files=_ALL,
+        prior=PUBLISHED,
+    ),
+)
+
+ALL = (
+    *UPLOADING,
+    UPLOADING_WITHOUT_REDIS,
+    *CONVERTING,
+    SWEEPING_TOKENS,
+    SWEEPING_WITHOUT_REDIS,
+    *SWEEPING,
+    *DELETING,
+    *RETRYING,
+    *ASKING_FOR_THUMBNAILS,
+    *MAKING_THUMBNAILS,
+    *READING,
+)
+
+#: A process starts with a new ledger and an empty storage: the release, a worker.
+MIGRATING = (
+    Point(
+        "release: the tables are made, the version not noted",
+        "before",
+        "alembic.runtime.migration:HeadMaintainer.update_to_step",
+    ),
+    Point("release: the version is noted, not committed", "before", _COMMIT),
+)
+STARTING = (
+    Point("start: the marker's draft is made", "after", f"{_DISK}.draft", "shared.belonging:check_storage"),
+    Point("start: the marker is kept, the ledger has not adopted it", "before", f"{_LEDGER}.adopt_marker"),
+    Point("start: the marker is adopted", "after", _COMMIT, f"{_LEDGER}.adopt_marker"),
+)
