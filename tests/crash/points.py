@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Trouble = Literal["", "unreadable file", "frozen child", "killed child", "crashed child", "told to stop"]
+#: What happens to a worker's child, or to itself, so that it comes to a point.
+Trouble = Literal["", "frozen child", "killed child", "crashed child", "told to stop"]
 
 _COMMIT = "aiosqlite.core:Connection.commit"
 _EXECUTE = "sqlalchemy.ext.asyncio.engine:AsyncConnection.execute"
@@ -27,7 +28,7 @@ _SERVE = "api.guard:Guard._serve"
 _DELETE = "api.images:ImageRecord.on_delete"
 _RETRY = "api.images:Retry.on_post"
 _THUMBNAIL = "api.pictures:Thumbnail.on_get"
-_CONVERT = "worker.jobs:Jobs.convert_image"
+CONVERT = "worker.jobs:Jobs.convert_image"
 _THUMBNAILS = "worker.jobs:Jobs.make_thumbnails"
 _ORIGINAL = "originals"
 _ALL = "originals renditions"
@@ -54,6 +55,8 @@ class Point:
     leases: int = 0
     untold: bool = True
     trouble: Trouble = ""
+    #: Whether the file can be rendered.
+    is_whole: bool = True
     #: Whether it is a worker that takes jobs, and not one that is at its sweep only.
     consumes: bool = True
     #: The point at which another process died before, and so left to this one what it does.
@@ -109,13 +112,13 @@ UPLOADING_WITHOUT_REDIS = Point(
 CLAIMED = Point("conversion: claimed", "after", _COMMIT, f"{_LEDGER}.claim", attempt=2, leases=1)
 PUBLISHED = Point("settling: published, the tokens not changed", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL)
 LEFTOVERS_REMOVED = Point(
-    "settling: leftovers removed, the row not told", "before", f"{_LEDGER}.leftovers_removed", _CONVERT, files=_ALL
+    "settling: leftovers removed, the row not told", "before", f"{_LEDGER}.leftovers_removed", CONVERT, files=_ALL
 )
 
 
 def _lost(name: str, when: Literal["before", "after"], function: str, files: str = _ORIGINAL, **more: int) -> Point:
     """A point within an attempt: its lease runs out, and a second one publishes."""
-    return Point(f"conversion: {name}", when, function, _CONVERT, files=files, attempt=2, leases=1, **more)  # type: ignore[arg-type]
+    return Point(f"conversion: {name}", when, function, CONVERT, files=files, attempt=2, leases=1, **more)  # type: ignore[arg-type]
 
 
 #: A worker converts an image.
@@ -169,21 +172,21 @@ CONVERTING = (
         "settling: the tokens are changed, the row not told",
         "after",
         "shared.response_cache:ResponseCache.change_tokens",
-        _CONVERT,
+        CONVERT,
         files=_ALL,
     ),
     Point(
         "settling: the row is told, no notice sent",
         "before",
         "shared.notices:Announcer.announce",
-        _CONVERT,
+        CONVERT,
         files=_ALL,
     ),
     Point(
         "settling: the notice is sent, leftovers not removed",
         "before",
         "shared.settling:Settling.remove_leftovers",
-        _CONVERT,
+        CONVERT,
         files=_ALL,
     ),
     LEFTOVERS_REMOVED,
@@ -203,13 +206,12 @@ CONVERTING = (
         "before",
         _COMMIT,
         f"{_LEDGER}.fail",
-        files="drafts originals",
         ends="failed",
         attempt=2,
         leases=1,
-        trouble="unreadable file",
+        is_whole=False,
     ),
-    Point("failure: committed", "after", _COMMIT, f"{_LEDGER}.fail", ends="failed", trouble="unreadable file"),
+    Point("failure: committed", "after", _COMMIT, f"{_LEDGER}.fail", ends="failed", is_whole=False),
     Point(
         "failure: counted, not committed",
         "before",
@@ -234,7 +236,7 @@ CONVERTING = (
         "loss: its folder removed, not enqueued",
         "before",
         "shared.queue:Queue.enqueue",
-        _CONVERT,
+        CONVERT,
         attempt=2,
         trouble="killed child",
     ),
@@ -272,7 +274,7 @@ SWEEPING_WITHOUT_REDIS = Point(
 SWEEPING_LOST = Point(
     "sweep: took a lost attempt, not enqueued",
     "before",
-    "worker.sweep:Sweep._go_on",
+    "shared.queue:Queue.enqueue",
     attempt=2,
     leases=1,
     prior=CLAIMED,

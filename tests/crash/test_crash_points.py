@@ -31,7 +31,7 @@ from redis import Redis
 from parts import HERE
 from tests.crash import points
 from tests.crash.arming import Ambush, Arm, all_stopped, is_stopped
-from tests.crash.points import Point
+from tests.crash.points import CONVERT, Point
 from tests.integration.evidence import attempts_of, files_of, lines_of, original_of, renditions_of, row_of, rows_of
 from tests.integration.faults import thaw
 from tests.integration.service import Deployed, Services, children_of, ended
@@ -128,14 +128,14 @@ class Crashes:
         for wave in waves(deadly):
             armed = []
             for point, death in wave:
-                ambush = Ambush(self._folder, *worker_arms(point), deadly_arm(point, death.image_id))
+                ambush = Ambush(self._folder, *worker_arms(point, death.image_id), deadly_arm(point, death.image_id))
                 armed.append((point, death, ambush, self.start_worker(point, ambush)))
             processes = [process for *_, process in armed]
             self.service.until(functools.partial(all_stopped, processes), what="workers that stop")
             for point, death, ambush, process in armed:
                 self.service.until(functools.partial(is_due, self.service, point, death), what="its being due")
                 with self._dying(point, death, ambush, process):
-                    make_trouble(self.service, point, ambush, process)
+                    make_trouble(self.service, point, process)
 
     def kill_without_redis(self) -> None:
         """Have a worker die that cannot serve what its sweep took, and a web process that cannot enqueue."""
@@ -143,7 +143,9 @@ class Crashes:
         assert sweeping.prior is not None
         self.kill_workers([(sweeping.prior, swept)])
         stop = Arm("worker.sweep:Sweep._settle", "before", "stop", about=swept.image_id)
-        ambush = Ambush(self._folder, *worker_arms(sweeping), stop, deadly_arm(sweeping, swept.image_id))
+        ambush = Ambush(
+            self._folder, *worker_arms(sweeping, swept.image_id), stop, deadly_arm(sweeping, swept.image_id)
+        )
         worker = self.start_worker(sweeping, ambush)
         self.service.until(lambda: is_stopped(worker), what="a worker that stops")
         thaw(worker)
@@ -199,7 +201,7 @@ def picture(number: int) -> bytes:
     """Return the file of a picture of which half has a colour of its own; it comes in several chunks."""
     image = photo(SIZE)
     image.paste(tuple(random.Random(number).randbytes(3)), (0, 0, SIZE[0] // 2, SIZE[1]))
-    return encoded(image, "PNG", compress_level=1).getvalue()
+    return encoded(image, "PNG", compress_level=0).getvalue()
 
 
 def waves(items: Iterable[T]) -> Iterator[Sequence[T]]:
@@ -214,35 +216,35 @@ def deadly_arm(point: Point, image_id: str) -> Arm:
     return Arm(point.function, point.when, "kill", call=point.call, within=point.within, about=about)
 
 
-#: The number, among a worker's arms, of the note that it has asked its child.
-_ASKED_CHILD = 2
-
-
-def worker_arms(point: Point) -> list[Arm]:
-    return [
+def worker_arms(point: Point, image_id: str) -> list[Arm]:
+    arms = [
         Arm("worker.consumer:Consumers.run", "before", "stop"),
         Arm("worker.consumer:Consumer.main", "before", "note" if point.consumes else "hold"),
-        Arm("worker.renderer:Opened._read_header", "before", "note"),
     ]
+    if point.trouble:
+        arms.append(Arm("worker.renderer:Opened._read_header", "before", "stop", within=CONVERT, about=image_id))
+    return arms
 
 
-def make_trouble(service: Deployed, point: Point, ambush: Ambush, process: subprocess.Popen[bytes]) -> None:
+def make_trouble(service: Deployed, point: Point, process: subprocess.Popen[bytes]) -> None:
     """Let a worker go on to its point, with what has to happen so that it comes there."""
-    (child,) = children_of(process.pid)
-    if point.trouble in ("frozen child", "killed child", "crashed child", "told to stop"):
-        os.kill(child, signal.SIGSTOP)
     thaw(process)
+    if not point.trouble:
+        return
+    # It stops once more, over this image, when it has taken a child for it and has not asked it yet.
+    service.until(lambda: is_stopped(process), what="a child that is taken")
+    (child,) = children_of(process.pid)
     match point.trouble:
+        case "frozen child":
+            os.kill(child, signal.SIGSTOP)
+        case "told to stop":
+            os.kill(child, signal.SIGSTOP)
+            process.terminate()
         case "killed child":
-            service.until(lambda: ambush.reached(_ASKED_CHILD), what="a child that is asked")
             os.kill(child, signal.SIGKILL)
         case "crashed child":
-            service.until(lambda: ambush.reached(_ASKED_CHILD), what="a child that is asked")
             os.kill(child, signal.SIGSEGV)
-            os.kill(child, signal.SIGCONT)
-        case "told to stop":
-            service.until(lambda: ambush.reached(_ASKED_CHILD), what="a child that is asked")
-            process.terminate()
+    thaw(process)
 
 
 def asked(service: Deployed, web: int, method: str, path: str, body: bytes | None = None) -> int | None:
@@ -273,6 +275,16 @@ def is_gone(service: Deployed, row: dict[str, Any]) -> bool:
         and row["due"] == row["modified"] + 60
         and files_of(service, row["id"]) == []
     )
+
+
+def fill_cache(service: Deployed, image_id: str) -> None:
+    """Have copies made of all answers about an image: none of them may outlive it."""
+    for path in paths_of(image_id):
+        service.until(lambda path=path: service.get(path).headers["x-asgilook-cache"] == "Hit", what="a copy")  # type: ignore[misc] # a default is no argument
+
+
+def paths_of(image_id: str) -> list[str]:
+    return [f"/images/{image_id}", f"/images/{image_id}.jpeg", f"/thumbnails/{image_id}/320x180.jpeg"]
 
 
 def stop_workers(service: Deployed) -> None:
@@ -309,6 +321,8 @@ def let_all_die(crashes: Crashes) -> None:
     stop_workers(service)
     for point in thumbnails:
         crashes.lose_a_thumbnail(ready[point])
+    for point in points.DELETING:
+        fill_cache(service, ready[point].image_id)
 
     # What the sweep pays within a second comes first, before another sweep does.
     owing = crashes.upload()
@@ -346,7 +360,7 @@ def let_all_die(crashes: Crashes) -> None:
     crashes.kill_webs((point, death, asking(service, "GET", "/images")) for point, death in read.items())
 
     for wave in waves(points.CONVERTING):
-        crashes.kill_workers([(point, crashes.upload(whole=point.trouble != "unreadable file")) for point in wave])
+        crashes.kill_workers([(point, crashes.upload(whole=point.is_whole)) for point in wave])
     for wave in waves(points.MAKING_THUMBNAILS):
         crashes.kill_workers([(point, crashes.ask_for_it(ready[point])) for point in wave])
 
@@ -532,8 +546,7 @@ def assert_failed(service: Deployed, point: Point, image_id: str) -> None:
 
 def assert_deleted(service: Deployed, image_id: str) -> None:
     """Assert that an image is gone for everybody, and for the disk; its row may wait for the last look."""
-    paths = (f"/images/{image_id}", f"/images/{image_id}.jpeg", f"/thumbnails/{image_id}/320x180.jpeg")
-    assert [service.get(path).status for path in paths] == [404, 404, 404]
+    assert [service.get(path).status for path in paths_of(image_id)] == [404, 404, 404]
     assert image_id not in [record["id"] for record in service.get("/images?limit=1000").json]
     row = rows_of(service).get(image_id)
     assert row is None or is_gone(service, row)
