@@ -61,6 +61,10 @@ class Death:
     files: set[str] = field(default_factory=set)
 
 
+#: What a web process, the one of that number, is asked, and the status of its answer where one came.
+Question = tuple[Point, Death, Callable[[int], int | None]]
+
+
 class Crashes:
     """One service, and the processes that die in it."""
 
@@ -106,7 +110,7 @@ class Crashes:
 
     # Processes that die
 
-    def kill_webs(self, deadly: Iterable[tuple[Point, Death, Callable[[int], int | None]]]) -> None:
+    def kill_webs(self, deadly: Iterable[Question]) -> None:
         """Have web processes die: each at its point, over the question that it is asked."""
         for wave in waves(deadly):
             armed = []
@@ -133,24 +137,19 @@ class Crashes:
             processes = [process for *_, process in armed]
             self.service.until(functools.partial(all_stopped, processes), what="workers that stop")
             for point, death, ambush, process in armed:
-                self.service.until(functools.partial(is_due, self.service, point, death), what="its being due")
                 with self._dying(point, death, ambush, process):
+                    self.service.until(functools.partial(is_due, self.service, point, death), what="its being due")
                     make_trouble(self.service, point, process)
 
     def kill_without_redis(self) -> None:
         """Have a worker die that cannot serve what its sweep took, and a web process that cannot enqueue."""
         swept, sweeping = self.upload(), points.SWEEPING_WITHOUT_REDIS
-        assert sweeping.prior is not None
-        self.kill_workers([(sweeping.prior, swept)])
-        stop = Arm("worker.sweep:Sweep._settle", "before", "stop", about=swept.image_id)
-        ambush = Ambush(
-            self._folder, *worker_arms(sweeping, swept.image_id), stop, deadly_arm(sweeping, swept.image_id)
-        )
+        self.kill_workers([(prior_of(sweeping), swept)])
+        taken = Arm("worker.sweep:Sweep._settle", "before", "stop", about=swept.image_id)
+        deadly = deadly_arm(sweeping, swept.image_id)
+        ambush = Ambush(self._folder, *worker_arms(sweeping, swept.image_id), taken, deadly)
         worker = self.start_worker(sweeping, ambush)
         self.service.until(lambda: is_stopped(worker), what="a worker that stops")
-        thaw(worker)
-        self.service.until(lambda: ambush.reached(-2) and is_stopped(worker), what="a row that was taken")
-
         sent, uploading = self.unsent(), points.UPLOADING_WITHOUT_REDIS
 
         def ask(web: int) -> int | None:
@@ -158,10 +157,13 @@ class Crashes:
             self.service.valkey.wait()
             return asked(self.service, web, "POST", "/images", sent.picture)
 
-        self.kill_webs([(uploading, sent, ask)])
         with self._dying(sweeping, swept, ambush, worker):
             thaw(worker)
-        self.service.start_valkey()
+            self.service.until(lambda: is_stopped(worker), what="a row that was taken")
+            self.kill_webs([(uploading, sent, ask)])
+            thaw(worker)
+        if self.service.valkey.poll() is not None:
+            self.service.start_valkey()
         self.service.until(lambda: self.service.get("/readyz").json["redis"] == "ok", what="trust in Redis")
 
     def start_worker(self, point: Point, ambush: Ambush) -> subprocess.Popen[bytes]:
@@ -263,8 +265,9 @@ def is_up(service: Deployed, web: int) -> bool:
 
 
 def is_due(service: Deployed, point: Point, death: Death) -> bool:
-    """Tell whether the sweep would take the image, where it is to."""
-    return point.consumes or row_of(service, death.image_id)["due"] <= time.time()
+    """Tell whether the sweep would take the image, where it is the sweep that dies over it."""
+    due = row_of(service, death.image_id)["due"]
+    return point.consumes or (due is not None and due <= time.time())
 
 
 def is_gone(service: Deployed, row: dict[str, Any]) -> bool:
@@ -336,28 +339,21 @@ def let_all_die(crashes: Crashes) -> None:
     due[points.SWEEPING_THUMBNAILS] = crashes.ask_for_it(ready[points.SWEEPING_THUMBNAILS])
     crashes.lose_jobs()
     sent = {point: crashes.unsent() for point in points.UPLOADING}
+    deleted = {point: ready[point] for point in points.DELETING}
+    wanted = {point: ready[point] for point in points.ASKING_FOR_THUMBNAILS}
     crashes.kill_webs(
         [
-            *((point, death, asking(service, "POST", "/images", death.picture)) for point, death in sent.items()),
-            *(
-                (point, ready[point], asking(service, "DELETE", f"/images/{ready[point].image_id}"))
-                for point in points.DELETING
-            ),
-            *(
-                (point, death, asking(service, "POST", f"/images/{death.image_id}/retry"))
-                for point, death in failed.items()
-            ),
-            *(
-                (point, ready[point], asking(service, "GET", f"/thumbnails/{ready[point].image_id}/320x180.jpeg"))
-                for point in points.ASKING_FOR_THUMBNAILS
-            ),
+            *asking(service, sent, "POST", "/images"),
+            *asking(service, deleted, "DELETE", "/images/{id}"),
+            *asking(service, failed, "POST", "/images/{id}/retry"),
+            *asking(service, wanted, "GET", "/thumbnails/{id}/320x180.jpeg"),
         ]
     )
     crashes.kill_workers((point, due[point]) for point in points.SWEEPING)
 
     read = {point: crashes.upload() for point in points.READING}
     crashes.kill_workers((prior_of(point), death) for point, death in read.items())
-    crashes.kill_webs((point, death, asking(service, "GET", "/images")) for point, death in read.items())
+    crashes.kill_webs(asking(service, read, "GET", "/images"))
 
     for wave in waves(points.CONVERTING):
         crashes.kill_workers([(point, crashes.upload(whole=point.is_whole)) for point in wave])
@@ -370,8 +366,14 @@ def prior_of(point: Point) -> Point:
     return point.prior
 
 
-def asking(service: Deployed, method: str, path: str, body: bytes | None = None) -> Callable[[int], int | None]:
-    return lambda web: asked(service, web, method, path, body)
+def asking(service: Deployed, deaths: dict[Point, Death], method: str, path: str) -> list[Question]:
+    """Return the same question about each image; what has no id yet is sent with it."""
+
+    def question(death: Death) -> Callable[[int], int | None]:
+        body = None if death.image_id else death.picture
+        return lambda web: asked(service, web, method, path.format(id=death.image_id), body)
+
+    return [(point, death, question(death)) for point, death in deaths.items()]
 
 
 @pytest.mark.parametrize("point", points.ALL, ids=str)

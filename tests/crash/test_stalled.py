@@ -168,7 +168,6 @@ def test_it_cannot_publish_over_what_others_have_published(scene: Scene, where: 
 
 @BOTH
 def test_it_cannot_publish_thumbnails_that_others_have_made(scene: Scene, where: Arm) -> None:
-    """The row is ready now, as it was when it was claimed: nothing but the attempt's number tells them apart."""
     service, stalled = scene.service, scene.remade[where]
     before, row = answers_about(service, stalled.image_id), row_of(service, stalled.image_id)
     assert row["published"] > stalled.attempt > 1
@@ -253,3 +252,29 @@ def test_it_cannot_publish_in_the_place_of_a_retry_that_is_at_work(services: Ser
     published = row_of(service, image_id)["published"]
     assert published >= 3
     assert attempts_of(service, image_id) == [str(published)]
+
+
+def test_it_cannot_publish_in_the_place_of_thumbnails_being_made(services: Services, tmp_path: Path) -> None:
+    service = services.deploy()
+    image_id = upload(service)
+    service.until(lambda: settled(service, image_id, "ready"), what="readiness")
+    stop(service.workers[0])
+    (renditions_of(service, image_id) / "1" / "160x90.jpeg").unlink()
+    sleeper, other = (start_stalling(service, tmp_path, image_id, KEPT) for _ in range(2))
+    assert service.get(f"/thumbnails/{image_id}/160x90.jpeg").status == 503
+    sleeper = stall(service, sleeper)
+    # The other one's sweep finds that its lease is over.
+    other = stall(service, other)
+    assert other.attempt > sleeper.attempt
+
+    wake(service, sleeper)
+
+    row = row_of(service, image_id)
+    assert (row["published"], row["owed"]) == (1, "thumbnails")
+    assert attempts_of(service, image_id) == ["1", str(other.attempt)]
+    thaw(other.process)
+    service.until(lambda: settled(service, image_id, "ready"), 60, "the thumbnails")
+    published = row_of(service, image_id)["published"]
+    assert published >= other.attempt
+    assert attempts_of(service, image_id) == [str(published)]
+    assert service.get(f"/thumbnails/{image_id}/160x90.jpeg").status == 200
