@@ -66,10 +66,17 @@ class Point:
         return self.name
 
 
-def _upload(name: str, when: Literal["before", "after"], function: str, files: str, **more: int | str) -> Point:
-    ends = more.pop("ends", "absent")
-    within = str(more.pop("within", _RECEIVE))
-    return Point(f"upload: {name}", when, function, within, about="", files=files, ends=ends, **more)  # type: ignore[arg-type]
+def _upload(
+    name: str,
+    when: Literal["before", "after"],
+    function: str,
+    files: str,
+    *,
+    within: str = _RECEIVE,
+    call: int = 1,
+    ends: Literal["absent", "ready"] = "absent",
+) -> Point:
+    return Point(f"upload: {name}", when, function, within, call, about="", files=files, ends=ends)
 
 
 #: A web process takes an upload in.
@@ -116,9 +123,9 @@ LEFTOVERS_REMOVED = Point(
 )
 
 
-def _lost(name: str, when: Literal["before", "after"], function: str, files: str = _ORIGINAL, **more: int) -> Point:
+def _lost(name: str, when: Literal["before", "after"], function: str, files: str = _ORIGINAL, call: int = 1) -> Point:
     """A point within an attempt: its lease runs out, and a second one publishes."""
-    return Point(f"conversion: {name}", when, function, CONVERT, files=files, attempt=2, leases=1, **more)  # type: ignore[arg-type]
+    return Point(f"conversion: {name}", when, function, CONVERT, call, files=files, attempt=2, leases=1)
 
 
 #: A worker converts an image.
