@@ -36,11 +36,11 @@ _ALL = "originals renditions"
 
 @dataclass(frozen=True)
 class Point:
-    """A moment: a call of a function, made within another one where one is named, with `about` in the arguments.
+    """A moment: a call of a function, as an `Arm` tells it; `{image}` stands for the image's id.
 
     `files` are the kinds of files that the image has at that moment. `ends` is what becomes of it without anybody's
-    help, `attempt` the attempt with which it does, `leases` how many run out on the way. `untold` clients got no
-    answer; the others may have got one.
+    help, `attempt` the attempt with which it does, `leases` how many run out on the way. A client that `is_told` has
+    got its 202 by then; the others have got nothing.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Point:
     ends: Literal["absent", "ready", "failed", "deleted"] = "ready"
     attempt: int = 1
     leases: int = 0
-    untold: bool = True
+    is_told: bool = False
     trouble: Trouble = ""
     #: Whether the file can be rendered.
     is_whole: bool = True
@@ -106,9 +106,9 @@ UPLOADING = (
         "api.guard:_Response.send",
         _SERVE,
         about="'POST'",
-        untold=False,
+        is_told=True,
     ),
-    Point("upload: the answer is with the server", "before", "api.guard:_log_access", about="'POST'", untold=False),
+    Point("upload: the answer is with the server", "before", "api.guard:_log_access", about="'POST'", is_told=True),
 )
 
 #: Another one cannot enqueue what it has taken in.

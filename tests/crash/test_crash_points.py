@@ -382,7 +382,7 @@ def test_what_was_acknowledged_ends_as_it_should(crashed: Crashes, point: Point)
     service, death = crashed.service, crashed.deaths[point]
     assert (death.was_there, death.exit_code) == (True, -signal.SIGKILL)
     assert sorted(death.files) == sorted(point.files.split())
-    assert death.answer in ((None,) if point.untold else (None, 202))
+    assert death.answer == (202 if point.is_told else None)
     image_id = death.image_id or id_of(service, death.picture)
     if point in points.ASKING_FOR_THUMBNAILS:
         # Its client was told nothing, and asks again.
