@@ -31,6 +31,8 @@ from tests.integration.service import Services, until
 
 #: Where these tools are, whoever asks: /usr/sbin is not on everybody's PATH.
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+#: What is left of a full disk at the most: a block may be there and not to be had.
+_LEAST_BYTES = 4096
 #: Written by e2fsck where it had something to repair, and did.
 _REPAIRED = (0, 1)
 
@@ -142,10 +144,16 @@ def filled(folder: Path, leave: int = 0) -> Iterator[None]:
     filler = folder / "filler"
     try:
         with filler.open("xb", buffering=0) as file:
-            # Of what is left, again and again: others may be writing.
+            # Of what is left, again and again: others may be writing, and the file takes some room for itself.
+            size, step = 0, 1 << 30
             while (free := shutil.disk_usage(folder).free - leave) > 0:
-                with suppress(OSError):
-                    file.write(bytes(min(free, 1024 * 1024)))
+                step = min(step, free)
+                try:
+                    os.posix_fallocate(file.fileno(), size, step)
+                    size += step
+                except OSError:
+                    if (step := step // 2) < _LEAST_BYTES:
+                        break
         yield
     finally:
         filler.unlink(missing_ok=True)

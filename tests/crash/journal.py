@@ -1,62 +1,85 @@
-"""What a ledger does not keep, noted by triggers of its own: every claim, who made it and when, and every loss."""
+"""What a ledger does not keep, noted by triggers of its own: every step of every image, by its machine's clock."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 from tests.integration.service import Service
 
-_TRIGGERS = """
-CREATE TABLE claims (id TEXT, attempt INTEGER, worker TEXT, at REAL);
-CREATE TRIGGER note_claim AFTER UPDATE OF attempt ON images WHEN NEW.worker IS NOT NULL BEGIN
-    INSERT INTO claims VALUES (NEW.id, NEW.attempt, NEW.worker, (julianday('now') - 2440587.5) * 86400.0);
-END;
-CREATE TABLE hand_backs (id TEXT, at REAL);
-CREATE TRIGGER note_hand_back AFTER UPDATE OF status ON images
-WHEN OLD.status = 'processing' AND NEW.status = 'queued' AND NEW.losses = OLD.losses BEGIN
-    INSERT INTO hand_backs VALUES (NEW.id, (julianday('now') - 2440587.5) * 86400.0);
-END;
-CREATE TABLE losses (id TEXT, attempt INTEGER, losses INTEGER);
-CREATE TRIGGER note_loss AFTER UPDATE OF losses ON images WHEN NEW.losses > OLD.losses BEGIN
-    INSERT INTO losses VALUES (NEW.id, OLD.attempt, NEW.losses);
+_NOTE = """
+CREATE TRIGGER journal_{event} AFTER {event} ON images {when} BEGIN
+    INSERT INTO journal
+    VALUES ((julianday('now') - 2440587.5) * 86400.0, NEW.id, NEW.status, NEW.attempt, NEW.losses, NEW.worker);
 END;
 """
+_CHANGED = "WHEN NEW.status != OLD.status OR NEW.attempt != OLD.attempt OR NEW.losses > OLD.losses"
+_JOURNAL = (
+    "CREATE TABLE journal (at REAL, id TEXT, status TEXT, attempt INTEGER, losses INTEGER, worker TEXT);"
+    + _NOTE.format(event="INSERT", when="")
+    + _NOTE.format(event="UPDATE", when=_CHANGED)
+)
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One attempt's beginning: its number, its worker's process id and the time."""
+class Step:
+    """An image's row after one commit; `at` in seconds since the epoch, `worker` a process id."""
 
-    attempt: int
-    worker: int
     at: float
+    image_id: str
+    status: str
+    attempt: int
+    losses: int
+    worker: int | None
+
+
+Journal = dict[str, list[Step]]
 
 
 def keep_journal(service: Service) -> None:
     """Note from now on what happens to the ledger's images."""
     with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
-        ledger.executescript(_TRIGGERS)
+        ledger.executescript(_JOURNAL)
 
 
-def claims_of(service: Service, image_id: str) -> list[Claim]:
-    """Return all attempts at an image."""
-    rows = _rows(service, "SELECT attempt, worker, at FROM claims WHERE id = ? ORDER BY attempt", image_id)
-    return [Claim(attempt, int(worker.rpartition(":")[2]), at) for attempt, worker, at in rows]
+def journal_of(service: Service) -> Journal:
+    """Return each image's steps in their order."""
+    found: Journal = {}
+    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=60)) as ledger:
+        for at, image_id, status, attempt, losses, worker in ledger.execute("SELECT * FROM journal ORDER BY rowid"):
+            pid = None if worker is None else int(worker.rpartition(":")[2])
+            found.setdefault(image_id, []).append(Step(at, image_id, status, attempt, losses, pid))
+    return found
+
+
+def claims_of(service: Service, image_id: str) -> list[Step]:
+    """Return the beginning of each attempt at an image."""
+    steps = journal_of(service)[image_id]
+    return [step for before, step in pairwise(steps) if step.attempt > before.attempt and step.worker is not None]
 
 
 def hand_backs_of(service: Service, image_id: str) -> list[float]:
     """Return when an image was handed back."""
-    return [at for (at,) in _rows(service, "SELECT at FROM hand_backs WHERE id = ?", image_id)]
+    steps = journal_of(service)[image_id]
+    return [
+        step.at
+        for before, step in pairwise(steps)
+        if (before.status, step.status) == ("processing", "queued") and step.losses == before.losses
+    ]
 
 
-def losses_in(service: Service) -> list[tuple[str, int, int]]:
-    """Return every loss so far, also those that a publication has forgiven: image, attempt and its count of them."""
-    return _rows(service, "SELECT id, attempt, losses FROM losses")
+def losses_in(service: Service) -> list[Step]:
+    """Return every loss so far, also those that a publication has forgiven."""
+    pairs = (pair for steps in journal_of(service).values() for pair in pairwise(steps))
+    return [step for before, step in pairs if step.losses > before.losses]
 
 
-def _rows(service: Service, query: str, *arguments: str) -> list[Any]:
-    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
-        return ledger.execute(query, arguments).fetchall()
+def claimed_again(journal: Journal, worker: int, at: float) -> Iterator[float]:
+    """Yield, for each image that a worker was at when it died at that moment, when its next attempt began."""
+    for steps in journal.values():
+        before = [step for step in steps if step.at <= at]
+        if before and before[-1].status == "processing" and before[-1].worker == worker:
+            yield from [step.at for step in steps if step.status == "processing" and step.at > at][:1]
