@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from redis import Redis
+from redis.exceptions import ResponseError
 
 from tests.crash.disks import bind, bound, filled, memory_disk, unbind
 from tests.integration.evidence import files_of, holdings_of, lines_of, original_of, row_of, rows_of, status_of
@@ -139,6 +141,25 @@ def test_a_ledger_without_room_takes_no_upload_and_answers_what_it_knows(tmp_pat
         assert "Traceback" not in service.output
 
 
+def test_a_valkey_without_room_keeps_no_upload_out_and_no_deleted_picture_alive(tmp_path: Path) -> None:
+    """It refuses to write and goes on answering what it has, copies of responses too: not for long."""
+    with memory_disk(tmp_path / "disk", 8 * MIB) as disk, ended(tmp_path) as services:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "valkey").symlink_to(disk, target_is_directory=True)
+        service = services.deploy(webs=2, data=tmp_path / "data")
+        record = service.upload(small_picture(), wait=20).json
+        service.until(lambda: service.get(record["image"], web=1).headers["x-asgilook-cache"] == "Hit", what="a copy")
+
+        with filled(disk):
+            service.until(lambda: not takes_writes(service), what="Valkey's refusal")
+            assert service.request("DELETE", f"/images/{record['id']}").status == 204
+            service.until(lambda: service.get(record["image"], web=1).status == 404, what="the copy's end")
+            image_id = begin(service, small_picture())
+
+        until_ready(service, image_id)
+        assert [image["id"] for image in service.get("/images", web=1).json] == [image_id]
+
+
 @pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "read-only"])
 def test_a_storage_that_is_gone_or_read_only_is_waited_for(tmp_path: Path, is_gone: bool) -> None:
     (real := tmp_path / "real").mkdir()
@@ -192,6 +213,16 @@ def assert_refused(answer: Response, status: int, problem: str) -> None:
     assert (answer.status, answer.json["type"]) == (status, f"urn:asgilook:problem:{problem}")
     assert answer.headers["content-type"] == "application/problem+json"
     assert int(answer.headers["retry-after"]) > 0
+
+
+def takes_writes(service: Deployed) -> bool:
+    """Tell whether the service's Valkey can still write."""
+    with closing(Redis(port=service.valkey_port)) as client:
+        try:
+            client.set("probe", bytes(64 * KIB))
+        except ResponseError:
+            return False
+    return True
 
 
 def draft_bytes(service: Service) -> int:
