@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
 import socket
 import sqlite3
@@ -16,15 +15,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 
 from PIL import Image, ImageCms
 
-from bench.enqueue_to_start import is_ready, until
-from parts import Part, free_port, is_valkey_up, read_procfile, valkey_command
+from bench.service import run_service, until
+from parts import Part
 
 KILLS = 20
 WORKERS = 2
@@ -40,42 +38,6 @@ CREATE TRIGGER note_claim AFTER UPDATE OF status ON images WHEN NEW.status = 'pr
     INSERT INTO claims VALUES (NEW.id, NEW.attempt, (julianday('now') - 2440587.5) * 86400.0);
 END;
 """
-
-
-@contextmanager
-def service(folder: Path) -> Iterator[tuple[int, list[Part]]]:
-    """Run the service for the block; yield the port of web, and the workers."""
-    valkey_port, web_port = free_port(), free_port()
-    env = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HOST": "127.0.0.1",
-        "PORT": str(web_port),
-        "REDIS_URL": f"redis://127.0.0.1:{valkey_port}/0",
-        "ASGI_LOOK_STORAGE_PATH": str(folder),
-        "ASGI_LOOK_RENDER_SLOTS": "2",
-        "ASGI_LOOK_LOG_LEVEL": "ERROR",
-    }
-    commands = read_procfile()
-    (folder / "valkey").mkdir()
-    valkey = Part("Valkey", valkey_command(folder / "valkey", valkey_port), env).start()
-    parts = [valkey]
-    try:
-        until(lambda: valkey.process is not None and is_valkey_up(valkey_port, valkey.process.pid))
-        release = Part("release", commands["release"], env).start()
-        until(lambda: not release.is_running)
-        with closing(sqlite3.connect(folder / "ledger.sqlite3")) as ledger:
-            ledger.executescript(_NOTE_CLAIMS)
-        parts.append(Part("web", commands["web"], env).start())
-        workers = [Part("worker", commands["worker"], env).start() for _ in range(WORKERS)]
-        parts += workers
-        until(lambda: is_ready(web_port))
-        yield web_port, workers
-    finally:
-        for part in reversed(parts):
-            if part.process is not None:
-                part.process.terminate()
-                part.process.wait()
 
 
 def slow_picture() -> bytes:
@@ -149,10 +111,16 @@ def main() -> None:
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else KILLS
     with (
         tempfile.TemporaryDirectory() as folder,
-        service(Path(folder)) as (port, workers),
-        closing(sqlite3.connect(Path(folder) / "ledger.sqlite3", timeout=10, isolation_level=None)) as ledger,
+        run_service(
+            Path(folder),
+            ledger_script=_NOTE_CLAIMS,
+            workers=WORKERS,
+            ASGI_LOOK_RENDER_SLOTS="2",
+            ASGI_LOOK_LOG_LEVEL="ERROR",
+        ) as service,
+        closing(sqlite3.connect(service.ledger_file, timeout=10, isolation_level=None)) as ledger,
     ):
-        seconds = sorted(measure(port, workers, ledger, kills))
+        seconds = sorted(measure(service.web_port, service.workers, ledger, kills))
         until(lambda: not ledger.execute("SELECT 1 FROM images WHERE status <> 'ready'").fetchall())
         ((images,),) = ledger.execute("SELECT count(*) FROM images")
     print(

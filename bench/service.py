@@ -1,0 +1,84 @@
+"""A service to measure: Valkey, one web process and workers from the Procfile's lines, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+from parts import Part, free_port, is_valkey_up, read_procfile, valkey_command
+
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that is ready."""
+
+    valkey_port: int
+    web_port: int
+    valkey: Part
+    workers: list[Part]
+    ledger_file: Path
+
+    def is_ready(self) -> bool:
+        """Tell whether /readyz calls every part good."""
+        try:
+            with closing(HTTPConnection("127.0.0.1", self.web_port, timeout=5)) as connection:
+                connection.request("GET", "/readyz")
+                return bool(json.load(connection.getresponse())["status"] == "ok")
+        except (OSError, HTTPException):
+            return False
+
+
+@contextmanager
+def run_service(folder: Path, *, ledger_script: str = "", workers: int = 1, **settings: str) -> Iterator[Service]:
+    """Run a service for the block; the ledger's `ledger_script` may add triggers that note what is to be measured."""
+    valkey_port, web_port = free_port(), free_port()
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOST": "127.0.0.1",
+        "PORT": str(web_port),
+        "REDIS_URL": f"redis://127.0.0.1:{valkey_port}/0",
+        "ASGI_LOOK_STORAGE_PATH": str(folder),
+        "ASGI_LOOK_LOG_LEVEL": "WARNING",
+        **settings,
+    }
+    commands = read_procfile()
+    (folder / "valkey").mkdir()
+    valkey = Part("Valkey", valkey_command(folder / "valkey", valkey_port), env).start()
+    service = Service(valkey_port, web_port, valkey, [], folder / "ledger.sqlite3")
+    parts = [valkey]
+    try:
+        until(lambda: valkey.process is not None and is_valkey_up(valkey_port, valkey.process.pid))
+        release = Part("release", commands["release"], env).start()
+        until(lambda: not release.is_running)
+        with closing(sqlite3.connect(service.ledger_file)) as ledger:
+            ledger.executescript(ledger_script)
+        parts.append(Part("web", commands["web"], env).start())
+        service.workers.extend(Part("worker", commands["worker"], env).start() for _ in range(workers))
+        parts.extend(service.workers)
+        until(service.is_ready)
+        yield service
+    finally:
+        for part in reversed(parts):
+            if part.process is not None:
+                part.process.terminate()
+                part.process.wait()
+
+
+def until(condition: Callable[[], bool], what: str = "the service does not start") -> None:
+    """Return once `condition()` is true; end the measurement where that takes far too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(what)
+        time.sleep(0.05)  # between two looks
