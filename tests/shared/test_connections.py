@@ -127,6 +127,32 @@ async def test_it_closes_by_itself_once_redis_is_back(
     assert await breaker.call(redis.ping)
 
 
+async def test_it_asks_soon_at_first_and_ever_more_rarely(
+    redis: Redis, breaker: CircuitBreaker, redis_server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most replies are late by chance, and what is committed meanwhile cannot be told to other processes' copies."""
+    monkeypatch.setattr("shared.connections.PAUSE_SECONDS", 3600)
+    monkeypatch.setattr("shared.connections._FIRST_PAUSE", 0.01 / 3600)
+    asked: list[float] = []
+    ping = redis.ping
+
+    async def noted_ping() -> object:
+        asked.append(time.monotonic())
+        return await ping()
+
+    monkeypatch.setattr(redis, "ping", noted_ping)
+    redis_server.connected = False
+    with pytest.raises(RedisAway):
+        await breaker.call(ping)
+    await until(lambda: len(asked) == 5)
+    redis_server.connected = True
+
+    await until(lambda: not breaker.is_open)
+
+    # After 10 ms, and then 20, 40, 80 and 160 between two of them; a busy machine makes it more.
+    assert asked[4] - asked[0] >= 0.29
+
+
 async def test_what_was_missed_is_made_good_before_it_closes(
     redis: Redis, breaker: CircuitBreaker, redis_server: fakeredis.FakeServer
 ) -> None:
