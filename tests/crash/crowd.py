@@ -18,8 +18,10 @@ from tests.crash.sightings import GONE, NOT_READY, Sighting, Sightings
 from tests.integration.service import Deployed, Response
 from tests.worker.pictures import encoded, photo
 
-#: Images of one writer that are kept; with one more, the oldest is deleted.
-_KEPT = 5
+#: Images that one writer keeps; of more, one is deleted.
+_KEPT = 4
+#: How often a writer who looks in vain deletes something meanwhile, for all that Redis may be frozen.
+_DELETES_MEANWHILE = 0.02
 #: Seconds that an image may take to its end, a sweep's wake-up after a lost one included.
 _PATIENCE = 60.0
 #: Seconds between two looks or two tries, and between two pieces of a writer's work: the least and the most.
@@ -102,17 +104,19 @@ class Crowd:
         else:
             self._write_picture(client)
         while len(client.kept) > _KEPT:
-            self._delete(client, client.kept.pop(dice.randrange(len(client.kept))))
+            self._delete_one(client)
         client.pause(_WORKS)
 
     def _write_picture(self, client: Client) -> None:
-        image_id = client.upload(tiny_picture(), wait=client.dice.random() < 0.5)
+        image_id = client.upload(tiny_picture(), wait=client.dice.random() < 0.25)
         if image_id is None:
             return
         self._recent.append(image_id)
         if self._until_final(client, image_id, "ready"):
             client.kept.append(image_id)
-            client.look_at_list()
+            # It was ready only just now: every copy of a list must know.
+            for _ in range(3):
+                client.look_at_list(client.dice.choice(_LISTS))
 
     def _write_failure(self, client: Client) -> None:
         image_id = client.upload(no_picture(), wait=False)
@@ -127,7 +131,8 @@ class Crowd:
     def _until_final(self, client: Client, image_id: str, wanted: str) -> bool:
         deadline = time.monotonic() + _PATIENCE
         while not self._enough.is_set():
-            state = client.look_at(image_id)
+            look = client.dice.choice((client.look_at, client.look_at_picture))
+            state = look(image_id)
             if state in ("ready", "failed", GONE):
                 if state != wanted:
                     self.wrong.append(f"{image_id} is {state}, not {wanted}")
@@ -135,16 +140,19 @@ class Crowd:
             if time.monotonic() > deadline:
                 self.wrong.append(f"{image_id} is {state} for ever")
                 return False
+            if client.kept and client.dice.random() < _DELETES_MEANWHILE:
+                self._delete_one(client)
             client.pause()
         return False
 
-    def _delete(self, client: Client, image_id: str) -> None:
+    def _delete_one(self, client: Client) -> None:
+        image_id = client.kept.pop(client.dice.randrange(len(client.kept)))
         while client.delete(image_id) is None and not self._enough.is_set():
             client.pause()
         self._deleted.append(image_id)
         # Those who come right behind a DELETE.
         client.look_at(image_id)
-        client.look_at_list()
+        client.look_at_list(client.dice.choice(_LISTS))
 
     # What readers do
 
@@ -152,8 +160,11 @@ class Crowd:
         dice = client.dice
         images = tuple(self._deleted if dice.random() < 0.1 else self._recent)
         kind = dice.random()
-        if kind < 0.4 or not images:
-            client.look_at_list()
+        if kind < 0.1:
+            # Read from the ledger, it tells what the copies of others may not know yet.
+            client.look_at_list(f"/images?limit={1000 - dice.randrange(_RARE_LISTS)}")
+        elif kind < 0.4 or not images:
+            client.look_at_list(dice.choice(_LISTS))
         elif kind < 0.8:
             client.look_at(dice.choice(images))
         else:
@@ -252,29 +263,24 @@ class Client:
         self._crowd.count("records", f"records: {answer.headers.get('x-asgilook-cache', 'never cached')}")
         return state
 
-    def look_at_picture(self, image_id: str) -> None:
-        """Read an image's JPEG or its thumbnail."""
+    def look_at_picture(self, image_id: str) -> str | None:
+        """Read an image's JPEG or its thumbnail; return what that says of its status, or GONE."""
         path = self.dice.choice((f"/images/{image_id}.jpeg", f"/thumbnails/{image_id}/32x24.jpeg"))
         sent = self._send("GET", path)
         if sent is None:
-            return
+            return None
         began, ended, request, answer = sent
         if answer.status == 200:
             state = "ready"
         elif not (state := self._problem(answer)):
             self._complain(request, answer)
-            return
+            return None
         self._note(began, ended, request, {image_id: state})
         self._crowd.count("pictures", f"pictures: {answer.headers.get('x-asgilook-cache', 'never cached')}")
+        return state
 
-    def look_at_list(self) -> None:
-        """Read a list of ready images, from its beginning or from its end.
-
-        Some are read from the ledger, and tell what the copies of others may not know yet.
-        """
-        path = self.dice.choice(_LISTS)
-        if self.dice.random() < 0.3:
-            path = f"/images?limit={1000 - self.dice.randrange(_RARE_LISTS)}"
+    def look_at_list(self, path: str) -> None:
+        """Read a list of ready images, from its beginning or from its end."""
         sent = self._send("GET", path)
         if sent is None:
             return
