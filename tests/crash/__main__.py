@@ -25,21 +25,23 @@ _REFUSED = ("408", "503", "507")
 
 def table(outcome: Outcome) -> Iterator[str]:
     """Yield the lines of a Markdown table of the faults, and what the clients saw meanwhile."""
-    yield "| fault | times | seconds in all | acknowledged meanwhile | refused, then taken |"
+    yield "| fault | times | seconds in all | acknowledged meanwhile | refused meanwhile, sent again |"
     yield "|---|---|---|---|---|"
     for name in (*Faults.SUDDEN, *Faults.LASTING):
         those = [fault for fault in outcome.faults if fault.name == name]
         if not those:
             continue
-        # Of a sudden one, what follows in the five seconds after it.
-        spans = [(fault.began, fault.ended if name in Faults.LASTING else fault.began + 5) for fault in those]
-        taken = sum(began <= image.at <= ended for image in outcome.saw.acknowledged for began, ended in spans)
+        if name in Faults.SUDDEN:
+            yield f"| {name} | {len(those)} | a moment | | |"
+            continue
+        taken = sum(fault.began <= image.at <= fault.ended for image in outcome.saw.acknowledged for fault in those)
         refused = sum(
-            began <= one.at <= ended and one.outcome in _REFUSED for one in outcome.saw.tries for began, ended in spans
+            fault.began <= one.at <= fault.ended and one.outcome in _REFUSED
+            for one in outcome.saw.tries
+            for fault in those
         )
-        seconds = sum(ended - began for began, ended in spans)
-        lasted = f"{seconds:.0f}" if name in Faults.LASTING else "a moment"
-        yield f"| {name} | {len(those)} | {lasted} | {taken} | {refused} |"
+        seconds = sum(fault.ended - fault.began for fault in those)
+        yield f"| {name} | {len(those)} | {seconds:.0f} | {taken} | {refused} |"
 
 
 def figures(outcome: Outcome) -> Iterator[str]:

@@ -71,7 +71,7 @@ PLANTED = (
         "worker/sweep.py",
         "                await self.pass_once()\n",
         "                pass\n",
-        ["tests/crash/test_storm.py", "-k", "kill-worker"],
+        ["tests/crash/test_storm.py", "-k", "kill and worker"],
     ),
 )
 
