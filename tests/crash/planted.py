@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ PLANTED = (
         "shared/ledger.py",
         '{"owed": Owed.TOKENS, "due": now() + SETTLE_SECONDS}',
         '{"owed": None, "due": None}',
-        ["tests/crash/test_crash_points.py"],
+        ["tests/crash/test_cache_truth.py"],
     ),
     Planted(
         "no sweep",
@@ -107,9 +108,11 @@ def main() -> int:
     for planted in PLANTED:
         with tempfile.TemporaryDirectory() as folder:
             plant(planted, Path(folder) / "asgilook")
+            began = time.monotonic()
             found = failures(planted, Path(folder) / "asgilook")
         missed += not found
-        print(f"{planted.name}: {found[0] if found else 'NOT FOUND'}", flush=True)
+        said = found[0] if found else "NOT FOUND"
+        print(f"{planted.name}: {said} (after {time.monotonic() - began:.0f} s)", flush=True)
     return 1 if missed else 0
 
 

@@ -423,8 +423,15 @@ def test_each_image_has_one_place_in_the_list(crashed: Crashes) -> None:
 
 
 def test_storage_holds_what_the_ledger_names(crashed: Crashes) -> None:
-    """Besides that: drafts that died, until they are an hour old, and originals whose rows were never committed."""
+    """Besides that: drafts that died, until they are an hour old, and originals whose rows were never committed.
+
+    A thumbnail that is missing is made again for whoever asks for it: where a web process died over the first who did,
+    for the next.
+    """
     service = crashed.service
+    for point in points.ASKING_FOR_THUMBNAILS:
+        path = f"/thumbnails/{crashed.deaths[point].image_id}/320x180.jpeg"
+        service.until(lambda path=path: service.get(path).status == 200, what="a thumbnail")  # type: ignore[misc] # a default is no argument
     service.until(crashed.settled, what="settling")
 
     stored = set(files_of(service))
