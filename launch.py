@@ -147,6 +147,9 @@ class Launcher:
                     self.env["REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
                     return
                 self._pause(0.02)
+            if valkey.is_running:
+                # Neither is its port taken nor its file unreadable: another start would be no better.
+                raise LaunchError(f"Valkey does not answer after {READY_SECONDS:.0f} s, see {folder}/valkey.log")
         raise LaunchError(f"Valkey {valkey.end}, see {folder}/valkey.log; or set REDIS_URL to a Redis of yours")
 
     def _await_ready(self) -> None:

@@ -2,6 +2,7 @@
 
     ./test tests/crash                    all of it, in its short form, as CI runs it
     python -m tests.crash                 the long form: a storm of all faults at once, its table and its timeline
+    python -m tests.crash.backlog         10,000 images of three days ago, worked off by two workers
     python -m tests.crash.planted         which test finds which fault that is planted in our own code
 
 - `test_storm`: each fault alone, then all at once, under a steady stream of uploads. `storm` has the course of it,

@@ -30,9 +30,7 @@ class Absence:
         )
 
 
-def live_without_redis(
-    service: Deployed, is_over: Callable[[Clients], bool], *, emptied: bool = False, patience: float = 60.0
-) -> Absence:
+def live_without_redis(service: Deployed, is_over: Callable[[Clients], bool], *, emptied: bool = False) -> Absence:
     """Kill Valkey, let clients go on until `is_over(clients)`, start it again; return when all they sent is converted.
 
     `emptied`: it comes back without its append-only file. Whether the clients were content is for the caller to judge.
@@ -41,7 +39,7 @@ def live_without_redis(
     service.valkey.wait()
     gone_at = time.monotonic()
     with Clients(service, uploaders=3, readers=2) as clients:
-        service.until(lambda: is_over(clients), seconds=patience, what="the end of the absence")
+        service.until(lambda: is_over(clients), seconds=60, what="the end of the absence")
     if emptied:
         shutil.rmtree(service.data / "valkey")
     service.start_valkey()

@@ -1,20 +1,27 @@
-"""Backlogs of any length, put straight into a ledger; and what it takes to work them off."""
+"""Backlogs of any length, put straight into a ledger; and what it takes to work them off.
+
+`python -m tests.crash.backlog [images]` does so with 10,000, far past what arq reads at a time or keeps for a day.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import sqlite3
+import sys
+import tempfile
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import uuid_utils
 from PIL import Image
 
+from tests.crash.journal import keep_journal, losses_in
 from tests.crash.retrying import ids_in_list
 from tests.integration.evidence import original_of
-from tests.integration.service import Deployed, Service
+from tests.integration.service import Deployed, Service, ended
 from tests.worker.pictures import encoded
 
 DAY = 86_400.0
@@ -89,3 +96,23 @@ def drain(service: Deployed, image_ids: list[str], patience: float) -> Drained:
         }
     listed = [image_id for image_id in ids_in_list(service) if image_id in wanted]
     return Drained(len(image_ids), seconds, statuses, listed)
+
+
+def main() -> int:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    with tempfile.TemporaryDirectory() as folder, ended(Path(folder)) as services:
+        service = services.deploy(workers=2)
+        keep_journal(service)
+        image_ids = new_ids(count)
+        queue_up(service, image_ids)
+        print(f"{count:,} images are queued", flush=True)
+        drained = drain(service, image_ids, patience=3600)
+        losses, exits = len(losses_in(service)), sum(worker.poll() is not None for worker in service.workers)
+    are_listed = sorted(drained.listed) == sorted(image_ids)
+    print(f"{drained}; statuses: {sorted(drained.statuses)}, each in the list once: {are_listed}")
+    print(f"attempts lost: {losses}, workers that ended: {exits}")
+    return 0 if drained.statuses == {"ready"} and are_listed and not losses and not exits else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
