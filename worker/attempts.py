@@ -148,7 +148,6 @@ class Attempts:
             logger.info("published", extra=blame | {"seconds": round(time.monotonic() - began, 3)})
             return row
         except LeaseLost:
-            logger.info("others have taken the image from this attempt", extra=blame)
             row = None
         except RenderFailure as exc:
             logger.info("the file cannot be rendered", extra=blame | {"type": exc.type, "reason": exc.detail})
@@ -187,6 +186,9 @@ class Attempts:
         latest = await self._ledger.get(image.id)
         if latest is not None and latest.published == image.attempt:
             return latest
+        if row is None:
+            # Whatever was said before: a file of theirs that is gone, say, is how this attempt may have noticed.
+            logger.info("others have taken the image from this attempt", extra={"attempt": image.attempt})
         await self._storage.delete_folder(attempt_prefix(image.id, image.attempt))
         return row
 

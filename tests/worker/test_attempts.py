@@ -588,6 +588,34 @@ async def test_a_commit_that_finds_the_image_taken_publishes_nothing(
     assert await folders_of(storage, image) == ["2"]
 
 
+@pytest.mark.parametrize("error", [NoSuchKey, StorageUnavailable, LeaseLost, ValueError])
+async def test_who_finds_a_file_gone_that_others_superseded_says_that_they_have_taken_the_image(
+    ledger: Ledger, attempts: Attempts, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
+    """Their settling removes what a late attempt may still need; it may notice that before it notices its lease."""
+
+    async def work(image: Image) -> Image:
+        await take_over(ledger, image)
+        raise error("nothing at renditions")
+
+    with caplog.at_level("INFO"):
+        await convert(attempts, await queued(ledger), work)
+
+    assert caplog.messages[-1] == "others have taken the image from this attempt"
+
+
+async def test_who_hands_back_says_nothing_of_others(
+    ledger: Ledger, attempts: Attempts, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(image: Image) -> Image:
+        raise StorageUnavailable("nothing at renditions")
+
+    with caplog.at_level("INFO"):
+        await convert(attempts, await queued(ledger), work)
+
+    assert "others have taken the image from this attempt" not in caplog.messages
+
+
 # Commits of which nobody knows
 
 
