@@ -73,9 +73,12 @@ def _serve(connection: socket.socket) -> Message:
             message, descriptors = _receive(connection)
             order = message["render"]
             sizes: list[Size] = [(width, height) for width, height in order["sizes"]]
-            drafts = [files.enter_context(open(descriptor, "wb", buffering=0)) for descriptor in descriptors]
+            scratches = [files.enter_context(open(descriptor, "wb", buffering=0)) for descriptor in descriptors]
             red, green, blue = order["background"]
-            return {"stages": rendering.render(picture, dict(zip(sizes, drafts, strict=True)), (red, green, blue))}
+            stages = rendering.render(picture, dict(zip(sizes, scratches, strict=True)), (red, green, blue))
+            for scratch in scratches:
+                scratch.truncate()
+            return {"stages": stages}
         except (EOFError, ConnectionError):
             raise
         except Exception as exc:

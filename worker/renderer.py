@@ -6,13 +6,13 @@ import asyncio
 import errno
 import logging
 import math
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
+from shared.cancellation import to_the_end
 from shared.errors import (
     ChildLost,
     ImageTooLarge,
@@ -29,10 +29,14 @@ from shared.images import MAX_SIDE, Size
 from shared.settings import Settings
 from worker.children import Child
 from worker.frames import BadFrame, Message
+from worker.scratch import NotOurs, Scratch, most_bytes
 
 _REPORTED: dict[str, type[RenderFailure]] = {
     failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)
 }
+
+#: What writing past a limit on a file's size, or past a scratch file's end, is answered with.
+_WROTE_TOO_MUCH = (errno.EFBIG, errno.EPERM)
 
 #: Seconds past a time limit at which it was not the picture that took so long: a timer is never as late.
 _FROZEN_SECONDS = 1.0
@@ -136,7 +140,7 @@ class Renderer:
 
     async def _start_child(self) -> Child:
         settings = self._settings
-        child = await Child.spawn(self._command, settings.render_memory_bytes, _largest_jpeg(settings.max_pixels))
+        child = await Child.spawn(self._command, settings.render_memory_bytes, most_bytes(settings.max_pixels))
         self._children.add(child)
         try:
             await child.warm_up()
@@ -167,17 +171,29 @@ class Opened:
         Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable where it could not be written.
         """
         order = {"sizes": [list(size) for size in outputs], "background": list(self._settings.background)}
-        async with self._budget.hold(math.prod(self.size)):
-            reply = await self._ask({"render": order}, outputs.values())
-        stages = _stages_in(reply)
-        if stages is None or not all(_is_whole_jpeg(descriptor) for descriptor in outputs.values()):
-            raise self._child.distrust("claimed to have rendered what it had not")
-        self._child.is_idle = True
+        with ExitStack() as stack:
+            scratches = [stack.enter_context(Scratch(size)) for size in outputs]
+            async with self._budget.hold(math.prod(self.size)):
+                reply = await self._ask({"render": order}, (scratch.fileno() for scratch in scratches))
+            stages = _stages_in(reply)
+            if stages is None:
+                raise self._child.distrust("claimed to have rendered what it had not")
+            self._child.is_idle = True
+            await to_the_end(self._take_over(scratches, outputs))
         logger.info(
             "rendered",
             extra={"pid": self._child.process.pid, "format": self.format, "size": list(self.size), "stages": stages},
         )
         return stages
+
+    async def _take_over(self, scratches: Sequence[Scratch], outputs: Mapping[Size, int]) -> None:
+        try:
+            for scratch in scratches:
+                await asyncio.to_thread(scratch.copy_to, outputs[scratch.size])
+        except NotOurs as exc:
+            raise self._child.distrust(f"claimed to have rendered what it had not: {exc}") from exc
+        except OSError as exc:
+            raise _storage_error(exc.errno, str(exc)) from exc
 
     async def _read_header(self, original: int) -> None:
         order = {"max_pixels": self._settings.max_pixels, "cpu_seconds": self._settings.render_cpu_seconds}
@@ -221,9 +237,7 @@ class Opened:
             return _REPORTED[name](detail)
         if name != "storage":
             return ChildLost(f"the child failed: {detail}")
-        if reply.get("errno") in (errno.ENOSPC, errno.EDQUOT):
-            return StorageFull(detail)
-        if reply.get("errno") == errno.EFBIG:
+        if reply.get("errno") in _WROTE_TOO_MUCH:
             return ChildLost(f"the child wrote more than any picture needs: {detail}")
         return StorageUnavailable(detail)
 
@@ -261,14 +275,8 @@ class PixelBudget:
                 turn.set_result(None)
 
 
-def _largest_jpeg(max_pixels: int) -> int:
-    # Pure noise takes 1.2 bytes a pixel at our quality: a file of four is no JPEG of ours.
-    return 4 * max_pixels + 1024 * 1024
-
-
-def _is_whole_jpeg(descriptor: int) -> bool:
-    end = os.fstat(descriptor).st_size - 2
-    return end > 0 and os.pread(descriptor, 3, 0) == b"\xff\xd8\xff" and os.pread(descriptor, 2, end) == b"\xff\xd9"
+def _storage_error(number: int | None, detail: str) -> StorageUnavailable:
+    return StorageFull(detail) if number in (errno.ENOSPC, errno.EDQUOT) else StorageUnavailable(detail)
 
 
 def _size_in(reply: Message, max_pixels: int) -> Size | None:

@@ -1,0 +1,74 @@
+"""Scratch files that a child writes a JPEG to: in memory, bounded, and from its reply on out of its reach."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from types import TracebackType
+
+from shared.images import Size
+from worker import jpeg
+
+#: Pure noise takes 1.2 bytes a pixel at our quality: what takes more than four, and this, is no JPEG of ours.
+_BYTES_PER_PIXEL = 4
+_MARGIN = 64 * 1024
+
+_FINAL = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+class NotOurs(Exception):
+    """What a child left in a scratch file is not what it was asked for."""
+
+
+def most_bytes(pixels: int) -> int:
+    """Return how long a JPEG of so many pixels can be at the most."""
+    return _BYTES_PER_PIXEL * pixels + _MARGIN
+
+
+class Scratch:
+    """A file in memory for one JPEG of `size`; a child that keeps its descriptor has nothing of it."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self._descriptor = os.memfd_create("rendition", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        # It takes no memory before it is written, and never more than this.
+        os.ftruncate(self._descriptor, most_bytes(size[0] * size[1]))
+        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def copy_to(self, target: int) -> None:
+        """Write the JPEG to the descriptor `target` and check what was written; blocks.
+
+        Raises NotOurs where it is no JPEG of that size as our encoder makes them, OSError where `target` fails.
+        """
+        try:
+            # Fails where it is mapped for writing, which no encoder of ours does.
+            fcntl.fcntl(
+                self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+            )
+        except OSError as exc:
+            raise NotOurs("a rendition is still being written to") from exc
+        content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        _check(content, self.size)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(target, rest) :]
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+
+def _check(content: bytes, size: Size) -> None:
+    try:
+        found = jpeg.size_of(content)
+    except jpeg.ForeignJpeg as exc:
+        raise NotOurs(f"a rendition {exc}") from exc
+    if found != size:
+        raise NotOurs(f"a rendition of {size} is of {found}")
