@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -88,10 +89,14 @@ class Ready:
             return "unknown"
 
     async def _warnings(self) -> list[str]:
-        try:
-            memory = await self._breaker.call(lambda: self._redis.info("memory"))
-        except RedisAway:
-            return []
+        warnings: list[str] = []
+        for look in (self._warnings_of_eviction, self._warnings_of_workers):
+            with contextlib.suppress(RedisAway):
+                warnings += await look()
+        return warnings
+
+    async def _warnings_of_eviction(self) -> list[str]:
+        memory = await self._breaker.call(lambda: self._redis.info("memory"))
         policy = memory.get("maxmemory_policy", "noeviction")
         if not memory.get("maxmemory") or policy == "noeviction":
             return []
@@ -102,6 +107,15 @@ class Ready:
         )
         return [
             f"Redis evicts keys ({policy}) when it is full: queued jobs may vanish, and wait for the sweep.{shared}"
+        ]
+
+    async def _warnings_of_workers(self) -> list[str]:
+        names = await self._queue.workers_unfiltered()
+        if not names:
+            return []
+        return [
+            f"Workers decode without a system-call filter, for want of pyseccomp and libseccomp, or of a kernel that "
+            f"takes one (their logs say which): {', '.join(sorted(names))}."
         ]
 
 

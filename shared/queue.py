@@ -83,29 +83,45 @@ class Queue:
         """Return how many jobs wait in the queue; asks even a Redis that is being left alone."""
         return int(await self._breaker.call(lambda: self._client.zcard(self.name), even_if_open=True))
 
-    async def beat(self, worker: str) -> None:
-        """Record that this worker's loop has turned, by Redis' own clock."""
+    @property
+    def _unfiltered_beats(self) -> str:
+        return f"{self._beats}:unfiltered"
+
+    async def beat(self, worker: str, *, is_filtered: bool = True) -> None:
+        """Record by Redis' own clock that this worker's loop has turned, and whether its children are filtered."""
 
         async def exchange() -> None:
             seconds, _ = await self._client.time()
             async with self._client.pipeline(transaction=False) as pipe:
-                pipe.zadd(self._beats, {worker: seconds})
-                pipe.zremrangebyscore(self._beats, "-inf", seconds - 10 * ALIVE_SECONDS)
-                pipe.expire(self._beats, 20 * ALIVE_SECONDS)
+                for key in (self._beats,) if is_filtered else (self._beats, self._unfiltered_beats):
+                    pipe.zadd(key, {worker: seconds})
+                    pipe.zremrangebyscore(key, "-inf", seconds - 10 * ALIVE_SECONDS)
+                    pipe.expire(key, 20 * ALIVE_SECONDS)
                 await pipe.execute()
 
         await self._breaker.call(exchange)
 
     async def forget(self, worker: str) -> None:
         """Record that this worker has ended."""
-        await self._breaker.call(lambda: self._client.zrem(self._beats, worker))
+
+        async def exchange() -> None:
+            for key in (self._beats, self._unfiltered_beats):
+                await self._client.zrem(key, worker)
+
+        await self._breaker.call(exchange)
 
     async def workers_alive(self) -> list[str]:
         """Return the names of the workers whose loop turned a moment ago."""
+        return await self._lately_in(self._beats)
 
+    async def workers_unfiltered(self) -> list[str]:
+        """Return the names of those among them whose children run without a system-call filter."""
+        return await self._lately_in(self._unfiltered_beats)
+
+    async def _lately_in(self, beats: str) -> list[str]:
         async def exchange() -> list[str]:
             seconds, _ = await self._client.time()
-            names = await self._client.zrangebyscore(self._beats, seconds - ALIVE_SECONDS, "+inf")
+            names = await self._client.zrangebyscore(beats, seconds - ALIVE_SECONDS, "+inf")
             return [name.decode() for name in names]
 
         return await self._breaker.call(exchange)

@@ -89,6 +89,7 @@ async def run(settings: Settings) -> None:
                 job_seconds=settings.render_wall_seconds + 60,
                 worker=name,
                 may_take=attempts.may_take,
+                is_filtered=not renderer.unfiltered_for,
             )
 
         consumers = Consumers(make_consumer)

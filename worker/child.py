@@ -6,14 +6,9 @@ with the header's size and format, and `render`, with a descriptor for each size
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import io
-import math
-import os
-import resource
 import select
-import signal
 import socket
 import sys
 from contextlib import ExitStack
@@ -23,30 +18,20 @@ from PIL import Image
 from shared.errors import RenderFailure, RenderOutOfMemory
 from shared.formats import PILLOW_FORMATS
 from shared.images import Size
-from worker import rendering
+from worker import confinement, rendering
 from worker.frames import HEADER, MAX_DESCRIPTORS, Message, length_of, pack, unpack
-
-# <linux/prctl.h>, <linux/sched.h>
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
 
 #: After so long without a picture, a child gives back the memory of the last.
 IDLE_SECONDS = 1.0
 
-_NICENESS = 5
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def main(connection: socket.socket, parent: int, memory_bytes: int, file_bytes: int) -> None:
     """Serve pictures until the parent hangs up or dies."""
-    _confine(parent, memory_bytes, file_bytes)
+    confinement.confine(parent, memory_bytes, file_bytes, 2 * MAX_DESCRIPTORS)
     _warm_up()
-    # A system-call filter has its place here: from now on nothing is imported and no thread started.
+    missing = _filter_system_calls()
     gc.freeze()
-    _send(connection, {"ready": True})
+    _send(connection, {"ready": True, "missing": missing})
     while True:
         reply = _serve(connection)
         _send(connection, reply)
@@ -56,7 +41,7 @@ def main(connection: socket.socket, parent: int, memory_bytes: int, file_bytes: 
         gc.collect()
         # Memory given back costs the next picture a fifth of its time: it is given back when none comes.
         if not select.select([connection], [], [], IDLE_SECONDS)[0]:
-            _libc.malloc_trim(0)
+            confinement.give_back_memory()
 
 
 def _serve(connection: socket.socket) -> Message:
@@ -64,7 +49,7 @@ def _serve(connection: socket.socket) -> Message:
         message, (descriptor,) = _receive(connection)
         original = files.enter_context(open(descriptor, "rb"))
         order = message["open"]
-        _limit_cpu(order["cpu_seconds"])
+        confinement.limit_cpu(order["cpu_seconds"])
         try:
             # Parent and child share one position in the file.
             original.seek(0)
@@ -116,38 +101,15 @@ def _receive(connection: socket.socket) -> tuple[Message, list[int]]:
     return unpack(read(length_of(read(HEADER.size)))), descriptors
 
 
-def _confine(parent: int, memory_bytes: int, file_bytes: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # The worker is told to stop, and lets its children finish; they end when it closes or kills them.
-        signal.signal(number, signal.SIG_IGN)
-    # Who uploads, reads or is told waits for web, worker and Redis: on a busy machine they go first.
-    os.nice(_NICENESS)
-    # Without privileges a network namespace takes a user namespace. Either may be refused: then the other limits stand.
-    if _libc.unshare(_CLONE_NEWNET) != 0:
-        _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
-    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(0)  # it died before the line above
-    _limit(resource.RLIMIT_AS, memory_bytes)
-    _limit(resource.RLIMIT_FSIZE, file_bytes)
-    _limit(resource.RLIMIT_NOFILE, 2 * MAX_DESCRIPTORS)
-    _limit(resource.RLIMIT_CORE, 0)
-
-
-def _limit(kind: int, value: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    if hard != resource.RLIM_INFINITY:
-        value = min(value, hard)
-    resource.setrlimit(kind, (value, value))
-
-
-def _limit_cpu(seconds: int) -> None:
-    # The kernel counts from the process's start, in whole seconds; SIGXCPU comes at the soft limit.
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    soft = math.ceil(usage.ru_utime + usage.ru_stime) + seconds
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+def _filter_system_calls() -> str:
+    """Return what is missing for a filter, or nothing."""
+    try:
+        confinement.filter_system_calls()
+    except confinement.NoFilter as exc:
+        return str(exc)[:500]
+    # What the filter takes from the decoders on this platform is to be found out now, not by somebody's picture.
+    _warm_up()
+    return ""
 
 
 def _warm_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,10 @@ from worker.frames import HEADER, BadFrame, Message, length_of, pack, unpack
 START_SECONDS = 60.0
 #: How long a process may take to be gone once its side of the connection is closed.
 EXIT_SECONDS = 10.0
+#: After so many pictures a child is replaced, whatever it may have been made to do by then.
+MOST_PICTURES = 1000
+#: A child that keeps more between two pictures is replaced: a healthy one keeps half of it.
+MOST_KEPT_BYTES = 192 * 1024 * 1024
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +35,9 @@ class Child:
         self.is_taken = False
         self._connection = connection
         self._killed = False
+        #: Why the kernel filters none of its system calls; empty where it does.
+        self.unfiltered_for = ""
+        self.pictures = 0
 
     @classmethod
     async def spawn(cls, command: Sequence[str], *limits: int) -> Child:
@@ -62,8 +70,9 @@ class Child:
                 greeting = await self.receive()
         except (EOFError, BadFrame, OSError) as exc:  # TimeoutError is an OSError
             raise ChildLost(f"a child did not come up: {exc!r}") from exc
-        if greeting != {"ready": True}:
+        if greeting.get("ready") is not True or not isinstance(missing := greeting.get("missing"), str):
             raise ChildLost("a child did not come up: it began with something else")
+        self.unfiltered_for = missing
         self.is_idle = True
 
     def is_silent(self) -> bool:
@@ -75,6 +84,16 @@ class Child:
         except OSError:
             return False
         return False
+
+    def is_worn_out(self) -> bool:
+        """Whether another one should take its place before it grows."""
+        return self.pictures >= MOST_PICTURES or self._resident_bytes() > MOST_KEPT_BYTES
+
+    def _resident_bytes(self) -> int:
+        try:
+            return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+        except OSError:
+            return 0
 
     async def exchange(self, message: Message, descriptors: Iterable[int]) -> Message:
         """Send `message` and descriptors, and return the answer. Raises EOFError, ConnectionError, BadFrame."""

@@ -37,6 +37,7 @@ class Consumer(Worker):
         job_seconds: float,
         worker: str,
         may_take: Callable[[], bool],
+        is_filtered: bool = True,
     ) -> None:
         super().__init__(
             functions,
@@ -55,6 +56,7 @@ class Consumer(Worker):
         self._queue = queue
         self._worker = worker
         self._may_take = may_take
+        self._is_filtered = is_filtered
         self._slot_freed = asyncio.Event()
         self._beaten_at = -_BEAT_EVERY_SECONDS
 
@@ -80,7 +82,7 @@ class Consumer(Worker):
         if time.monotonic() - self._beaten_at >= _BEAT_EVERY_SECONDS:
             self._beaten_at = time.monotonic()
             with contextlib.suppress(RedisAway):
-                await self._queue.beat(self._worker)
+                await self._queue.beat(self._worker, is_filtered=self._is_filtered)
 
     @property
     def _may_pick(self) -> bool:

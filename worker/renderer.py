@@ -61,6 +61,8 @@ class Renderer:
         self._free: asyncio.Queue[Child] = asyncio.Queue()
         self._children: set[Child] = set()
         self._keepers: list[asyncio.Task[None]] = []
+        #: Why no system-call filter confines the children; empty where one does.
+        self.unfiltered_for = ""
 
     async def start(self) -> None:
         """Return when every child is warm. Raises ChildLost where one cannot be started."""
@@ -74,6 +76,9 @@ class Renderer:
             await self.close()
             raise
         self._keepers = [asyncio.create_task(self._keep_slot_filled(child)) for child in children]
+        self.unfiltered_for = children[0].unfiltered_for
+        if self.unfiltered_for:
+            logger.warning("children run without a system-call filter", extra={"reason": self.unfiltered_for})
 
     async def close(self) -> None:
         """Kill all children at once, whatever they are at, and return when they are gone."""
@@ -98,7 +103,8 @@ class Renderer:
             await opened._read_header(original)
             yield opened
         finally:
-            if child.is_idle:
+            child.pictures += 1
+            if child.is_idle and not child.is_worn_out():
                 child.is_taken = False
                 self._free.put_nowait(child)
             else:
@@ -126,7 +132,10 @@ class Renderer:
             finally:
                 await child.end()
                 self._children.discard(child)
-            logger.warning("replacing a child", extra={"pid": child.process.pid, "exit": child.process.returncode})
+            logger.warning(
+                "replacing a child",
+                extra={"pid": child.process.pid, "exit": child.process.returncode, "pictures": child.pictures},
+            )
             while True:
                 try:
                     child = await self._start_child()

@@ -13,9 +13,9 @@ from tests.api.arrange import Service
 from tests.api.conftest import Start
 
 
-async def beat(service: Service) -> None:
+async def beat(service: Service, *, is_filtered: bool = True) -> None:
     queue = Queue(service.redis, CircuitBreaker(service.redis, WORKER_DEADLINE), lambda: service.ledger_name)
-    await queue.beat("a worker")
+    await queue.beat("a worker", is_filtered=is_filtered)
 
 
 async def test_a_process_that_answers_is_alive(service: Service) -> None:
@@ -50,6 +50,18 @@ async def test_with_all_its_parts_the_service_is_ready(service: Service) -> None
         "workers": "ok",
         "warnings": [],
     }
+
+
+async def test_a_worker_whose_children_nothing_filters_is_named(service: Service) -> None:
+    """It works, and is not as safe as it could be: whoever runs it decides, and so has to know."""
+    await beat(service, is_filtered=False)
+
+    response = await service.client.simulate_get("/readyz")
+
+    assert response.json["status"] == "ok"
+    (warning,) = response.json["warnings"]
+    assert "without a system-call filter" in warning
+    assert warning.endswith("a worker.")
 
 
 async def test_without_a_worker_the_service_is_degraded(service: Service) -> None:

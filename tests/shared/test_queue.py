@@ -176,6 +176,16 @@ async def test_a_worker_is_alive_while_its_loop_turns(
     assert await queue.workers_alive() == []
 
 
+async def test_a_worker_whose_children_nothing_filters_counts_as_that_while_it_is_alive(queue: Queue) -> None:
+    await queue.beat("host:1")
+    await queue.beat("host:2", is_filtered=False)
+
+    assert await queue.workers_unfiltered() == ["host:2"]
+
+    await queue.forget("host:2")
+    assert await queue.workers_unfiltered() == []
+
+
 async def test_workers_long_gone_are_forgotten(queue: Queue, redis: Redis) -> None:
     await redis.zadd(f"asgilook:{LEDGER_NAME}:workers", {"host:1": 1000})
 

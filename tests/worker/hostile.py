@@ -5,9 +5,9 @@ Run by tests in place of `worker.child`, with the same arguments.
 
 from __future__ import annotations
 
+import ctypes
 import os
-import resource
-import signal
+import select
 import socket
 import struct
 import sys
@@ -19,12 +19,13 @@ from worker import child, rendering
 from worker.frames import pack
 
 CONNECTION = socket.socket(fileno=int(sys.argv[1]))
+HOARD: list[bytes] = []
 REAL_OPEN, REAL_RENDER = rendering.open_picture, rendering.render
 
 
 def hang() -> NoReturn:
     while True:
-        signal.pause()
+        select.select([], [], [])
 
 
 def spin() -> NoReturn:
@@ -46,13 +47,13 @@ def allocate() -> NoReturn:
         hoard.append(bytearray(16 * 1024 * 1024))
 
 
+def leak() -> None:
+    HOARD.append(b"x" * (200 * 1024 * 1024))
+
+
 def hang_up() -> NoReturn:
     CONNECTION.close()
     hang()
-
-
-def write_more_than_allowed() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 
 
 def fail_on_disk() -> NoReturn:
@@ -62,10 +63,11 @@ def fail_on_disk() -> NoReturn:
 FAULTS: dict[str, Callable[[], object]] = {
     "hang": hang,
     "spin": spin,
-    "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "segfault": lambda: ctypes.string_at(0),
     "abort": os.abort,
     "vanish": lambda: os._exit(3),
     "hang-up": hang_up,
+    "leak": leak,
     "allocate": allocate,
     "disk": fail_on_disk,
     "bug": lambda: int("no number"),
@@ -85,7 +87,6 @@ FAULTS: dict[str, Callable[[], object]] = {
     "odd-stages": say(pack({"stages": [1, 2]})),
     "endless-stage": say(pack({"stages": {"decode": float("inf")}})),
     "lie": say(pack({"stages": {"decode": 1.0}})),
-    "tiny-limit": write_more_than_allowed,
 }
 
 

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -486,6 +486,37 @@ async def test_a_child_has_no_network(start_renderer: StartRenderer) -> None:
     (pid,) = children()
 
     assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
+
+
+async def test_a_child_that_keeps_too_much_memory_is_replaced(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    renderer = await start_renderer()
+    before = children()
+
+    with pytest.raises(UnreadableImage):
+        await render(renderer, original(fault("open", "leak")))
+
+    await until_dead(before)
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_a_child_is_replaced_after_so_many_pictures(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a picture may have made of it in silence ends with it."""
+    monkeypatch.setattr("worker.children.MOST_PICTURES", 3)
+    renderer = await start_renderer()
+    before = children()
+
+    for content in (GOOD, b"hello"):
+        with suppress(UnreadableImage):
+            await render(renderer, original(content))
+        assert children() == before
+    await render(renderer, original(GOOD))
+
+    await until_dead(before)
+    assert (200, 150) in await render(renderer, original(GOOD))
 
 
 async def test_a_child_lets_its_worker_decide_when_to_stop(start_renderer: StartRenderer, original: Original) -> None:

@@ -1,0 +1,133 @@
+"""Scratch files: what a child can do to one before its reply, after it, and what its worker takes over."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+from collections.abc import Iterator
+from tempfile import TemporaryFile
+from typing import IO
+
+import pytest
+
+from shared.images import Size
+from tests.worker.pictures import encoded, photo
+from worker import rendering
+from worker.scratch import NotOurs, Scratch, most_bytes
+
+SIZE = (320, 180)
+
+
+def rendition(size: Size = SIZE) -> bytes:
+    output = io.BytesIO()
+    picture = rendering.open_picture(encoded(photo(size), "PNG"), max_pixels=50_000_000)
+    rendering.render(picture, {size: output}, (255, 255, 255))
+    return output.getvalue()
+
+
+OURS = rendition()
+
+
+@pytest.fixture
+def scratch() -> Iterator[Scratch]:
+    with Scratch(SIZE) as scratch:
+        yield scratch
+
+
+@pytest.fixture
+def target() -> Iterator[IO[bytes]]:
+    with TemporaryFile() as file:
+        yield file
+
+
+def write(scratch: Scratch, content: bytes) -> None:
+    """Write as a child does."""
+    os.write(scratch.fileno(), content)
+    os.ftruncate(scratch.fileno(), len(content))
+
+
+def content_of(target: IO[bytes]) -> bytes:
+    target.seek(0)
+    return target.read()
+
+
+def test_what_was_rendered_is_taken_over(scratch: Scratch, target: IO[bytes]) -> None:
+    write(scratch, OURS)
+
+    scratch.copy_to(target.fileno())
+
+    assert content_of(target) == OURS
+
+
+def test_who_keeps_a_descriptor_can_write_nothing_more(scratch: Scratch, target: IO[bytes]) -> None:
+    """A child that a picture has taken over must not reach what was published, whatever it kept open."""
+    write(scratch, OURS)
+    kept = os.dup(scratch.fileno())
+    try:
+        scratch.copy_to(target.fileno())
+
+        with pytest.raises(PermissionError):
+            os.pwrite(kept, b"<script>", 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(kept, 0)
+        with pytest.raises(PermissionError):
+            mmap.mmap(kept, len(OURS))
+    finally:
+        os.close(kept)
+    assert content_of(target) == OURS
+
+
+def test_what_is_mapped_for_writing_is_not_taken_over(scratch: Scratch, target: IO[bytes]) -> None:
+    """A mapping cannot be sealed: its owner could change the bytes between their check and their copy."""
+    write(scratch, OURS)
+    with mmap.mmap(scratch.fileno(), len(OURS)), pytest.raises(NotOurs, match="still being written"):
+        scratch.copy_to(target.fileno())
+    assert content_of(target) == b""
+
+
+def test_no_more_is_written_than_a_rendition_can_need(scratch: Scratch) -> None:
+    most = most_bytes(SIZE[0] * SIZE[1])
+
+    with pytest.raises(PermissionError):
+        os.ftruncate(scratch.fileno(), most + 1)
+    assert os.pwrite(scratch.fileno(), bytes(most + 1), 0) <= most
+    with pytest.raises(PermissionError):
+        os.pwrite(scratch.fileno(), b"x", most)
+
+
+def test_nothing_takes_memory_that_nobody_has_written(scratch: Scratch) -> None:
+    assert os.fstat(scratch.fileno()).st_blocks == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(OURS + b"PK\3\4", id="more than a JPEG"),
+        pytest.param(OURS[:-2], id="less"),
+        pytest.param(rendition((180, 320)), id="another size"),
+        pytest.param(encoded(photo(SIZE), "PNG").getvalue(), id="a PNG"),
+    ],
+)
+def test_what_is_no_rendition_is_not_taken_over(scratch: Scratch, target: IO[bytes], content: bytes) -> None:
+    write(scratch, content)
+
+    with pytest.raises(NotOurs):
+        scratch.copy_to(target.fileno())
+
+    assert content_of(target) == b""
+
+
+def test_what_was_not_cut_to_its_length_is_not_taken_over(scratch: Scratch, target: IO[bytes]) -> None:
+    os.write(scratch.fileno(), OURS)
+
+    with pytest.raises(NotOurs):
+        scratch.copy_to(target.fileno())
+
+
+def test_a_full_disk_is_told_as_it_is(scratch: Scratch) -> None:
+    write(scratch, OURS)
+
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+        scratch.copy_to(full.fileno())
