@@ -12,6 +12,7 @@ from typing import TypeVar
 from redis.connection import parse_url
 
 from shared.errors import SettingsError
+from shared.images import MAX_SIDE
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ class Settings:
     min_thumb_size: int = 64
     background: tuple[int, int, int] = (255, 255, 255)
     max_pixels: int = 50_000_000
+    max_side: int = MAX_SIDE
     picture_max_age: int = 31_536_000
     render_slots: int | None = None
     render_cpu_seconds: int = 20
@@ -77,6 +79,7 @@ class Settings:
             min_thumb_size=read("ASGI_LOOK_MIN_THUMB_SIZE", _at_least(1), default.min_thumb_size),
             background=read("ASGI_LOOK_BACKGROUND", _colour, default.background),
             max_pixels=read("ASGI_LOOK_MAX_PIXELS", _at_least(1), default.max_pixels),
+            max_side=read("ASGI_LOOK_MAX_SIDE", _between(1, MAX_SIDE), default.max_side),
             picture_max_age=read("ASGI_LOOK_PICTURE_MAX_AGE", _at_least(0), default.picture_max_age),
             render_slots=read("ASGI_LOOK_RENDER_SLOTS", _at_least(1), default.render_slots),
             render_cpu_seconds=read("ASGI_LOOK_RENDER_CPU_SECONDS", _at_least(1), default.render_cpu_seconds),
@@ -93,6 +96,15 @@ def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"[+-]?\d+", text, re.ASCII) or int(text) < least:
             raise ValueError(f"not a whole number of at least {least}: {text}")
+        return int(text)
+
+    return parse
+
+
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not least <= int(text) <= most:
+            raise ValueError(f"not a whole number from {least} to {most}: {text}")
         return int(text)
 
     return parse

@@ -74,7 +74,7 @@ async def run(settings: Settings) -> None:
         settling = Settling(ledger, storage, cache, announcer, settings.keep_originals)
         # A web process that did not notice its absence goes on trusting this Redis: no pass of the sweep is awaited.
         cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
-        renderer = Renderer(settings, slots, capacity.pixel_budget(slots))
+        renderer = Renderer(settings, slots, capacity.pixel_budget(slots), child_bytes=capacity.child_memory(slots))
         await renderer.start()
         stack.push_async_callback(renderer.close)
         attempts = Attempts(ledger, storage, queue, settling, slots, name)

@@ -12,6 +12,8 @@ BYTES_PER_PIXEL = 18
 WORKER_RESERVE = 192 * 1024 * 1024
 #: What a child keeps between two pictures.
 CHILD_RESERVE = 96 * 1024 * 1024
+#: With less a child renders no photograph of a telephone.
+LEAST_CHILD_MEMORY = 256 * 1024 * 1024
 
 
 def render_slots(root: Path = Path("/"), *, cores: int | None = None) -> int:
@@ -25,6 +27,14 @@ def render_slots(root: Path = Path("/"), *, cores: int | None = None) -> int:
 def pixel_budget(slots: int, root: Path = Path("/")) -> int:
     """Return how many pixels may be being decoded at once; a picture of more is to be rendered alone."""
     return max(1, (usable_memory(root) - WORKER_RESERVE - slots * CHILD_RESERVE) // BYTES_PER_PIXEL)
+
+
+def child_memory(slots: int, root: Path = Path("/")) -> int:
+    """Return the bytes that a child may take at the most: one alone may take what the others do not keep.
+
+    Past it a picture fails by itself, in words; where the machine runs out of memory first, the kernel picks a victim.
+    """
+    return max(LEAST_CHILD_MEMORY, usable_memory(root) - WORKER_RESERVE - (slots - 1) * CHILD_RESERVE)
 
 
 def usable_memory(root: Path = Path("/")) -> int:

@@ -53,7 +53,8 @@ def _serve(connection: socket.socket) -> Message:
         try:
             # Parent and child share one position in the file.
             original.seek(0)
-            picture = rendering.open_picture(original, max_pixels=order["max_pixels"])
+            limits = {name: order[name] for name in ("max_pixels", "max_side")}
+            picture = rendering.open_picture(original, **limits)
             _send(connection, {"size": list(picture.size), "format": picture.format})
             message, descriptors = _receive(connection)
             order = message["render"]

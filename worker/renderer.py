@@ -25,7 +25,7 @@ from shared.errors import (
     UnreadableImage,
 )
 from shared.formats import PILLOW_FORMATS
-from shared.images import MAX_SIDE, Size
+from shared.images import Size
 from shared.settings import Settings
 from worker.children import Child
 from worker.frames import BadFrame, Message
@@ -52,11 +52,18 @@ class Renderer:
     """As many children as there are slots, each warm, and each replaced as soon as it is gone."""
 
     def __init__(
-        self, settings: Settings, slots: int, pixel_budget: int, *, command: Sequence[str] | None = None
+        self,
+        settings: Settings,
+        slots: int,
+        pixel_budget: int,
+        *,
+        child_bytes: int | None = None,
+        command: Sequence[str] | None = None,
     ) -> None:
         self._settings = settings
         self._slots = slots
         self._budget = PixelBudget(pixel_budget)
+        self._child_bytes = min(child_bytes or settings.render_memory_bytes, settings.render_memory_bytes)
         self._command = tuple(command or (sys.executable, "-m", "worker.child"))
         self._free: asyncio.Queue[Child] = asyncio.Queue()
         self._children: set[Child] = set()
@@ -148,8 +155,7 @@ class Renderer:
                     await asyncio.sleep(min(_AGAIN_SECONDS * 2**failures, 60.0))
 
     async def _start_child(self) -> Child:
-        settings = self._settings
-        child = await Child.spawn(self._command, settings.render_memory_bytes, most_bytes(settings.max_pixels))
+        child = await Child.spawn(self._command, self._child_bytes, most_bytes(self._settings.max_pixels))
         self._children.add(child)
         try:
             await child.warm_up()
@@ -205,9 +211,14 @@ class Opened:
             raise _storage_error(exc.errno, str(exc)) from exc
 
     async def _read_header(self, original: int) -> None:
-        order = {"max_pixels": self._settings.max_pixels, "cpu_seconds": self._settings.render_cpu_seconds}
+        settings = self._settings
+        order = {
+            "max_pixels": settings.max_pixels,
+            "max_side": settings.max_side,
+            "cpu_seconds": settings.render_cpu_seconds,
+        }
         reply = await self._ask({"open": order}, [original])
-        size, name = _size_in(reply, self._settings.max_pixels), reply.get("format")
+        size, name = _size_in(reply, settings), reply.get("format")
         if size is None or name not in PILLOW_FORMATS:
             raise self._child.distrust("answered nonsense about a header")
         self.size, self.format = size, name
@@ -288,10 +299,13 @@ def _storage_error(number: int | None, detail: str) -> StorageUnavailable:
     return StorageFull(detail) if number in (errno.ENOSPC, errno.EDQUOT) else StorageUnavailable(detail)
 
 
-def _size_in(reply: Message, max_pixels: int) -> Size | None:
+def _size_in(reply: Message, settings: Settings) -> Size | None:
     match reply.get("size"):
         case [int(width), int(height)] if not isinstance(width, bool) and not isinstance(height, bool):
-            if 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= max_pixels:
+            if (
+                0 < min(width, height) <= max(width, height) <= settings.max_side
+                and width * height <= settings.max_pixels
+            ):
                 return width, height
     return None
 

@@ -105,7 +105,7 @@ class Picture:
         return image
 
 
-def open_picture(file: BinaryIO, *, max_pixels: int) -> Picture:
+def open_picture(file: BinaryIO, *, max_pixels: int, max_side: int = MAX_SIDE) -> Picture:
     """Read the header of the picture in `file`, which must stay open until the picture is rendered.
 
     Raises UnreadableImage, ImageTooLarge, RenderOutOfMemory: each with a sentence for its uploader.
@@ -124,8 +124,8 @@ def open_picture(file: BinaryIO, *, max_pixels: int) -> Picture:
         size, transpose = _orientation(image)
         profile = image.info.get("icc_profile")
     width, height = size
-    if max(size) > MAX_SIDE:
-        raise ImageTooLarge(f"The picture has {width:,} x {height:,} pixels; a side may have at most {MAX_SIDE:,}.")
+    if max(size) > max_side:
+        raise ImageTooLarge(f"The picture has {width:,} x {height:,} pixels; a side may have at most {max_side:,}.")
     if width * height > max_pixels:
         raise ImageTooLarge(f"The picture has {width:,} x {height:,} pixels; at most {max_pixels:,} are allowed.")
     return Picture(size, image.format or "", image, transpose, profile if isinstance(profile, bytes) else None)

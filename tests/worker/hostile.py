@@ -90,7 +90,7 @@ FAULTS: dict[str, Callable[[], object]] = {
 }
 
 
-def open_picture(file: BinaryIO, *, max_pixels: int) -> rendering.Picture:
+def open_picture(file: BinaryIO, **limits: int) -> rendering.Picture:
     word = file.read(64).split(b"\n")[0].decode("latin-1").split()
     if word[:2] == ["FAULT", "open"]:
         FAULTS[word[2]]()
@@ -98,7 +98,7 @@ def open_picture(file: BinaryIO, *, max_pixels: int) -> rendering.Picture:
         # It claims to be of 4 x 4 pixels; what goes wrong does so when they are asked for.
         return rendering.Picture((4, 4), "PNG", None, None, word[2].encode())
     file.seek(0)
-    return REAL_OPEN(file, max_pixels=max_pixels)
+    return REAL_OPEN(file, **limits)
 
 
 def render(picture: rendering.Picture, outputs: dict[Size, Any], background: tuple[int, int, int]) -> dict[str, float]:

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from worker.capacity import BYTES_PER_PIXEL, CHILD_RESERVE, WORKER_RESERVE, pixel_budget, render_slots, usable_memory
+from worker.capacity import (
+    BYTES_PER_PIXEL,
+    CHILD_RESERVE,
+    LEAST_CHILD_MEMORY,
+    WORKER_RESERVE,
+    child_memory,
+    pixel_budget,
+    render_slots,
+    usable_memory,
+)
 
 GIB = 1024**3
 
@@ -121,3 +130,17 @@ def test_there_is_always_one_slot_and_a_pixel(machine: Machine) -> None:
 def test_this_machine_can_render() -> None:
     assert render_slots() >= 1
     assert pixel_budget(1) >= 1
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_a_child_may_take_what_the_others_do_not_keep(machine: Machine, slots: int) -> None:
+    """More, and the kernel would pick a victim: the web process of the same container, say."""
+    root = machine({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{GIB}\n"})
+
+    assert child_memory(slots, root) == GIB - WORKER_RESERVE - (slots - 1) * CHILD_RESERVE
+
+
+def test_a_child_may_take_what_a_photograph_needs_however_small_the_machine(machine: Machine) -> None:
+    root = machine({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{GIB // 8}\n"})
+
+    assert child_memory(1, root) == LEAST_CHILD_MEMORY

@@ -56,9 +56,10 @@ async def start_renderer() -> AsyncIterator[StartRenderer]:
         *,
         slots: int = 1,
         pixel_budget: int = 100_000_000,
+        child_bytes: int | None = None,
         command: tuple[str, ...] = HOSTILE,
     ) -> Renderer:
-        renderer = Renderer(settings, slots, pixel_budget, command=command)
+        renderer = Renderer(settings, slots, pixel_budget, child_bytes=child_bytes, command=command)
         renderers.append(renderer)
         await renderer.start()
         return renderer
@@ -237,6 +238,25 @@ async def test_a_fault_costs_its_own_picture_only(
         await render(renderer, original(fault(phase, name)))
 
     assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_a_size_past_the_limits_that_were_set_is_not_believed(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    renderer = await start_renderer(replace(SETTINGS, max_side=3))
+
+    with pytest.raises(ChildLost, match="nonsense about a header"):
+        await render(renderer, original(fault("render", "hang")))  # it claims to be of 4 x 4
+
+
+async def test_a_child_may_take_no_more_memory_than_this_machine_has_for_it(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    renderer = await start_renderer(child_bytes=256 * 1024 * 1024)
+    large = encoded(Image.new("RGBA", (6000, 6000), (1, 2, 3, 4)), "PNG").getvalue()
+
+    with pytest.raises(RenderOutOfMemory):
+        await render(renderer, original(large))
 
 
 @pytest.mark.parametrize("phase", ["open", "render"])

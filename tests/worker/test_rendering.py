@@ -573,6 +573,11 @@ def test_a_side_longer_than_a_jpeg_can_have_is_refused_by_the_header(format: str
         open_picture(header_only(format, (MAX_SIDE + 1, 1)), max_pixels=MAX_PIXELS)
 
 
+def test_a_side_longer_than_was_set_is_refused_by_the_header() -> None:
+    with pytest.raises(ImageTooLarge, match="at most 99"):
+        open_picture(encoded(photo((100, 50)), "PNG"), max_pixels=MAX_PIXELS, max_side=99)
+
+
 def test_as_many_pixels_as_allowed_pass() -> None:
     file = encoded(Image.new("L", (7, 7)), "PNG")
 
