@@ -32,6 +32,7 @@ from PIL import (
 from shared.errors import ImageTooLarge, RenderFailure, RenderOutOfMemory, UnreadableImage
 from shared.formats import PILLOW_FORMATS
 from shared.images import MAX_SIDE, Size
+from worker import profiles
 
 QUALITY = 85
 
@@ -66,6 +67,10 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 
 #: What Pillow multiplies the grey levels of a PNG by, by the raw mode of its 2 and 4 bits.
 _STRETCH = {"L;2": 85, "L;4": 17}
+
+#: Of raw modes in which white is zero, those in which black is.
+_UPRIGHT = {"1;I": "1", "1;IR": "1;R"} | {f"L;{bits}I{fill}": f"L;{bits}{fill}" for bits in "24" for fill in ("", "R")}
+_UPRIGHT |= {"L;I": "L", "L;IR": "L;R"}
 
 #: The mode in which Pillow hands pixels of an ICC profile's colour space to the colour engine.
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
@@ -122,13 +127,13 @@ def open_picture(file: BinaryIO, *, max_pixels: int, max_side: int = MAX_SIDE) -
                 "This is no picture that we can read (JPEG, PNG, GIF, WebP, TIFF, BMP, AVIF), or its start is damaged."
             ) from exc
         size, transpose = _orientation(image)
-        profile = image.info.get("icc_profile")
+        profile = _profile(image)
     width, height = size
     if max(size) > max_side:
         raise ImageTooLarge(f"The picture has {width:,} x {height:,} pixels; a side may have at most {max_side:,}.")
     if width * height > max_pixels:
         raise ImageTooLarge(f"The picture has {width:,} x {height:,} pixels; at most {max_pixels:,} are allowed.")
-    return Picture(size, image.format or "", image, transpose, profile if isinstance(profile, bytes) else None)
+    return Picture(size, image.format or "", image, transpose, profile)
 
 
 def render(picture: Picture, outputs: Mapping[Size, Writable], background: tuple[int, int, int]) -> dict[str, float]:
@@ -210,16 +215,48 @@ def _orientation(image: ImageFile.ImageFile) -> tuple[Size, Image.Transpose | No
     return (width, height), _TRANSPOSE.get(orientation)
 
 
+def _profile(image: ImageFile.ImageFile) -> bytes | None:
+    """Return the ICC profile that is embedded, or that says what the file says of its colours in another way."""
+    embedded = image.info.get("icc_profile")
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        file = cast("BinaryIO", image.fp)
+        position = file.tell()
+        named = profiles.of_png(file)
+        file.seek(position)
+        if named is not None:
+            return named
+    if isinstance(embedded, bytes):
+        return embedded
+    if "gamma" in image.info and "srgb" not in image.info:
+        return profiles.of_gamma(image.info["gamma"], image.info.get("chromaticity"))
+    if isinstance(image, AvifImagePlugin.AvifImageFile):
+        return profiles.of_avif(cast("BinaryIO", image.fp))
+    return profiles.of_adobe_rgb() if _is_marked_adobe_rgb(image) else None
+
+
+def _is_marked_adobe_rgb(image: ImageFile.ImageFile) -> bool:
+    # CIPA DC-009, 4.4: cameras embed no profile, but name the colour space "uncalibrated" and set a mark of their own.
+    try:
+        exif = Image.Image.getexif(image)
+        is_uncalibrated = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace) == 0xFFFF
+        return is_uncalibrated and str(exif.get_ifd(ExifTags.IFD.Interop).get(1, "")).startswith("R03")
+    except Exception:
+        return False  # garbage, as in `_orientation`
+
+
 def _decode(picture: Picture) -> Image.Image:
     opened = picture._take()
+    image: Image.Image = opened
     if isinstance(opened, PngImagePlugin.PngImageFile):
         _load_png(opened)
+    elif isinstance(opened, GifImagePlugin.GifImageFile):
+        image = _load_gif(opened)
+    elif isinstance(opened, TiffImagePlugin.TiffImageFile):
+        _load_tiff(opened)
     else:
+        # A CMYK JPEG comes out inverted whether or not it has Adobe's marker, and so it does from browsers: the only
+        # ones without it are Adobe's that lost it on their way.
         opened.load()
-    image: Image.Image = opened
-    if opened.mode == "CMYK" and opened.format == "JPEG" and "adobe" not in opened.info:
-        # Pillow takes every CMYK JPEG for one of Adobe's, which are inverted; without their marker they are not.
-        image = ImageChops.invert(image)
     del opened
     if picture._transpose is not None:
         image = image.transpose(picture._transpose)
@@ -245,6 +282,39 @@ def _load_png(image: PngImagePlugin.PngImageFile) -> None:
     if raw_mode in _STRETCH and isinstance(transparent, int):
         stretch = _STRETCH[raw_mode]
         image.info["transparency"] = transparent % (255 // stretch + 1) * stretch
+
+
+def _load_gif(image: GifImagePlugin.GifImageFile) -> Image.Image:
+    # Where the first frame does not reach, nothing has been drawn. Pillow fills it with a colour, unless there is one
+    # that is transparent.
+    frame = image.tile[0].extents if image.tile else None
+    image.load()
+    if frame is None or frame == (0, 0, *image.size) or "transparency" in image.info:
+        return image
+    drawn = Image.new("L", image.size)
+    drawn.paste(255, frame)
+    colour = image.convert("RGB")
+    colour.putalpha(drawn)
+    return colour
+
+
+def _load_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    # Where Pillow reads a TIFF by other rules than libtiff, its raw modes are corrected.
+    tags = image.tag_v2
+    is_deep = tags.get(ExifTags.Base.BitsPerSample, (1,))[0] == 16
+    is_fax = tags.get(ExifTags.Base.Compression, 1) in (2, 3, 4)
+    for i, tile in enumerate(image.tile):
+        if not isinstance(tile.args, tuple):
+            continue
+        raw_mode, *rest = tile.args
+        if tile.codec_name == "raw" and is_deep and raw_mode in ("R", "G", "B"):
+            # Band by band, and taken for 8 bits.
+            raw_mode = f"{raw_mode};16{'L' if tags.prefix == b'II' else 'B'}"
+        elif ExifTags.Base.PhotometricInterpretation not in tags and not is_fax:
+            # Nothing says whether black is zero: it is, unless the file is a fax.
+            raw_mode = _UPRIGHT.get(raw_mode, raw_mode)
+        image.tile[i] = tile._replace(args=(raw_mode, *rest))
+    image.load()
 
 
 def _lower_bytes(image: PngImagePlugin.PngImageFile) -> Image.Image:

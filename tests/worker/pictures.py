@@ -104,13 +104,13 @@ _SRGB_COLORANTS = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 
 def swapping_profile() -> bytes:
     """Return an ICC profile in which red and green have changed places."""
     red, green, blue = _SRGB_COLORANTS
-    tags = {b"rXYZ": _xyz(green), b"gXYZ": _xyz(red), b"bXYZ": _xyz(blue)}
-    return _profile(b"RGB ", b"XYZ ", tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _gamma(2.2)))
+    tags = {b"rXYZ": xyz_tag(green), b"gXYZ": xyz_tag(red), b"bXYZ": xyz_tag(blue)}
+    return icc_profile(b"RGB ", b"XYZ ", tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _gamma(2.2)))
 
 
 def linear_grey_profile() -> bytes:
     """Return an ICC profile for grey levels that are proportional to light."""
-    return _profile(b"GRAY", b"XYZ ", {b"kTRC": _gamma(1.0)})
+    return icc_profile(b"GRAY", b"XYZ ", {b"kTRC": _gamma(1.0)})
 
 
 def all_green_inks_profile() -> bytes:
@@ -120,17 +120,21 @@ def all_green_inks_profile() -> bytes:
     table = bytes(range(256))
     cube = bytes(paper + black) + bytes(ink + black) * 7
     lut = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + table * 4 + cube + table * 3
-    return _profile(b"CMYK", b"Lab ", {b"A2B0": lut}, kind=b"prtr")
+    return icc_profile(b"CMYK", b"Lab ", {b"A2B0": lut}, kind=b"prtr")
 
 
-def _profile(space: bytes, connection: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr") -> bytes:
-    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78), b"wtpt": _xyz(_D50), **tags}
+def icc_profile(
+    space: bytes, connection: bytes, tags: dict[bytes, bytes], *, kind: bytes = b"mntr", version: int = 2
+) -> bytes:
+    """Return an ICC profile with these tags, and those that every profile needs."""
+    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78), b"wtpt": xyz_tag(_D50), **tags}
     body, index, offset = b"", b"", 128 + 4 + 12 * len(tags)
     for name, data in tags.items():
         index += name + struct.pack(">II", offset + len(body), len(data))
         body += data + bytes(-len(data) % 4)
-    # Its own length comes in front; of the rest only the version, 2.1, the kinds, the mark and the illuminant matter.
-    header = struct.pack(">4xI4s4s4s12x4s28x", 0x02100000, kind, space, connection, b"acsp") + _xyz(_D50)[8:]
+    # Its own length comes in front; of the rest only the version, the kinds, the mark and the illuminant matter.
+    number = {2: 0x02100000, 4: 0x04200000}[version]
+    header = struct.pack(">4xI4s4s4s12x4s28x", number, kind, space, connection, b"acsp") + xyz_tag(_D50)[8:]
     data = bytes(4) + header.ljust(124, b"\0") + struct.pack(">I", len(tags)) + index + body
     return struct.pack(">I", len(data)) + data[4:]
 
@@ -138,7 +142,8 @@ def _profile(space: bytes, connection: bytes, tags: dict[bytes, bytes], kind: by
 _D50 = (0.9642, 1.0, 0.8249)
 
 
-def _xyz(value: Sequence[float]) -> bytes:
+def xyz_tag(value: Sequence[float]) -> bytes:
+    """Return what an ICC profile says a colour is in CIE XYZ."""
     return b"XYZ " + bytes(4) + b"".join(struct.pack(">i", round(v * 65536)) for v in value)
 
 
