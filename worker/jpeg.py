@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 
@@ -17,6 +18,8 @@ _FRAME = struct.Struct(">BHHB9s")
 _COMPONENTS = b"\x01\x22\x00\x02\x11\x01\x03\x11\x01"
 #: All three components in one scan, each with the Huffman tables of its kind, from first to last coefficient.
 _SCAN = b"\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
+#: In a scan an FF is followed by 00; by anything else it begins something that is none of a scan's.
+_NO_SCAN = re.compile(rb"\xff(?!\0)")
 _TABLE_IDS = {_DQT: {0x00, 0x01}, _DHT: {0x00, 0x10, 0x01, 0x11}}
 
 
@@ -71,8 +74,7 @@ def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
             break
     if jpeg[-2:] != _EOI or len(jpeg) - 2 <= start:
         raise ForeignJpeg("has no end, or nothing before it")
-    # In a scan an FF is followed by 00; by anything else it begins something that is none of a scan's.
-    if jpeg.count(b"\xff", start, -2) != jpeg.count(b"\xff\x00", start, -2):
+    if _NO_SCAN.search(jpeg, start, len(jpeg) - 2):
         raise ForeignJpeg("has more in it than one scan")
 
 

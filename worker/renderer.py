@@ -42,6 +42,8 @@ _WROTE_TOO_MUCH = (errno.EFBIG, errno.EPERM)
 _FROZEN_SECONDS = 1.0
 #: Seconds that somebody with a slot waits for a child: a new one is warm within one.
 _CHILD_SECONDS = 15.0
+#: Bytes that are copied from memory sooner than a thread would begin to.
+_COPIED_AT_ONCE = 512 * 1024
 #: Seconds, twice as many after each failure, until another child is started where one could not be.
 _AGAIN_SECONDS = 1.0
 
@@ -202,9 +204,15 @@ class Opened:
         return stages
 
     async def _take_over(self, scratches: Sequence[Scratch], outputs: Mapping[Size, int]) -> None:
-        try:
+        def copy() -> None:
             for scratch in scratches:
-                await asyncio.to_thread(scratch.copy_to, outputs[scratch.size])
+                scratch.copy_to(outputs[scratch.size])
+
+        try:
+            if sum(scratch.bytes for scratch in scratches) <= _COPIED_AT_ONCE:
+                copy()
+            else:
+                await asyncio.to_thread(copy)
         except NotOurs as exc:
             raise self._child.distrust(f"claimed to have rendered what it had not: {exc}") from exc
         except OSError as exc:

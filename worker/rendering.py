@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import math
+import mmap
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from shared.errors import ImageTooLarge, RenderFailure, RenderOutOfMemory, Unrea
 from shared.formats import PILLOW_FORMATS
 from shared.images import MAX_SIDE, Size
 from worker import profiles
+from worker.capacity import BYTES_PER_PIXEL
 
 QUALITY = 85
 
@@ -117,7 +119,7 @@ def open_picture(file: BinaryIO, *, max_pixels: int, max_side: int = MAX_SIDE) -
     """
     # Pillow refuses at twice its own limit, and does so before WebP's decoder takes memory for the canvas.
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
-    with _blaming_the_file():
+    with _blaming_the_file(max_pixels):
         try:
             image = Image.open(file, formats=PILLOW_FORMATS)
         except Image.DecompressionBombError as exc:
@@ -146,7 +148,7 @@ def render(picture: Picture, outputs: Mapping[Size, Writable], background: tuple
     if strangers := unwritten.keys() - set(_levels(picture.size)):
         raise ValueError(f"not on the ladder of {picture.size}: {sorted(strangers)}")
     stages: dict[str, float] = {}
-    with _blaming_the_file():
+    with _blaming_the_file(math.prod(picture.size)):
         with _timed(stages, "decode"):
             image = _decode(picture)
         with _timed(stages, "colour"):
@@ -435,7 +437,7 @@ def _changes_colours(transform: ImageCms.ImageCmsTransform) -> bool:
 
 
 @contextmanager
-def _blaming_the_file() -> Iterator[None]:
+def _blaming_the_file(pixels: int) -> Iterator[None]:
     with warnings.catch_warnings():
         # Pillow warns of what it forgives, and of large pictures, about which we have our own limit.
         warnings.simplefilter("ignore")
@@ -450,7 +452,20 @@ def _blaming_the_file() -> Iterator[None]:
                 raise
             if "out of memory" in str(exc).lower():
                 raise _out_of_memory() from exc
+            if not _has_room_for(pixels):
+                # libwebp and libjpeg do not tell a lack of memory from damage.
+                raise RenderOutOfMemory(
+                    "The picture needs more memory than a picture may take, or it is damaged."
+                ) from exc
             raise UnreadableImage("The picture cannot be decoded: it is damaged or incomplete.") from exc
+
+
+def _has_room_for(pixels: int) -> bool:
+    try:
+        mmap.mmap(-1, max(pixels, 1) * BYTES_PER_PIXEL, flags=mmap.MAP_PRIVATE).close()  # taken, and never touched
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _out_of_memory() -> RenderOutOfMemory:

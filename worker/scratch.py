@@ -38,6 +38,11 @@ class Scratch:
     def fileno(self) -> int:
         return self._descriptor
 
+    @property
+    def bytes(self) -> int:
+        """How long it is: once its child has rendered, as long as the JPEG."""
+        return os.fstat(self._descriptor).st_size
+
     def copy_to(self, target: int) -> None:
         """Write the JPEG to the descriptor `target` and check what was written; blocks.
 
@@ -50,7 +55,7 @@ class Scratch:
             )
         except OSError as exc:
             raise NotOurs("a rendition is still being written to") from exc
-        content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        content = os.pread(self._descriptor, self.bytes, 0)
         _check(content, self.size)
         rest = memoryview(content)
         while rest:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from PIL import Image
@@ -339,11 +339,16 @@ async def test_computing_time_is_allowed_to_each_picture_anew(
     assert children() == {pid}
 
 
+@pytest.mark.parametrize(
+    ("mode", "format", "options"),
+    [("RGBA", "PNG", {}), ("RGBA", "WEBP", {"method": 0}), ("RGB", "JPEG", {"progressive": True})],
+)
 async def test_a_picture_that_needs_too_much_memory_is_to_blame(
-    start_renderer: StartRenderer, original: Original
+    start_renderer: StartRenderer, original: Original, mode: str, format: str, options: dict[str, Any]
 ) -> None:
+    """Also where its decoder tells a lack of memory as it tells damage: to send it again would be no use."""
     renderer = await start_renderer(replace(SETTINGS, render_memory_bytes=256 * 1024 * 1024))
-    large = encoded(Image.new("RGBA", (6000, 6000), (1, 2, 3, 4)), "PNG").getvalue()
+    large = encoded(Image.new(mode, (7000, 7000), (1, 2, 3, 4)[: len(mode)]), format, **options).getvalue()
 
     with pytest.raises(RenderOutOfMemory):
         await render(renderer, original(large))

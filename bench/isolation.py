@@ -1,0 +1,138 @@
+"""What the child costs: `python -m bench.isolation [rounds]`, a photograph rendered in a child and in this process.
+
+Both take turns, write the same files, and are compared by their medians. Then what comes after a fault: a decoder that
+hangs, crashes or takes all memory is planted, and the next picture's way through the same slot is timed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from tempfile import TemporaryFile
+from typing import BinaryIO, cast
+
+from PIL import Image
+from skimage import data
+
+from shared.errors import RenderFailure
+from shared.images import Size, ladder
+from shared.settings import Settings
+from worker import rendering
+from worker.renderer import Renderer
+
+ROUNDS = 100
+FAULTY_ROUNDS = 5
+SIZES: Mapping[str, Size] = {"1 MP": (1224, 816), "12 MP": (4000, 3000)}
+SETTINGS = Settings(render_wall_seconds=1.0)
+#: Obeys planted faults, and is a real child otherwise.
+HOSTILE = (sys.executable, "-m", "tests.worker.hostile")
+
+
+def photograph(size: Size) -> bytes:
+    """Return a JPEG of a photograph (NASA, in the public domain), enlarged to `size`."""
+    file = io.BytesIO()
+    picture = Image.fromarray(data.astronaut())  # type: ignore[no-untyped-call] # scikit-image types only some of itself
+    picture.resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+async def render_here(original: BinaryIO) -> float:
+    """Render in this process, in a thread, as a worker without children would; return the seconds it took."""
+
+    def render() -> None:
+        with ExitStack() as files:
+            original.seek(0)
+            picture = rendering.open_picture(original, max_pixels=SETTINGS.max_pixels)
+            sizes = [picture.size, *ladder(picture.size, SETTINGS.min_thumb_size)]
+            outputs = {size: files.enter_context(TemporaryFile(buffering=0)) for size in sizes}
+            rendering.render(picture, outputs, SETTINGS.background)
+
+    start = time.perf_counter()
+    await asyncio.to_thread(render)
+    return time.perf_counter() - start
+
+
+async def render_there(renderer: Renderer, original: BinaryIO) -> float:
+    """Render in a child; return the seconds it took, from asking for a child to the written files."""
+    start = time.perf_counter()
+    with ExitStack() as files:
+        async with renderer.open(original.fileno()) as opened:
+            sizes = [opened.size, *ladder(opened.size, SETTINGS.min_thumb_size)]
+            outputs = {size: files.enter_context(TemporaryFile(buffering=0)) for size in sizes}
+            await opened.render({size: file.fileno() for size, file in outputs.items()})
+    return time.perf_counter() - start
+
+
+async def compare(renderer: Renderer, name: str, size: Size, rounds: int) -> None:
+    with cast("BinaryIO", TemporaryFile()) as original:
+        original.write(photograph(size))
+        original.flush()
+        here, there = [], []
+        for done in range(rounds + 2):
+            if sys.stderr.isatty():
+                print(f"\r{name}: {done} of {rounds + 2}", end="", file=sys.stderr)
+            here.append(await render_here(original))
+            there.append(await render_there(renderer, original))
+    if sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
+    here, there = here[2:], there[2:]  # both are warm by then
+    ratio = statistics.median(there) / statistics.median(here)
+    print(
+        f"{name}: {statistics.median(here) * 1000:.1f} ms in this process, {statistics.median(there) * 1000:.1f} ms in "
+        f"a child: {ratio:.3f} times ({rounds} rounds each, medians)"
+    )
+
+
+async def after_faults(size: Size) -> None:
+    """Print how long the next picture takes, one slot and all, once a fault has ended its predecessor."""
+    settings = replace(SETTINGS, render_memory_bytes=512 * 1024 * 1024)
+    renderer = Renderer(settings, 1, SETTINGS.max_pixels, command=HOSTILE)
+    await renderer.start()
+    try:
+        with cast("BinaryIO", TemporaryFile()) as good:
+            good.write(photograph(size))
+            good.flush()
+            alone = statistics.median([await render_there(renderer, good) for _ in range(FAULTY_ROUNDS)])
+            print(f"A 1 MP picture alone: {alone * 1000:.0f} ms. The next one, after a decoder that")
+            for fault, what in (("hang", "hangs"), ("segfault", "crashes"), ("allocate", "takes all memory")):
+                took = [await _after(renderer, fault, good) for _ in range(FAULTY_ROUNDS)]
+                added = statistics.median(took) - alone
+                print(
+                    f"  {what}: ready after {statistics.median(took) * 1000:.0f} ms, worst {max(took) * 1000:.0f} ms "
+                    f"({added * 1000:+.0f} ms)"
+                )
+    finally:
+        await renderer.close()
+
+
+async def _after(renderer: Renderer, fault: str, good: BinaryIO) -> float:
+    with cast("BinaryIO", TemporaryFile()) as bad:
+        bad.write(f"FAULT render {fault}\n".encode())
+        bad.flush()
+        try:
+            await render_there(renderer, bad)
+        except RenderFailure:
+            return await render_there(renderer, good)
+    raise SystemExit("a fault that was planted did not break anything")
+
+
+async def measure(rounds: int) -> None:
+    renderer = Renderer(SETTINGS, 1, SETTINGS.max_pixels)
+    await renderer.start()
+    print(f"system-call filter: {renderer.unfiltered_for or 'on'}")
+    try:
+        for name, size in SIZES.items():
+            await compare(renderer, name, size, rounds if name == "1 MP" else max(1, rounds // 5))
+    finally:
+        await renderer.close()
+    await after_faults(SIZES["1 MP"])
+
+
+if __name__ == "__main__":
+    asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS))
