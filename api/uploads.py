@@ -20,7 +20,7 @@ from api.problems import TROUBLE_SECONDS, Problem
 from shared import logs
 from shared.cancellation import to_the_end
 from shared.errors import LedgerUnavailable
-from shared.formats import SIGNATURE_BYTES, media_type_of
+from shared.formats import SIGNATURE_BYTES, TAKEN, media_type_of
 from shared.images import Image, Original, original_key
 from shared.ledger import Ledger
 from shared.settings import Settings
@@ -252,5 +252,5 @@ def _is_form(req: Request) -> bool:
 def _recognized(head: bytes) -> str:
     media_type = media_type_of(head)
     if media_type is None:
-        raise Problem("unsupported-format", "Taken are JPEG, PNG, GIF, WebP, TIFF, BMP and AVIF.")
+        raise Problem("unsupported-format", f"Taken are {TAKEN}.")
     return media_type

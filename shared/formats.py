@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 
 #: As many leading bytes as `media_type_of` ever looks at.
@@ -9,9 +10,22 @@ SIGNATURE_BYTES = 64
 
 #: Pillow's names of the formats that a child may open. An MPO (a phone's JPEG with more pictures behind the
 #: first) comes out of Pillow's JPEG opener by itself; naming it here raises KeyError.
-PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF")
+PILLOW_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF")
+
+#: What people are told that we take.
+TAKEN = "JPEG, PNG, GIF, WebP, TIFF, BMP and AVIF"
+
+#: Whether the extra `heic` is installed. Its wheel is under the GPL: whoever wants it decides so.
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+if HAS_HEIF:
+    # Behind AVIF, which is in the same container and is asked first.
+    PILLOW_FORMATS += ("HEIF",)
+    TAKEN = "JPEG, PNG, GIF, WebP, TIFF, BMP, AVIF and HEIC"
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+#: ISO/IEC 23008-12, annexes B and D: coded by HEVC, and by whatever a decoder may know.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+_HEIF_BRANDS = (b"mif1", b"msf1")
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 
 
@@ -29,8 +43,13 @@ def media_type_of(head: bytes) -> str | None:
         return "image/tiff"
     if _is_bmp(head):
         return "image/bmp"
-    if _is_avif(head):
+    brands = _brands(head)
+    if not brands.isdisjoint((b"avif", b"avis")):
         return "image/avif"
+    if HAS_HEIF and not brands.isdisjoint(_HEIC_BRANDS):
+        return "image/heic"
+    if HAS_HEIF and not brands.isdisjoint(_HEIF_BRANDS):
+        return "image/heif"
     return None
 
 
@@ -39,10 +58,9 @@ def _is_bmp(head: bytes) -> bool:
     return head[:2] == b"BM" and len(head) >= 18 and struct.unpack_from("<I", head, 14)[0] in _BMP_HEADER_SIZES
 
 
-def _is_avif(head: bytes) -> bool:
+def _brands(head: bytes) -> set[bytes]:
     # ISO/IEC 14496-12, 4.3: a file type box holds a major brand, a minor version, then compatible brands.
     if head[4:8] != b"ftyp":
-        return False
+        return set()
     box = head[: min(struct.unpack_from(">I", head)[0], len(head))]
-    brands = [box[8:12], *(box[i : i + 4] for i in range(16, len(box) - 3, 4))]
-    return b"avif" in brands or b"avis" in brands
+    return {box[8:12], *(box[i : i + 4] for i in range(16, len(box) - 3, 4))}

@@ -31,7 +31,7 @@ from PIL import (
 )
 
 from shared.errors import ImageTooLarge, RenderFailure, RenderOutOfMemory, UnreadableImage
-from shared.formats import PILLOW_FORMATS
+from shared.formats import HAS_HEIF, PILLOW_FORMATS, TAKEN
 from shared.images import MAX_SIDE, Size
 from worker import profiles
 from worker.capacity import BYTES_PER_PIXEL
@@ -55,6 +55,14 @@ Image.register_open("JPEG", JpegImagePlugin.JpegImageFile, lambda prefix: prefix
 # A child is one slot on one core. libavif would start a thread for every core of the machine, and each would take
 # its stack and its arena from the child's address space.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+if HAS_HEIF:
+    import pillow_heif
+
+    # No more of a file than its picture, and its tiles one after the other; 1 would be a thread beside this one.
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=0)
+    # It is not for us to write, and its encoder starts a thread for every core.
+    del Image.SAVE["HEIF"], Image.SAVE_ALL["HEIF"]
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -125,9 +133,7 @@ def open_picture(file: BinaryIO, *, max_pixels: int, max_side: int = MAX_SIDE) -
         except Image.DecompressionBombError as exc:
             raise ImageTooLarge(f"The picture has more than the {max_pixels:,} pixels allowed.") from exc
         except UnidentifiedImageError as exc:
-            raise UnreadableImage(
-                "This is no picture that we can read (JPEG, PNG, GIF, WebP, TIFF, BMP, AVIF), or its start is damaged."
-            ) from exc
+            raise UnreadableImage(f"This is no picture that we can read ({TAKEN}), or its start is damaged.") from exc
         size, transpose = _orientation(image)
         profile = _profile(image)
     width, height = size
@@ -233,6 +239,9 @@ def _profile(image: ImageFile.ImageFile) -> bytes | None:
         return profiles.of_gamma(image.info["gamma"], image.info.get("chromaticity"))
     if isinstance(image, AvifImagePlugin.AvifImageFile):
         return profiles.of_avif(cast("BinaryIO", image.fp))
+    if "nclx_profile" in image.info:
+        nclx = image.info["nclx_profile"]
+        return profiles.of_code_points(nclx["color_primaries"], nclx["transfer_characteristics"])
     return profiles.of_adobe_rgb() if _is_marked_adobe_rgb(image) else None
 
 

@@ -138,10 +138,15 @@ _STORED: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
+def stored(upright: Pixels, orientation: int) -> Pixels:
+    """Return how a picture lies in a file of this orientation."""
+    return np.ascontiguousarray(_STORED[orientation](upright))
+
+
 def _turned(format: str, orientation: int, **options: Any) -> Maker:
     def make() -> Sample:
-        stored = np.ascontiguousarray(_STORED[orientation](photograph()))
-        return Sample(saved(stored, format, exif=exif_with_orientation(orientation), **options), photograph())
+        lying = stored(photograph(), orientation)
+        return Sample(saved(lying, format, exif=exif_with_orientation(orientation), **options), photograph())
 
     return make
 
@@ -200,8 +205,8 @@ def _() -> Sample:
 @kind("tiff, CIE L*a*b*", "colour")
 def _() -> Sample:
     lab = _lab_of(photograph())
-    stored = np.round(lab * [255 / 100, 1, 1]).astype(np.int16).astype(np.uint8)
-    return Sample(saved(stored, "TIFF", "LAB"), colours.lab_shown(lab))
+    values = np.round(lab * [255 / 100, 1, 1]).astype(np.int16).astype(np.uint8)
+    return Sample(saved(values, "TIFF", "LAB"), colours.lab_shown(lab))
 
 
 def _lab_of(pixels: Pixels) -> Values:
