@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shared.errors import ImageTooLarge, UnreadableImage
-from shared.formats import HAS_HEIF, SIGNATURE_BYTES, media_type_of
+from shared.formats import SIGNATURE_BYTES, media_type_of
 from tests.fidelity import colours
 from tests.fidelity.colours import BT2020, DISPLAY_P3, Pixels, over, shown
 from tests.fidelity.difference import difference
@@ -21,13 +21,11 @@ from tests.integration.service import Deployed
 from tests.worker.pictures import exif_with_orientation
 from worker.rendering import open_picture
 
-pytestmark = pytest.mark.skipif(not HAS_HEIF, reason="the extra `heic` (pillow-heif) is not installed")
+pillow_heif = pytest.importorskip("pillow_heif", reason="the extra `heic` (pillow-heif) is not installed")
 
 
 def heic(pixels: Any, mode: str = "RGB", **options: Any) -> bytes:
     """Return a HEIC of pixels that are nearly as they were."""
-    import pillow_heif
-
     file = io.BytesIO()
     height, width = pixels.shape[:2]
     made = pillow_heif.from_bytes(mode, (width, height), np.ascontiguousarray(pixels).tobytes())
