@@ -1,7 +1,6 @@
 """What the child costs: `python -m bench.isolation [rounds]`, a photograph rendered in a child and in this process.
 
-Both take turns, write the same files, and are compared by their medians. Then what comes after a fault: a decoder that
-hangs, crashes or takes all memory is planted, and the next picture's way through the same slot is timed.
+Both take turns, write the same files, and are compared by their medians.
 """
 
 from __future__ import annotations
@@ -13,25 +12,20 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from tempfile import TemporaryFile
 from typing import BinaryIO, cast
 
 from PIL import Image
 from skimage import data
 
-from shared.errors import RenderFailure
 from shared.images import Size, ladder
 from shared.settings import Settings
 from worker import rendering
 from worker.renderer import Renderer
 
 ROUNDS = 100
-FAULTY_ROUNDS = 5
 SIZES: Mapping[str, Size] = {"1 MP": (1224, 816), "12 MP": (4000, 3000)}
-SETTINGS = Settings(render_wall_seconds=1.0)
-#: Obeys planted faults, and is a real child otherwise.
-HOSTILE = (sys.executable, "-m", "tests.worker.hostile")
+SETTINGS = Settings()
 
 
 def photograph(size: Size) -> bytes:
@@ -89,39 +83,6 @@ async def compare(renderer: Renderer, name: str, size: Size, rounds: int) -> Non
     )
 
 
-async def after_faults(size: Size) -> None:
-    """Print how long the next picture takes, one slot and all, once a fault has ended its predecessor."""
-    settings = replace(SETTINGS, render_memory_bytes=512 * 1024 * 1024)
-    renderer = Renderer(settings, 1, SETTINGS.max_pixels, command=HOSTILE)
-    await renderer.start()
-    try:
-        with cast("BinaryIO", TemporaryFile()) as good:
-            good.write(photograph(size))
-            good.flush()
-            alone = statistics.median([await render_there(renderer, good) for _ in range(FAULTY_ROUNDS)])
-            print(f"A 1 MP picture alone: {alone * 1000:.0f} ms. The next one, after a decoder that")
-            for fault, what in (("hang", "hangs"), ("segfault", "crashes"), ("allocate", "takes all memory")):
-                took = [await _after(renderer, fault, good) for _ in range(FAULTY_ROUNDS)]
-                added = statistics.median(took) - alone
-                print(
-                    f"  {what}: ready after {statistics.median(took) * 1000:.0f} ms, worst {max(took) * 1000:.0f} ms "
-                    f"({added * 1000:+.0f} ms)"
-                )
-    finally:
-        await renderer.close()
-
-
-async def _after(renderer: Renderer, fault: str, good: BinaryIO) -> float:
-    with cast("BinaryIO", TemporaryFile()) as bad:
-        bad.write(f"FAULT render {fault}\n".encode())
-        bad.flush()
-        try:
-            await render_there(renderer, bad)
-        except RenderFailure:
-            return await render_there(renderer, good)
-    raise SystemExit("a fault that was planted did not break anything")
-
-
 async def measure(rounds: int) -> None:
     renderer = Renderer(SETTINGS, 1, SETTINGS.max_pixels)
     await renderer.start()
@@ -131,7 +92,6 @@ async def measure(rounds: int) -> None:
             await compare(renderer, name, size, rounds if name == "1 MP" else max(1, rounds // 5))
     finally:
         await renderer.close()
-    await after_faults(SIZES["1 MP"])
 
 
 if __name__ == "__main__":
