@@ -159,7 +159,9 @@ def _unpack(entry: bytes | None, token: bytes, path: str) -> Copy | None:
         entry_token, entry_path, status, headers, body = msgpack.unpackb(entry)
         if entry_token != token or entry_path != path:
             return None
-        return Copy(int(status), tuple((str(name), str(value)) for name, value in headers), bytes(body))
+        if not isinstance(status, int) or not isinstance(body, bytes):
+            raise TypeError("a status or a body of another type")
+        return Copy(status, tuple((str(name), str(value)) for name, value in headers), body)
     except (ValueError, TypeError, msgpack.UnpackException):
         logger.warning("a cached response cannot be read", extra={"path": path})
         return None
