@@ -9,6 +9,7 @@ import signal
 import sys
 
 from api.app import create_app
+from api.connection import Connection
 from api.guard import Guard
 from api.problems import raw_problem
 from shared import logs
@@ -22,6 +23,7 @@ def create_application() -> Guard:
     """Build what the server runs, from the environment. Raises AsgilookError for a bad setting."""
     settings = Settings.from_env()
     logs.configure(settings.log_level)
+    Connection.configure(settings)
     return Guard(create_app(settings), settings, raw_problem)
 
 

@@ -38,6 +38,14 @@ TITLES: dict[str, tuple[int, str]] = {
     "range-not-satisfiable": (416, "The range begins past the end"),
     "precondition-failed": (412, "It is not what the request was meant for"),
     "bad-request": (400, "The request makes no sense"),
+    # Of a request that is refused before anything looks at what it is for
+    "malformed-request": (400, "This is not HTTP as we read it"),
+    "head-too-slow": (408, "The request's headers took too long"),
+    "target-too-long": (414, "The address is too long"),
+    "head-too-large": (431, "The request's headers are too large"),
+    "unsupported-coding": (501, "No Transfer-Encoding is taken but chunked"),
+    "unsupported-version": (505, "This is not HTTP/1.1"),
+    "too-many-connections": (503, "Too many connections are open"),
     # Of an upload
     "empty-upload": (400, "The upload is empty"),
     "truncated-upload": (400, "The upload ended before its end"),

@@ -26,6 +26,10 @@ class Settings:
     redis_url: str = "redis://127.0.0.1:6379/0"
     cache_redis_url: str = ""
     write_token: str | None = None
+    max_connections: int = 1_000
+    header_seconds: float = 10.0
+    download_stall_seconds: float = 30.0
+    download_least_rate: int = 4_096
     max_upload_bytes: int = 50_000_000
     upload_stall_seconds: float = 10.0
     upload_least_rate: int = 4_096
@@ -70,6 +74,10 @@ class Settings:
             redis_url=read("REDIS_URL", _redis_url, default.redis_url),
             cache_redis_url=read("CACHE_REDIS_URL", _redis_url, ""),
             write_token=read("ASGI_LOOK_WRITE_TOKEN", _token, default.write_token),
+            max_connections=read("ASGI_LOOK_MAX_CONNECTIONS", _at_least(1), default.max_connections),
+            header_seconds=read("ASGI_LOOK_HEADER_SECONDS", _seconds, default.header_seconds),
+            download_stall_seconds=read("ASGI_LOOK_DOWNLOAD_STALL_SECONDS", _seconds, default.download_stall_seconds),
+            download_least_rate=read("ASGI_LOOK_DOWNLOAD_LEAST_RATE", _at_least(0), default.download_least_rate),
             max_upload_bytes=read("ASGI_LOOK_MAX_UPLOAD_BYTES", _at_least(1), default.max_upload_bytes),
             upload_stall_seconds=read("ASGI_LOOK_UPLOAD_STALL_SECONDS", _seconds, default.upload_stall_seconds),
             upload_least_rate=read("ASGI_LOOK_UPLOAD_LEAST_RATE", _at_least(0), default.upload_least_rate),

@@ -11,7 +11,11 @@ import pytest_asyncio
 
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
-from tests.api.arrange import Redises, Service, introduce, serve
+from tests.api import arrange
+from tests.api.arrange import Redises, Service, introduce
+from tests.api.server import access, serve
+
+__all__ = ["access", "serve"]
 
 #: Starts another application on this test's storage, with these settings.
 Start = Callable[..., Any]
@@ -39,7 +43,7 @@ async def start(template: Path, tmp_path: Path, redises: Redises) -> AsyncIterat
 
         async def start(*, injected: dict[str, Any] | None = None, **settings: Any) -> Service:
             chosen = Settings(**{"storage_path": tmp_path / "data", "free_disk_floor": 0, **settings})
-            return await services.enter_async_context(serve(template, chosen, redises, **(injected or {})))
+            return await services.enter_async_context(arrange.serve(template, chosen, redises, **(injected or {})))
 
         yield start
 

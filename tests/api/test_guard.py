@@ -4,21 +4,19 @@ import asyncio
 import contextlib
 import http.client
 import json
-import logging
 import queue
 import re
 import socket
-import struct
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import falcon.asgi
 import pytest
-import uvicorn
 
 from api.guard import (
     LINGER_BYTES,
+    SAFETY_HEADERS,
     Application,
     ClientDisconnected,
     Event,
@@ -31,37 +29,29 @@ from api.guard import (
 )
 from shared import logs
 from shared.settings import Settings
+from tests.api.server import (
+    GET,
+    LAST_GET,
+    PATIENCE,
+    Lines,
+    Serve,
+    answer,
+    echo,
+    finish,
+    post,
+    post_chunked,
+    problem,
+    read,
+    reset,
+    tracebacks,
+    until,
+    until_closed,
+)
 
-#: Far more than any of these tests needs; only a failure ever waits for it.
-PATIENCE = 20
 REFUSAL = b"this is more than we take"
 
 
-def problem(status: int, detail: str) -> tuple[Headers, bytes]:
-    headers = [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")]
-    return headers, json.dumps({"status": status, "detail": detail}).encode()
-
-
 # --- Applications behind the guard ---------------------------------------------------------------------------
-
-
-async def answer(send: Send, status: int, body: bytes, headers: Headers | None = None) -> None:
-    length = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": status, "headers": [length, *(headers or [])]})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def read(receive: Receive) -> bytes:
-    body = bytearray()
-    while True:
-        event = await receive()
-        body += event["body"]
-        if not event["more_body"]:
-            return bytes(body)
-
-
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    await answer(send, 200, await read(receive))
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,125 +100,6 @@ class Uploads:
 
     async def _too_slow(self, req: object, resp: falcon.asgi.Response, *_: object) -> None:
         resp.status = falcon.HTTP_408
-
-
-# --- A real server in front of it ----------------------------------------------------------------------------
-
-
-class RunningServer:
-    """uvicorn as in production, on a free port, in a thread of its own."""
-
-    def __init__(self, app: Application, settings: Settings) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address: tuple[str, int] = self._listener.getsockname()
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                Guard(app, settings, problem),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=0,
-            )
-        )
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
-        self._thread.start()
-
-    def begin_to_stop(self) -> None:
-        self._server.should_exit = True
-
-    def stop(self) -> None:
-        self.begin_to_stop()
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-
-    @contextlib.contextmanager
-    def connect(self) -> Iterator[socket.socket]:
-        with socket.create_connection(self.address, timeout=PATIENCE) as client:
-            yield client
-
-
-class Serve(Protocol):
-    def __call__(self, app: Application, **settings: Any) -> RunningServer: ...
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    with contextlib.ExitStack() as servers:
-
-        def start(app: Application, **settings: Any) -> RunningServer:
-            server = RunningServer(app, Settings(**settings))
-            servers.callback(server.stop)
-            return server
-
-        yield start
-
-
-class Lines(logging.Handler):
-    """Keeps the records of a logger, to be waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        record.request = logs.request_id.get()
-        self._records.put(record)
-
-    def next(self) -> Any:
-        return self._records.get(timeout=PATIENCE)
-
-
-@pytest.fixture
-def access() -> Iterator[Lines]:
-    lines, logger = Lines(), logging.getLogger("api.access")
-    level = logger.level
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
-    yield lines
-    logger.setLevel(level)
-    logger.removeHandler(lines)
-
-
-def until_closed(client: socket.socket) -> bytes:
-    return b"".join(iter(lambda: client.recv(65536), b""))
-
-
-def until(client: socket.socket, end: bytes) -> bytes:
-    received = b""
-    while not received.endswith(end):
-        chunk = client.recv(65536)
-        assert chunk, received
-        received += chunk
-    return received
-
-
-def post(length: int, *headers: str) -> bytes:
-    lines = ["POST /images HTTP/1.1", "Host: test", f"Content-Length: {length}", *headers, "", ""]
-    return "\r\n".join(lines).encode()
-
-
-def post_chunked(*headers: str) -> bytes:
-    lines = ["POST /images HTTP/1.1", "Host: test", "Transfer-Encoding: chunked", *headers, "", ""]
-    return "\r\n".join(lines).encode()
-
-
-GET = b"GET /images HTTP/1.1\r\nHost: test\r\n\r\n"
-LAST_GET = b"GET /images HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-
-
-def reset(client: socket.socket) -> None:
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
-
-
-def finish(client: socket.socket) -> None:
-    client.shutdown(socket.SHUT_WR)
-
-
-def tracebacks(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.exc_info]
 
 
 # --- Continue, or not ----------------------------------------------------------------------------------------
@@ -619,7 +490,7 @@ async def test_an_answer_streamed_before_the_body_was_read_is_held_at_its_end_on
     sent = Sent()
     await Guard(stream, Settings(), problem)(scope(), Script([DISCONNECT]), sent)
 
-    assert sent.headers == [(b"connection", b"close")]
+    assert sent.headers == [*SAFETY_HEADERS, (b"connection", b"close")]
     assert sent.bodies == [(b"a", True), (b"b", True), (b"", True), (b"", False)]
 
 
@@ -768,8 +639,10 @@ async def unreachable(scope: Scope, receive: Receive, send: Send) -> None:
     raise AssertionError("the application was called")
 
 
-@pytest.mark.parametrize("path", [b"/images/%61", b"/images%2F", b"/%", b"/im%C3%A4ges", "/imäges".encode(), b"/\xff"])
-async def test_a_path_with_escapes_or_beyond_ascii_is_not_found(path: bytes) -> None:
+@pytest.mark.parametrize(
+    "path", [b"/images/%61", b"/images%2F", b"//images", b"///", b"/%", b"/im%C3%A4ges", "/imäges".encode(), b"/\xff"]
+)
+async def test_a_path_with_another_spelling_is_not_found(path: bytes) -> None:
     sent = Sent()
 
     await Guard(unreachable, Settings(), problem)(scope(method="GET", raw_path=path), Script([]), sent)
@@ -864,7 +737,7 @@ async def test_the_id_is_not_sent_back() -> None:
 
     await Guard(echo, Settings(), problem)(asked, Script([]), sent)
 
-    assert sent.headers == [(b"content-length", b"0")]
+    assert sent.headers == [(b"content-length", b"0"), *SAFETY_HEADERS]
 
 
 # --- Other scopes --------------------------------------------------------------------------------------------

@@ -69,8 +69,48 @@ async def test_a_picture_may_be_kept_for_a_year(service: Service, name: str) -> 
         "cache-control": "public, max-age=31536000, immutable",
         "accept-ranges": "bytes",
         "x-content-type-options": "nosniff",
+        "content-security-policy": "default-src 'none'; sandbox",
+        "cross-origin-resource-policy": "cross-origin",
         "x-asgilook-cache": "Miss",
     }
+
+
+SAFETY = ("x-content-type-options", "content-security-policy", "cross-origin-resource-policy")
+
+
+@pytest.mark.parametrize("name", [FULL, "320x180.jpeg"])
+@pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-9"}, {"If-None-Match": "*"}], ids=["200", "206", "304"])
+async def test_a_picture_may_be_shown_anywhere_and_do_nothing_fresh_or_copied(
+    service: Service, name: str, headers: dict[str, str]
+) -> None:
+    """A 304's headers replace those that its client has kept."""
+    image = await service.worker.ready((640, 360))
+    fresh = await service.client.simulate_head(paths_of(image)[name], headers=headers)
+    await service.client.simulate_get(paths_of(image)[name])
+
+    copied = await service.client.simulate_get(paths_of(image)[name], headers=headers)
+
+    assert (fresh.headers["X-ASGILook-Cache"], copied.headers["X-ASGILook-Cache"]) == ("Miss", "Hit")
+    for response in (fresh, copied):
+        assert [response.headers[header] for header in SAFETY] == [
+            "nosniff",
+            "default-src 'none'; sandbox",
+            "cross-origin",
+        ]
+
+
+@pytest.mark.parametrize("path", ["/images", "/healthz", "/images/{id}", "/nothing", "/images/%61", "/images?limit=0"])
+async def test_everything_else_is_for_its_own_origin(service: Service, path: str) -> None:
+    image = await service.worker.ready()
+
+    responses = [await service.client.simulate_get(path.format(id=image.id)) for _ in range(2)]
+
+    for response in responses:
+        assert [response.headers[header] for header in SAFETY] == [
+            "nosniff",
+            "default-src 'none'; frame-ancestors 'none'",
+            "same-origin",
+        ]
 
 
 async def test_how_long_a_picture_may_be_kept_is_a_setting(start: Start) -> None:

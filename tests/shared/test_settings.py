@@ -18,6 +18,10 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("REDIS_URL", "rediss://:p%40ss@redis.example:6380/2", "redis_url", "rediss://:p%40ss@redis.example:6380/2"),
     ("CACHE_REDIS_URL", "redis://cache.example/0", "cache_redis_url", "redis://cache.example/0"),
     ("ASGI_LOOK_WRITE_TOKEN", "ab.c_~+/-1==", "write_token", "ab.c_~+/-1=="),
+    ("ASGI_LOOK_MAX_CONNECTIONS", "50", "max_connections", 50),
+    ("ASGI_LOOK_HEADER_SECONDS", "2.5", "header_seconds", 2.5),
+    ("ASGI_LOOK_DOWNLOAD_STALL_SECONDS", "2.5", "download_stall_seconds", 2.5),
+    ("ASGI_LOOK_DOWNLOAD_LEAST_RATE", "0", "download_least_rate", 0),
     ("ASGI_LOOK_MAX_UPLOAD_BYTES", "1000", "max_upload_bytes", 1000),
     ("ASGI_LOOK_UPLOAD_STALL_SECONDS", "2.5", "upload_stall_seconds", 2.5),
     ("ASGI_LOOK_UPLOAD_LEAST_RATE", "0", "upload_least_rate", 0),
@@ -58,6 +62,8 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str) -> None:
 
 
 WHOLE_NUMBERS_FROM = {
+    "ASGI_LOOK_MAX_CONNECTIONS": 1,
+    "ASGI_LOOK_DOWNLOAD_LEAST_RATE": 0,
     "ASGI_LOOK_MAX_UPLOAD_BYTES": 1,
     "ASGI_LOOK_UPLOAD_LEAST_RATE": 0,
     "ASGI_LOOK_MAX_WAITING": 1,
@@ -71,6 +77,8 @@ WHOLE_NUMBERS_FROM = {
     "ASGI_LOOK_GRACE_SECONDS": 0,
 }
 SECONDS = (
+    "ASGI_LOOK_HEADER_SECONDS",
+    "ASGI_LOOK_DOWNLOAD_STALL_SECONDS",
     "ASGI_LOOK_UPLOAD_STALL_SECONDS",
     "ASGI_LOOK_RENDER_WALL_SECONDS",
 )

@@ -1,0 +1,392 @@
+"""One client's connection: uvicorn's protocol, with the limits of time, size and number that it lacks.
+
+Every request's head is judged here, before an application is asked; what has begun to be answered is the guard's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import resource
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS
+from api.problems import MEDIA_TYPE, Problem
+from shared.settings import Settings
+
+#: Of a request's head, and of what a chunked body has besides its content: extensions and trailers. What has arrived
+#: with the byte that was too much is held as well, for a moment.
+MOST_HEAD_BYTES = 32 * 1024
+MOST_TARGET_BYTES = 8 * 1024
+MOST_HEADERS = 100
+#: What a chunk's own size and line ends may take.
+_CHUNK_BYTES = 16
+#: Requests that were sent before the answers to those ahead of them.
+MOST_PIPELINED = 16
+#: Of answers that wait for slow clients, all connections together.
+MOST_UNSENT_BYTES = 256 * 1024 * 1024
+#: Each connection takes one, and a file while it is served or stored.
+_DESCRIPTORS_PER_CONNECTION = 2
+#: Ledger, Redis, standard streams and the like.
+_OTHER_DESCRIPTORS = 64
+
+#: RFC 3986, section 3.2, without user information.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_NO_LENGTHS = (b"", b"0")
+
+_RESET = struct.pack("ii", 1, 0)
+
+log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """Ends the parsing of a request whose problem is noted."""
+
+
+class Connection(HttpToolsProtocol):
+    """What uvicorn makes for each connection (its `--http`).
+
+    - A head that is not complete in time, too long or ambiguous is refused with a problem, and the connection closed.
+      Answers that are due before it are given first.
+    - Trailers are dropped: nothing that comes after a body may pass for one of its request's headers.
+    - A client that does not read its answer is hung up on.
+    - Where there are too many connections, the one that has been idle for longest makes room.
+    """
+
+    settings: ClassVar[Settings] = Settings()
+    most_connections: ClassVar[int] = settings.max_connections
+    #: Connections that have no request to answer, the longest so first.
+    _idle: ClassVar[dict[Connection, None]] = {}
+    #: Bytes that a client was too slow for, those who have been so for longest first.
+    _unsent: ClassVar[dict[Connection, int]] = {}
+
+    @classmethod
+    def configure(cls, settings: Settings) -> None:
+        """Set the limits of all connections to come."""
+        cls.settings = settings
+        cls.most_connections = allow_connections(settings.max_connections)
+        if cls.most_connections < settings.max_connections:
+            log.warning("fewer connections than are allowed", extra={"connections": cls.most_connections})
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._in_head = True
+        #: What a body has had besides its content.
+        self._framing_bytes = 0
+        #: Nothing that comes is heard any more.
+        self._is_deaf = False
+        self._dropped = 0
+        self._problem: Problem | None = None
+        self._deadline = Deadline(self.loop)
+        self._sending = Deadline(self.loop)
+        self._waiting_bytes = 0
+        self._has_moved = False
+
+    # --- The connection's life ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        if len(self.connections) > self.most_connections and not self._make_room():
+            self._is_deaf = True
+            self._write(Problem("too-many-connections"))
+            self.transport.close()  # at once: a flood must not linger
+            return
+        self._idle[self] = None
+        self._deadline.start(self.settings.header_seconds, self._end_head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._idle.pop(self, None)
+        self._unsent.pop(self, None)
+        self._deadline.stop()
+        self._sending.stop()
+        super().connection_lost(exc)
+
+    def _make_room(self) -> bool:
+        for oldest in self._idle:
+            del self._idle[oldest]
+            oldest.transport.close()
+            return True
+        return False
+
+    @property
+    def _is_answering(self) -> bool:
+        # The cycle is the last request's; those ahead of it are answered before.
+        return self.cycle is not None and not self.cycle.response_complete
+
+    # --- What the client sends ---
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            self._drop(data)
+            return
+        # In place of uvicorn's: its 400 could come in the middle of another answer.
+        self._unset_keepalive_if_required()
+        if self._in_head:
+            self._head_bytes += len(data)
+        else:
+            self._framing_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # What follows an Upgrade is not parsed as what it is. It is not done, so that nothing may follow.
+            self._is_deaf = True
+        except httptools.HttpParserCallbackError:
+            self._refuse(self._problem or Problem("malformed-request", "The target is none of HTTP's."))
+        except httptools.HttpParserError as exc:
+            self._refuse(Problem("malformed-request", f"{exc}."))
+        else:
+            self._judge_what_is_incomplete()
+
+    def _judge_what_is_incomplete(self) -> None:
+        if self._in_head and self._head_bytes > MOST_HEAD_BYTES:
+            self._refuse(Problem("head-too-large"))
+        elif not self._in_head and self._framing_bytes > MOST_HEAD_BYTES:
+            self._refuse(Problem("malformed-request", "The body has more framing than content."))
+        elif self._in_head and self._head_bytes and not self._deadline.is_set:
+            self._deadline.start(self.settings.header_seconds, self._end_head)
+
+    def _end_head(self) -> None:
+        if self._is_answering:
+            # The client may wait for that, and we may have stopped reading until then.
+            self._deadline.start(self.settings.header_seconds, self._end_head)
+        elif self._head_bytes:
+            self._refuse(Problem("head-too-slow"))
+        else:
+            # Browsers connect ahead of need: a 408 would pass for the answer to what they ask at last.
+            self.transport.close()
+
+    # --- What the parser finds ---
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        # Of a pipelined request, what has come with the one before is not counted.
+        self._head_bytes = max(self._head_bytes, 1)
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MOST_TARGET_BYTES:
+            self._object(Problem("target-too-long"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: RFC 9110, section 6.5.1
+        if len(self.headers) == MOST_HEADERS:
+            self._object(Problem("head-too-large", f"At most {MOST_HEADERS} headers are taken."))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._deadline.stop()
+        self._in_head = False
+        self._framing_bytes = 0
+        self._judge_head()
+        self._idle.pop(self, None)
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes -= len(body) + _CHUNK_BYTES
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    def _judge_head(self) -> None:
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._object(Problem("unsupported-version"))
+        if b"#" in self.url:
+            self._object(Problem("malformed-request", "The target has a fragment."))
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._object(Problem("malformed-request", f"More than {MOST_PIPELINED} requests wait for their answers."))
+        size, hosts, codings, length = len(self.url), [], [], b""
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"transfer-encoding":
+                codings.append(value.strip(b" \t").lower())
+            elif name == b"content-length":
+                length = value.strip(b" \t")
+        if size > MOST_HEAD_BYTES:
+            self._object(Problem("head-too-large"))
+        # RFC 9112, section 3.2
+        if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
+            self._object(Problem("malformed-request", "There must be one Host."))
+        if codings:
+            # RFC 9112, section 6.1: what an older hop may have framed otherwise. (With a length: the parser refuses.)
+            if version == "1.0" or length:
+                self._object(Problem("malformed-request", "Its body could be framed in two ways."))
+            if codings != [b"chunked"]:
+                self._object(Problem("unsupported-coding"))
+        if self.parser.should_upgrade() and (codings or length not in _NO_LENGTHS):
+            # The parser takes such a body for another protocol's, and what is in it for requests.
+            self._object(Problem("malformed-request", "A body cannot be sent with an Upgrade."))
+
+    def _object(self, problem: Problem) -> None:
+        self._problem = problem
+        raise Refused(problem.name)
+
+    # --- What is refused ---
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer with a problem, in its turn, and hear nothing more."""
+        self._is_deaf = True
+        self._deadline.stop()
+        self._problem = problem
+        if not self._is_answering:
+            self._say_why()
+        elif self.cycle.more_body:
+            self._give_up_request()
+        # Else it is told after the answers that come before it.
+
+    def _give_up_request(self) -> None:
+        """Refuse the last request in the middle of its body."""
+        if self.pipeline and self.pipeline[0][0] is self.cycle:
+            self.pipeline.popleft()
+            return
+        has_begun = self.cycle.response_started
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        if has_begun:
+            self.transport.close()
+        else:
+            self._say_why()
+
+    def _say_why(self) -> None:
+        if self._problem is None or self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self._write(self._problem)
+        self._problem = None
+        # To close a socket with unread data is to reset the connection: as in the guard, some is read and dropped.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._idle[self] = None
+        self._deadline.start(LINGER_SECONDS, self.transport.close)
+
+    def _write(self, problem: Problem) -> None:
+        log.info("refused", extra={"problem": problem.name, "status": problem.status, "reason": problem.detail})
+        body = problem.body
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+            (b"connection", b"close"),
+            *SAFETY_HEADERS,
+        ]
+        lines = [b"%s: %s\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body]))
+        self._watch_sending()
+
+    def _drop(self, data: bytes) -> None:
+        self._dropped += len(data)
+        if self._dropped > LINGER_BYTES and self._deadline.is_set:
+            self.transport.close()
+
+    # --- What the client reads ---
+
+    def on_response_complete(self) -> None:
+        was_last = not self.pipeline
+        super().on_response_complete()
+        self._has_moved = True
+        self._watch_sending()
+        if was_last and not self.transport.is_closing():
+            self._idle[self] = None
+            self._say_why()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_sending()
+        self._unsent[self] = self.transport.get_write_buffer_size()
+        while len(self._unsent) > 1 and sum(self._unsent.values()) > MOST_UNSENT_BYTES:
+            slowest = next(iter(self._unsent))
+            slowest._hang_up("others need the memory")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unsent.pop(self, None)
+        self._has_moved = True
+
+    def _watch_sending(self) -> None:
+        if not self._sending.is_set:
+            self._look_again(self.transport.get_write_buffer_size())
+
+    def _look_again(self, size: int) -> None:
+        self._waiting_bytes, self._has_moved = size, False
+        self._sending.start(self.settings.download_stall_seconds, self._judge_reader)
+
+    def _judge_reader(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        least = self.settings.download_least_rate * self.settings.download_stall_seconds
+        # Where something was written meanwhile, the buffer's size does not tell how much was sent.
+        if size and not self._has_moved and self._waiting_bytes - size < max(1, min(self._waiting_bytes, least)):
+            self._hang_up("the client does not read")
+        elif size:
+            self._look_again(size)
+
+    def _hang_up(self, reason: str) -> None:
+        log.info("hung up", extra={"reason": reason, "bytes": self.transport.get_write_buffer_size()})
+        self._unsent.pop(self, None)
+        # Reset: or the system would go on trying to send what it has of the answer.
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
+
+class Deadline:
+    """Calls back when so many seconds are over, and not when it was this process that stood still for them.
+
+    They pass in two halves: a process that wakes up finds the first half over, and hears what has come meanwhile
+    before the second is.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self._handle is not None
+
+    def start(self, seconds: float, over: Callable[[], object]) -> None:
+        """Begin, or begin again."""
+        self.stop()
+        self._handle = self._loop.call_later(seconds / 2, self._pass, seconds / 2, over)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _pass(self, half: float, over: Callable[[], object]) -> None:
+        self._handle = self._loop.call_later(half, self._end, over)
+
+    def _end(self, over: Callable[[], object]) -> None:
+        self._handle = None
+        over()
+
+
+def allow_connections(wanted: int) -> int:
+    """Raise this process's limit of open files as far as it takes; return for how many connections there is room."""
+    needed = wanted * _DESCRIPTORS_PER_CONNECTION + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        with contextlib.suppress(ValueError, OSError):
+            most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, (soft - _OTHER_DESCRIPTORS) // _DESCRIPTORS_PER_CONNECTION))
