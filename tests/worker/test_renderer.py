@@ -356,6 +356,20 @@ async def test_a_picture_that_needs_too_much_memory_is_to_blame(
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
+async def test_a_damaged_length_does_not_cost_the_memory_that_it_claims(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    """Pillow asks its file for as many bytes as a chunk claims to have, and Python makes room for them beforehand."""
+    renderer = await start_renderer()
+    before = children()
+    at = GOOD.index(b"IDAT")
+
+    written = await render(renderer, original(GOOD[: at - 4] + b"\xff\xff\xff\xff" + GOOD[at:]))
+
+    assert (200, 150) in written
+    assert children() == before
+
+
 async def test_a_child_killed_from_outside_is_nobodys_fault(start_renderer: StartRenderer, original: Original) -> None:
     renderer = await start_renderer()
     (pid,) = children()
