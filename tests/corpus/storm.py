@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import random
 import statistics
 import threading
@@ -68,14 +69,15 @@ class Storm:
     replaced: Counter[int] = field(default_factory=Counter)
     #: Names of images an attempt of which was lost, and how many were.
     lost: dict[str, int] = field(default_factory=dict)
-    #: Processes of the service that are not there any more, or not the same.
+    #: Processes of the service that are not there any more.
     gone: list[str] = field(default_factory=list)
+    #: What the service's log calls an error, and whatever was printed beside the log.
+    errors: list[str] = field(default_factory=list)
 
 
 def rage(service: Deployed, specimens: Sequence[Specimen], photographs: Mapping[str, bytes]) -> Storm:
     """Upload everything, wait for the last, and look at what is there to be seen."""
     storm = Storm()
-    pids = [(process, process.pid) for process in (*service.webs, *service.workers)]
     with Watch(service) as watch:
         alone = _time_alone(service, photographs, storm)
         began = time.time()
@@ -94,8 +96,16 @@ def rage(service: Deployed, specimens: Sequence[Specimen], photographs: Mapping[
     storm.lost = {names.get(name, name): row["losses"] for name, row in rows.items() if row["losses"]}
     lost_lines = Counter(line["image"] for line in lines_of(service) if "was lost" in line["message"])
     storm.lost |= {names.get(name, name): count for name, count in lost_lines.items()}
-    storm.gone = [str(process.args) for process, pid in pids if process.poll() is not None or process.pid != pid]
+    storm.gone = [str(process.args) for process in (*service.webs, *service.workers) if process.poll() is not None]
+    storm.errors = _errors_in(service.output)
     return storm
+
+
+def _errors_in(output: str) -> list[str]:
+    """Return the lines of errors, and of a traceback, say, in what web and worker have printed since they are up."""
+    lines = output.rpartition("\n")[0].splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("{"))
+    return [line for line in lines[first:] if line[:1] != "{" or json.loads(line)["level"] in ("ERROR", "CRITICAL")]
 
 
 def _time_alone(service: Deployed, photographs: Mapping[str, bytes], storm: Storm) -> dict[str, float]:

@@ -68,6 +68,10 @@ def test_no_attempt_is_lost(storm: Storm) -> None:
     assert storm.lost == {}
 
 
+def test_nobody_who_reads_the_log_is_alarmed(storm: Storm) -> None:
+    assert storm.errors == []
+
+
 def test_every_file_comes_to_an_end_that_it_may_have(storm: Storm, specimens: list[Specimen]) -> None:
     outcomes = {specimen.name: specimen.outcomes for specimen in specimens}
 

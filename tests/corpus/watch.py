@@ -1,4 +1,4 @@
-"""Looks at a service's processes ten times a second: what memory each has taken, and what the machine does besides."""
+"""Looks at a service's processes five times a second: what memory each has taken, and what the machine does besides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Self
 
 from tests.integration.service import Deployed
 
-_EVERY_SECONDS = 0.1
+_EVERY_SECONDS = 0.2
 _TICK = os.sysconf("SC_CLK_TCK")
 _KINDS = ("web", "worker", "child")
 
