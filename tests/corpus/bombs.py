@@ -134,8 +134,8 @@ def _gifs() -> Made:
 
 def _webps() -> Made:
     yield "webp-16383x16383", flat_webp(16383, 16383), TOO_LARGE
-    yield "webp-49mp-in-40-bytes", flat_webp(SIDE, SIDE), READY
-    yield "webp-16383x3051-in-40-bytes", flat_webp(16383, 3051), READY
+    yield "webp-49mp-in-32-bytes", flat_webp(SIDE, SIDE), READY
+    yield "webp-16383x3051-in-32-bytes", flat_webp(16383, 3051), READY
     canvas = extended_header(0x02, 16_777_216, 256)
     yield "webp-16777216x256-canvas", riff(canvas, *_animation(1)), TOO_LARGE | UNREADABLE
     yield "webp-10000-frames", riff(extended_header(0x02, 64, 64), *_animation(10_000)), READY

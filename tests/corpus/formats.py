@@ -243,7 +243,7 @@ def extended_header(flags: int, width: int, height: int) -> bytes:
 
 
 def flat_webp(width: int, height: int, *, version: int = 0) -> bytes:
-    """Return a lossless WebP of one colour in 20 bytes: of each Huffman code there is one symbol, of no bits."""
+    """Return a lossless WebP of one colour in 32 bytes: of each Huffman code there is one symbol, of no bits."""
     fields = [(0x2F, 8), (width - 1, 14), (height - 1, 14), (0, 1), (version, 3), (0, 3), *[(0b0001, 4)] * 5]
     value = shift = 0
     for number, bits in fields:

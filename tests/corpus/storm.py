@@ -63,6 +63,8 @@ class Storm:
     #: Answers to whatever was asked, by their status.
     answers: Counter[int] = field(default_factory=Counter)
     renderings: list[Rendering] = field(default_factory=list)
+    #: How many renditions were fetched and looked at.
+    fetched: int = 0
     #: Most memory of every process, in bytes: by its kind and its pid.
     peaks: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     #: Exit codes of the children that were replaced.

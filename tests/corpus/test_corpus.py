@@ -51,6 +51,7 @@ def renditions(service: Deployed, storm: Storm) -> dict[str, list[bytes]]:
             record = service.get(f"/images/{fate.image_id}").json
             answers = [service.get(path) for path in (record["image"], *record["thumbnails"])]
             storm.answers.update(answer.status for answer in answers)
+            storm.fetched += len(answers)
             found.setdefault(fate.name, []).extend(answer.body for answer in answers)
     return found
 
@@ -152,4 +153,5 @@ def _table(storm: Storm, specimens: Sequence[Specimen]) -> Iterator[str]:
     for kind, peaks in storm.peaks.items():
         yield f"most memory of a {kind}: {max(peaks.values()) / 1e6:.0f} MB ({len(peaks)} processes)"
     yield f"children replaced: {storm.replaced.total()}, by exit code {dict(storm.replaced)}"
-    yield f"attempts lost: {storm.lost}"
+    yield f"attempts lost: {len(storm.lost)}, lines of errors in the log: {len(storm.errors)}"
+    yield f"renditions fetched and looked at: {storm.fetched}"
