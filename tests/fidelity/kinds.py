@@ -554,9 +554,11 @@ def _() -> Sample:
 
 @functools.cache
 def _palette() -> tuple[Pixels, NDArray[np.uint8]]:
-    """Return 256 colours, and the photograph as their numbers."""
+    """Return 256 colours, the darkest first, and the photograph as their numbers."""
     image = Image.fromarray(photograph()).quantize(256, dither=Image.Dither.NONE)
-    return np.array(image.getpalette(), np.uint8).reshape(-1, 3), np.array(image)
+    palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+    order = np.argsort(grey(palette), kind="stable")
+    return palette[order], np.argsort(order)[np.array(image)].astype(np.uint8)
 
 
 def _indexed() -> Image.Image:

@@ -46,6 +46,8 @@ def test_every_kind_looks_as_its_maker_meant_it(kind: Kind) -> None:
         "jpeg, CMYK with a profile",
         "png, 16 bits, grey",
         "png, hidden colour under alpha",
+        "tiff, 16 bits, band by band, II, none",
+        "gif, a first frame that does not fill the canvas",
     ],
 )
 def test_what_the_tutorial_makes_of_it_is_told_apart(name: str) -> None:

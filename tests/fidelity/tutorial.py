@@ -6,14 +6,10 @@ import io
 
 from PIL import Image
 
-from shared.images import Size
 
-
-def rendition(file: bytes, size: Size | None = None) -> bytes:
-    """Return the JPEG that the tutorial would store, or a thumbnail that fits into `size`."""
+def rendition(file: bytes) -> bytes:
+    """Return the JPEG that the tutorial would store; its thumbnails are made of the same pixels."""
     image = Image.open(io.BytesIO(file)).convert("RGB")
-    if size is not None:
-        image.thumbnail(size)
     output = io.BytesIO()
     image.save(output, "JPEG")
     return output.getvalue()
