@@ -12,7 +12,6 @@ import os
 import select
 import socket
 import sys
-import time
 from contextlib import ExitStack
 
 from PIL import Image
@@ -25,8 +24,6 @@ from worker.frames import HEADER, MAX_DESCRIPTORS, Message, length_of, pack, unp
 
 #: After so long without a picture, a child gives back the memory of the last.
 IDLE_SECONDS = 1.0
-#: For so long it looks out for its second order before it waits.
-LOOK_OUT_SECONDS = 0.0005
 
 
 def main(connection: socket.socket, parent: int, memory_bytes: int, file_bytes: int) -> None:
@@ -60,7 +57,6 @@ def _serve(connection: socket.socket) -> Message:
             limits = {name: order[name] for name in ("max_pixels", "max_side")}
             picture = rendering.open_picture(original, **limits)
             _send(connection, {"size": list(picture.size), "format": picture.format})
-            _look_out_for_more(connection)
             message, descriptors = _receive(connection)
             order = message["render"]
             sizes: list[Size] = [(width, height) for width, height in order["sizes"]]
@@ -74,14 +70,6 @@ def _serve(connection: socket.socket) -> Message:
             raise
         except Exception as exc:
             return _report(exc)
-
-
-def _look_out_for_more(connection: socket.socket) -> None:
-    # The second order follows within half a millisecond, as a rule. Who falls asleep meanwhile has to be woken, which
-    # on a virtual machine costs its worker a quarter of one.
-    end = time.perf_counter() + LOOK_OUT_SECONDS
-    while not select.select([connection], [], [], 0)[0] and time.perf_counter() < end:
-        pass
 
 
 class _Original(io.BufferedReader):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from collections.abc import Iterator
@@ -9,15 +10,16 @@ from collections.abc import Iterator
 from shared.images import Size
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
-_APP0, _DQT, _SOF0, _DHT, _SOS = 0xE0, 0xDB, 0xC0, 0xC4, 0xDA
+_APP0, _DQT, _SOF0, _DHT = 0xE0, 0xDB, 0xC0, 0xC4
 
 #: JFIF 1.x, its density, and no thumbnail.
 _JFIF = struct.Struct(">5s2sBHHBB")
-#: 8 bits, height, width, then three components: Y at 4:2:0, Cb, Cr.
-_FRAME = struct.Struct(">BHHB9s")
-_COMPONENTS = b"\x01\x22\x00\x02\x11\x01\x03\x11\x01"
+#: A frame of 8 bits, then its height and width, then three components: Y at 4:2:0, Cb, Cr.
+_FRAME_BEGINS = b"\xff\xc0\x00\x11\x08"
+_SIDES = struct.Struct(">HH")
+_COMPONENTS = b"\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
 #: All three components in one scan, each with the Huffman tables of its kind, from first to last coefficient.
-_SCAN = b"\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
+_SCAN_HEADER = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
 #: In a scan an FF is followed by 00; by anything else it begins something that is none of a scan's.
 _NO_SCAN = re.compile(rb"\xff(?!\0)")
 _TABLE_IDS = {_DQT: {0x00, 0x01}, _DHT: {0x00, 0x10, 0x01, 0x11}}
@@ -33,49 +35,64 @@ def size_of(jpeg: bytes) -> Size:
     That is: a JFIF header, each table once, one frame, one scan, the end; no metadata, comment, restart marker, second
     picture or byte behind. What its scan decodes to is not looked at. Raises ForeignJpeg for everything else.
     """
-    size: Size | None = None
+    scan = jpeg.find(_SCAN_HEADER)
+    frame = jpeg.find(_FRAME_BEGINS, 0, max(scan, 0))
+    if frame < 0:
+        raise ForeignJpeg("has no frame, or no scan, of ours")
+    sides = frame + len(_FRAME_BEGINS)
+    height, width = _SIDES.unpack_from(jpeg, sides)
+    if not width or not height:
+        raise ForeignJpeg("has a side of nothing")
+    # Without its size one header is as good as another: it is read once, and known again.
+    _check_header(jpeg[:sides] + jpeg[sides + _SIDES.size : scan], sides)
+    _check_scan(jpeg, scan + len(_SCAN_HEADER))
+    return width, height
+
+
+def _check_scan(jpeg: bytes, start: int) -> None:
+    end = len(jpeg) - len(_EOI)
+    if end <= start or jpeg[end:] != _EOI:
+        raise ForeignJpeg("has no end, or nothing before it")
+    if _NO_SCAN.search(jpeg, start, end):
+        raise ForeignJpeg("has more in it than one scan")
+
+
+@functools.lru_cache(maxsize=16)
+def _check_header(header: bytes, sides: int) -> None:
+    """Look at all that stands before a scan; of its frame, the sides are missing at `sides`."""
+    if not header.startswith(_SOI):
+        raise ForeignJpeg("does not begin as a JPEG")
+    start = len(_SOI)
+    markers: list[int] = []
     tables: list[tuple[int, int]] = []
-    for position, (marker, segment) in enumerate(_segments(jpeg)):
-        if (position == 0) != (marker == _APP0):
-            raise ForeignJpeg("does not begin with one JFIF header")
+    while start < len(header):
+        marker, segment, start = _segment_at(header, start, sides)
+        markers.append(marker)
         if marker == _APP0:
             _check_jfif(segment)
-        elif marker == _SOF0 and size is None:
-            size = _size_in(segment)
         elif marker in _TABLE_IDS:
             tables += ((marker, table) for table in _tables_in(marker, segment))
-        elif marker != _SOS:
+        elif marker != _SOF0 or segment[1:] != _COMPONENTS:
             raise ForeignJpeg(f"has a segment that is not ours: {marker:#x}")
-    if size is None:
-        raise ForeignJpeg("has no frame")
+    if markers[:1] != [_APP0] or markers.count(_APP0) != 1:
+        raise ForeignJpeg("does not begin with one JFIF header")
+    if markers.count(_SOF0) != 1:
+        raise ForeignJpeg("has other frames than one")
     if sorted(tables) != sorted((marker, table) for marker, ids in _TABLE_IDS.items() for table in ids):
         raise ForeignJpeg("has other tables than ours")
-    return size
 
 
-def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield each segment up to the scan's header, if after that nothing but the scan and an end comes."""
-    if jpeg[:2] != _SOI:
-        raise ForeignJpeg("does not begin as a JPEG")
-    start = 2
-    while True:
-        if len(jpeg) < start + 4 or jpeg[start] != 0xFF:
-            raise ForeignJpeg("has no segment where one should be")
-        marker, length = jpeg[start + 1], int.from_bytes(jpeg[start + 2 : start + 4])
-        end = start + 2 + length
-        if length < 2 or end > len(jpeg):
-            raise ForeignJpeg("has a segment of a length that cannot be")
-        segment = jpeg[start + 4 : end]
-        yield marker, segment
-        start = end
-        if marker == _SOS:
-            if segment != _SCAN:
-                raise ForeignJpeg("has a scan that is not ours")
-            break
-    if jpeg[-2:] != _EOI or len(jpeg) - 2 <= start:
-        raise ForeignJpeg("has no end, or nothing before it")
-    if _NO_SCAN.search(jpeg, start, len(jpeg) - 2):
-        raise ForeignJpeg("has more in it than one scan")
+def _segment_at(header: bytes, start: int, sides: int) -> tuple[int, bytes, int]:
+    """Return a segment's marker, what it holds, and where the next one begins."""
+    if len(header) < start + 4 or header[start] != 0xFF:
+        raise ForeignJpeg("has no segment where one should be")
+    marker, length = header[start + 1], int.from_bytes(header[start + 2 : start + 4])
+    end = start + 2 + length
+    if start < sides <= end:
+        end -= _SIDES.size
+    if length < 2 or end > len(header):
+        raise ForeignJpeg("has a segment of a length that cannot be")
+    return marker, header[start + 4 : end], end
 
 
 def _check_jfif(segment: bytes) -> None:
@@ -84,15 +101,6 @@ def _check_jfif(segment: bytes) -> None:
     name, (major, _), unit, _, _, width, height = _JFIF.unpack(segment)
     if name != b"JFIF\0" or major != 1 or unit > 2 or width or height:
         raise ForeignJpeg("has a JFIF header that is not ours")
-
-
-def _size_in(segment: bytes) -> Size:
-    if len(segment) != _FRAME.size:
-        raise ForeignJpeg("has a frame of another length")
-    bits, height, width, count, components = _FRAME.unpack(segment)
-    if bits != 8 or count != 3 or components != _COMPONENTS or not width or not height:
-        raise ForeignJpeg("has a frame that is not ours")
-    return width, height
 
 
 def _tables_in(marker: int, segment: bytes) -> Iterator[int]:

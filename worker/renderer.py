@@ -196,7 +196,7 @@ class Opened:
             if stages is None:
                 raise self._child.distrust("claimed to have rendered what it had not")
             self._child.is_idle = True
-            await to_the_end(self._take_over(scratches, outputs))
+            await self._take_over(scratches, outputs)
         logger.info(
             "rendered",
             extra={"pid": self._child.process.pid, "format": self.format, "size": list(self.size), "stages": stages},
@@ -212,7 +212,7 @@ class Opened:
             if sum(scratch.bytes for scratch in scratches) <= _COPIED_AT_ONCE:
                 copy()
             else:
-                await asyncio.to_thread(copy)
+                await to_the_end(asyncio.to_thread(copy))
         except NotOurs as exc:
             raise self._child.distrust(f"claimed to have rendered what it had not: {exc}") from exc
         except OSError as exc:
