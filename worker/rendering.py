@@ -55,6 +55,9 @@ Image.register_open("JPEG", JpegImagePlugin.JpegImageFile, lambda prefix: prefix
 # A child is one slot on one core. libavif would start a thread for every core of the machine, and each would take
 # its stack and its arena from the child's address space.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+# Pillow refuses a picture whose text or profile unpacks to more than 1 MiB: a generated picture's recipe may, and a
+# printer's profile. All of a file's text together may still have 64 MiB, nothing of which is kept.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024 * 1024
 
 if HAS_HEIF:
     import pillow_heif

@@ -8,7 +8,7 @@ import struct
 from typing import Any, BinaryIO
 
 import pytest
-from PIL import Image, ImageChops, ImageCms, ImageStat
+from PIL import Image, ImageChops, ImageCms, ImageStat, PngImagePlugin
 
 from shared.errors import ImageTooLarge, UnreadableImage
 from shared.images import MAX_SIDE, Size, ladder
@@ -187,6 +187,15 @@ def test_grey_levels_with_alpha_are_converted_by_the_embedded_profile() -> None:
     file = encoded(Image.new("LA", (32, 32), (128, 255)), "PNG", icc_profile=linear_grey_profile())
 
     assert_colour(full_size(file), (0.5, 0.5), (188, 188, 188))
+
+
+def test_a_long_text_or_profile_does_not_fail_an_honest_picture() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 3_000_000, zip=True)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    long_profile = profile + bytes(3_000_000)
+
+    assert_upright(full_size(encoded(quartered(), "PNG", pnginfo=info, icc_profile=long_profile)))
 
 
 def test_a_profile_that_says_srgb_changes_nothing() -> None:
