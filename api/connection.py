@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 import resource
@@ -31,8 +32,6 @@ MOST_HEADERS = 100
 _CHUNK_BYTES = 16
 #: Requests that were sent before the answers to those ahead of them.
 MOST_PIPELINED = 16
-#: Of answers that wait for slow clients, all connections together.
-MOST_UNSENT_BYTES = 256 * 1024 * 1024
 #: Each connection takes one, and a file while it is served or stored.
 _DESCRIPTORS_PER_CONNECTION = 2
 #: Ledger, Redis, standard streams and the like.
@@ -40,7 +39,9 @@ _OTHER_DESCRIPTORS = 64
 
 #: RFC 3986, section 3.2, without user information.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
-_NO_LENGTHS = (b"", b"0")
+
+#: What the system takes of an answer beyond what is under way: else several megabytes, for each slow client.
+_UNSENT_IN_SYSTEM = 256 * 1024
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -78,6 +79,8 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.url = b""
+        self.headers = []
         self._head_bytes = 0
         self._in_head = True
         #: What a body has had besides its content.
@@ -88,13 +91,18 @@ class Connection(HttpToolsProtocol):
         self._problem: Problem | None = None
         self._deadline = Deadline(self.loop)
         self._sending = Deadline(self.loop)
-        self._waiting_bytes = 0
-        self._has_moved = False
+        #: As the client was last looked at: bytes that it had been sent, and bytes that waited for it.
+        self._sent = 0
+        self._waiting = 0
 
     # --- The connection's life ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
-        super().connection_made(transport)
+        self._written = Written(transport)
+        with contextlib.suppress(OSError):  # of a socket that is not TCP's
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_IN_SYSTEM)
+        super().connection_made(self._written)  # type: ignore[arg-type] # it has all that a transport has
         if len(self.connections) > self.most_connections and not self._make_room():
             self._is_deaf = True
             self._write(Problem("too-many-connections"))
@@ -147,8 +155,8 @@ class Connection(HttpToolsProtocol):
             self._judge_what_is_incomplete()
 
     def _judge_what_is_incomplete(self) -> None:
-        if self._in_head and self._head_bytes > MOST_HEAD_BYTES:
-            self._refuse(Problem("head-too-large"))
+        if self._in_head and (self._head_bytes > MOST_HEAD_BYTES or len(self.headers) > MOST_HEADERS):
+            self._refuse(Problem("target-too-long" if len(self.url) > MOST_TARGET_BYTES else "head-too-large"))
         elif not self._in_head and self._framing_bytes > MOST_HEAD_BYTES:
             self._refuse(Problem("malformed-request", "The body has more framing than content."))
         elif self._in_head and self._head_bytes and not self._deadline.is_set:
@@ -171,18 +179,6 @@ class Connection(HttpToolsProtocol):
         # Of a pipelined request, what has come with the one before is not counted.
         self._head_bytes = max(self._head_bytes, 1)
 
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > MOST_TARGET_BYTES:
-            self._object(Problem("target-too-long"))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # a trailer: RFC 9110, section 6.5.1
-        if len(self.headers) == MOST_HEADERS:
-            self._object(Problem("head-too-large", f"At most {MOST_HEADERS} headers are taken."))
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         self._deadline.stop()
         self._in_head = False
@@ -190,6 +186,8 @@ class Connection(HttpToolsProtocol):
         self._judge_head()
         self._idle.pop(self, None)
         super().on_headers_complete()
+        # The application's are those so far. What comes later are trailers, and no headers: RFC 9110, section 6.5.1.
+        self.headers = []
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
 
@@ -204,33 +202,33 @@ class Connection(HttpToolsProtocol):
 
     def _judge_head(self) -> None:
         version = self.parser.get_http_version()
+        if len(self.url) > MOST_TARGET_BYTES:
+            self._object(Problem("target-too-long"))
+        if len(self.headers) > MOST_HEADERS:
+            self._object(Problem("head-too-large", f"At most {MOST_HEADERS} headers are taken."))
         if version not in ("1.1", "1.0"):
             self._object(Problem("unsupported-version"))
         if b"#" in self.url:
             self._object(Problem("malformed-request", "The target has a fragment."))
         if len(self.pipeline) >= MOST_PIPELINED:
             self._object(Problem("malformed-request", f"More than {MOST_PIPELINED} requests wait for their answers."))
-        size, hosts, codings, length = len(self.url), [], [], b""
-        for name, value in self.headers:
-            size += len(name) + len(value)
-            if name == b"host":
-                hosts.append(value)
-            elif name == b"transfer-encoding":
-                codings.append(value.strip(b" \t").lower())
-            elif name == b"content-length":
-                length = value.strip(b" \t")
-        if size > MOST_HEAD_BYTES:
+        if len(self.url) + sum(map(len, itertools.chain.from_iterable(self.headers))) > MOST_HEAD_BYTES:
             self._object(Problem("head-too-large"))
+        names = [name for name, _ in self.headers]
+        values = dict(self.headers)
         # RFC 9112, section 3.2
-        if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
+        hosts = names.count(b"host")
+        if hosts > 1 or (not hosts and version == "1.1") or not _HOST.fullmatch(values.get(b"host", b"")):
             self._object(Problem("malformed-request", "There must be one Host."))
-        if codings:
+        coding = values.get(b"transfer-encoding")
+        length = values.get(b"content-length", b"0")
+        if coding is not None:
             # RFC 9112, section 6.1: what an older hop may have framed otherwise. (With a length: the parser refuses.)
-            if version == "1.0" or length:
+            if version == "1.0" or b"content-length" in values:
                 self._object(Problem("malformed-request", "Its body could be framed in two ways."))
-            if codings != [b"chunked"]:
+            if coding.strip(b" \t").lower() != b"chunked" or names.count(b"transfer-encoding") > 1:
                 self._object(Problem("unsupported-coding"))
-        if self.parser.should_upgrade() and (codings or length not in _NO_LENGTHS):
+        if self.parser.should_upgrade() and (coding is not None or length.strip(b" \t0")):
             # The parser takes such a body for another protocol's, and what is in it for requests.
             self._object(Problem("malformed-request", "A body cannot be sent with an Upgrade."))
 
@@ -301,7 +299,6 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
         super().on_response_complete()
-        self._has_moved = True
         self._watch_sending()
         if was_last and not self.transport.is_closing():
             self._idle[self] = None
@@ -310,32 +307,32 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._watch_sending()
-        self._unsent[self] = self.transport.get_write_buffer_size()
-        while len(self._unsent) > 1 and sum(self._unsent.values()) > MOST_UNSENT_BYTES:
+        # However little of a body is left, all of it is held.
+        self._unsent[self] = max(self.transport.get_write_buffer_size(), self._written.last)
+        while len(self._unsent) > 1 and sum(self._unsent.values()) > self.settings.max_unsent_bytes:
             slowest = next(iter(self._unsent))
             slowest._hang_up("others need the memory")
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._unsent.pop(self, None)
-        self._has_moved = True
 
     def _watch_sending(self) -> None:
         if not self._sending.is_set:
             self._look_again(self.transport.get_write_buffer_size())
 
-    def _look_again(self, size: int) -> None:
-        self._waiting_bytes, self._has_moved = size, False
+    def _look_again(self, waiting: int) -> None:
+        self._sent, self._waiting = self._written.bytes - waiting, waiting
         self._sending.start(self.settings.download_stall_seconds, self._judge_reader)
 
     def _judge_reader(self) -> None:
-        size = self.transport.get_write_buffer_size()
+        waiting = self.transport.get_write_buffer_size()
+        read = self._written.bytes - waiting - self._sent
         least = self.settings.download_least_rate * self.settings.download_stall_seconds
-        # Where something was written meanwhile, the buffer's size does not tell how much was sent.
-        if size and not self._has_moved and self._waiting_bytes - size < max(1, min(self._waiting_bytes, least)):
+        if waiting and read < max(1, min(self._waiting, least)):
             self._hang_up("the client does not read")
-        elif size:
-            self._look_again(size)
+        elif waiting:
+            self._look_again(waiting)
 
     def _hang_up(self, reason: str) -> None:
         log.info("hung up", extra={"reason": reason, "bytes": self.transport.get_write_buffer_size()})
@@ -343,6 +340,27 @@ class Connection(HttpToolsProtocol):
         # Reset: or the system would go on trying to send what it has of the answer.
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
+
+
+class Written:
+    """A transport, and how much was written to it, also at last."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.bytes = 0
+        self.last = 0
+        # Those that each request needs, without a detour.
+        self._write = transport.write
+        self.is_closing = transport.is_closing
+        self.get_write_buffer_size = transport.get_write_buffer_size
+
+    def write(self, data: bytes) -> None:
+        self.last = len(data)
+        self.bytes += self.last
+        self._write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Deadline:

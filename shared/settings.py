@@ -30,6 +30,7 @@ class Settings:
     header_seconds: float = 10.0
     download_stall_seconds: float = 30.0
     download_least_rate: int = 4_096
+    max_unsent_bytes: int = 256 * 1024 * 1024
     max_upload_bytes: int = 50_000_000
     upload_stall_seconds: float = 10.0
     upload_least_rate: int = 4_096
@@ -78,6 +79,7 @@ class Settings:
             header_seconds=read("ASGI_LOOK_HEADER_SECONDS", _seconds, default.header_seconds),
             download_stall_seconds=read("ASGI_LOOK_DOWNLOAD_STALL_SECONDS", _seconds, default.download_stall_seconds),
             download_least_rate=read("ASGI_LOOK_DOWNLOAD_LEAST_RATE", _at_least(0), default.download_least_rate),
+            max_unsent_bytes=read("ASGI_LOOK_MAX_UNSENT_BYTES", _at_least(1), default.max_unsent_bytes),
             max_upload_bytes=read("ASGI_LOOK_MAX_UPLOAD_BYTES", _at_least(1), default.max_upload_bytes),
             upload_stall_seconds=read("ASGI_LOOK_UPLOAD_STALL_SECONDS", _seconds, default.upload_stall_seconds),
             upload_least_rate=read("ASGI_LOOK_UPLOAD_LEAST_RATE", _at_least(0), default.upload_least_rate),

@@ -21,7 +21,6 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from api import connection
 from api.connection import MOST_HEADERS, MOST_PIPELINED, Connection, Deadline, allow_connections
 from api.guard import Receive, Scope, Send
 from tests.api.server import (
@@ -111,8 +110,9 @@ async def test_uvicorn_has_what_the_connection_stands_on() -> None:
     ours = {name for name, value in vars(Connection).items() if inspect.isfunction(value) and not name.startswith("_")}
     assert ours <= {name for name in dir(HttpToolsProtocol) if callable(getattr(HttpToolsProtocol, name))}
     assert {
-        "connections", "cycle", "flow", "headers", "loop", "parser", "pipeline", "timeout_keep_alive_task", "transport"
-    } <= vars(protocol).keys()  # fmt: skip
+        *("connections", "cycle", "flow", "headers", "loop", "parser", "pipeline", "scope", "transport"),
+        "timeout_keep_alive_task",
+    } <= vars(protocol).keys()
     assert callable(protocol._unset_keepalive_if_required)
     in_a_cycle = inspect.getsource(RequestResponseCycle.__init__) + inspect.getsource(RequestResponseCycle.send)
     for name in ("disconnected", "message_event", "more_body", "response_started", "response_complete", "keep_alive"):
@@ -298,11 +298,9 @@ def test_a_client_that_reads_slowly_gets_it_all(serve: Serve, app: object) -> No
     assert received == LARGE
 
 
-def test_who_is_slowest_gives_way_where_unread_answers_take_too_much(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "MOST_UNSENT_BYTES", LARGE * 3 // 2)
-    server = serve(send_much)
+def test_who_is_slowest_gives_way_where_unread_answers_take_too_much(serve: Serve) -> None:
+    """What is held is the whole body, however little of it is left to be sent."""
+    server = serve(send_much, max_unsent_bytes=LARGE * 3 // 2)
     with narrow(server) as first, narrow(server) as second:
         first.sendall(GET)
         first.recv(1)

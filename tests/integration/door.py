@@ -251,6 +251,7 @@ REQUEST_LINES = Theme(
         Shape("a tab for a space", b"GET\t/healthz HTTP/1.1\r\n" + HOST + b"\r\n", (400,)),
         Shape("a space after the version", b"GET /healthz HTTP/1.1 \r\n" + HOST + b"\r\n", (400,)),
         Shape("an empty line first", b"\r\n" + get(), (200,), True, "RFC 9112, section 2.2"),
+        Shape("40 kB of empty lines", b"\r\n" * 20_000, (431,), note=OURS),
         Shape("`get`", get(method=b"get"), (400,)),
         Shape("a method of 1 MB", get(method=b"G" * 1_000_000), (400,)),
         Shape("an unknown method", get(method=b"BREW"), (400,)),

@@ -22,6 +22,7 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_HEADER_SECONDS", "2.5", "header_seconds", 2.5),
     ("ASGI_LOOK_DOWNLOAD_STALL_SECONDS", "2.5", "download_stall_seconds", 2.5),
     ("ASGI_LOOK_DOWNLOAD_LEAST_RATE", "0", "download_least_rate", 0),
+    ("ASGI_LOOK_MAX_UNSENT_BYTES", "1000", "max_unsent_bytes", 1000),
     ("ASGI_LOOK_MAX_UPLOAD_BYTES", "1000", "max_upload_bytes", 1000),
     ("ASGI_LOOK_UPLOAD_STALL_SECONDS", "2.5", "upload_stall_seconds", 2.5),
     ("ASGI_LOOK_UPLOAD_LEAST_RATE", "0", "upload_least_rate", 0),
@@ -64,6 +65,7 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str) -> None:
 WHOLE_NUMBERS_FROM = {
     "ASGI_LOOK_MAX_CONNECTIONS": 1,
     "ASGI_LOOK_DOWNLOAD_LEAST_RATE": 0,
+    "ASGI_LOOK_MAX_UNSENT_BYTES": 1,
     "ASGI_LOOK_MAX_UPLOAD_BYTES": 1,
     "ASGI_LOOK_UPLOAD_LEAST_RATE": 0,
     "ASGI_LOOK_MAX_WAITING": 1,
