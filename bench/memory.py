@@ -2,7 +2,7 @@
 
 For each limit a whole service (Valkey, web, a worker with as many slots as it gives itself) is put into a cgroup of
 that limit without swap, and large pictures of each kind are uploaded at once. Each must end ready, or failed for want
-of memory in words; the kernel must not have killed anything.
+of memory in words; the kernel must not have killed anything. ASGI_LOOK_RENDER_SLOTS forces another number of slots.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ class Cgroup:
     def peak(self) -> int:
         """Return the most bytes that were ever used, cached files included."""
         return int((self.folder / ("memory.max_usage_in_bytes" if self.is_version_1 else "memory.peak")).read_text())
+
+    def children(self) -> int:
+        """Return how many of its processes are render children: as many as its worker has slots."""
+        pids = (self.folder / "cgroup.procs").read_text().split()
+        return sum(b"worker.child" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
 
     def kills(self) -> int:
         """Return how often the kernel has killed a process for want of memory."""
@@ -136,10 +141,11 @@ def measure(limit: int, pictures: dict[str, bytes]) -> dict[str, str]:
             with cgroup.entered():
                 service = stack.enter_context(run_service(folder, ASGI_LOOK_LOG_LEVEL="ERROR"))
             # This process, its pictures and its clients are outside again.
+            slots = cgroup.children()
             image_ids = {name: post(service.web_port, content) for name, content in pictures.items()}
             ends = {name: outcome(service.web_port, image_id) for name, image_id in image_ids.items()}
         print(
-            f"{limit >> 20} MiB: at most {cgroup.peak() >> 20} MiB used, cached files included; "
+            f"{limit >> 20} MiB, {slots} slots: at most {cgroup.peak() >> 20} MiB used, cached files included; "
             f"{cgroup.kills()} processes killed by the kernel",
             flush=True,
         )
