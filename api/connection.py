@@ -116,6 +116,8 @@ class Connection(HttpToolsProtocol):
         self._unsent.pop(self, None)
         self._deadline.stop()
         self._sending.stop()
+        # uvicorn leaves it to run after a reset, and all that the connection has held is kept for so long.
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def _make_room(self) -> bool:

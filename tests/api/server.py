@@ -57,6 +57,7 @@ class RunningServer:
 
         Limited.settings, Limited.most_connections = settings, settings.max_connections
         Limited._idle, Limited._unsent = {}, {}
+        self.protocol = Limited
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._listener.getsockname()
         self._server = uvicorn.Server(
@@ -67,6 +68,7 @@ class RunningServer:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                timeout_keep_alive=75,
                 timeout_graceful_shutdown=0,
             )
         )
