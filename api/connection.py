@@ -122,9 +122,11 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> bool:
         for oldest in self._idle:
-            del self._idle[oldest]
-            oldest.transport.close()
-            return True
+            # One that still has to be sent something would not end here, but go on beside those that came after it.
+            if not oldest.transport.get_write_buffer_size():
+                del self._idle[oldest]
+                oldest.transport.close()
+                return True
         return False
 
     @property
@@ -320,8 +322,9 @@ class Connection(HttpToolsProtocol):
         self._unsent.pop(self, None)
 
     def _watch_sending(self) -> None:
-        if not self._sending.is_set:
-            self._look_again(self.transport.get_write_buffer_size())
+        waiting = self.transport.get_write_buffer_size()
+        if waiting and not self._sending.is_set:
+            self._look_again(waiting)
 
     def _look_again(self, waiting: int) -> None:
         self._sent, self._waiting = self._written.bytes - waiting, waiting

@@ -347,6 +347,19 @@ def test_where_all_connections_are_busy_another_is_refused(serve: Serve) -> None
         assert [statuses_in(until_closed(client)) for client in (first, second)] == [[b"200"]] * 2
 
 
+def test_connections_whose_answers_are_not_read_yet_make_no_room(serve: Serve) -> None:
+    """They do not end when they are told to: each would leave its place to one more of its kind."""
+    server = serve(send_much, max_connections=2)
+    with narrow(server) as first, narrow(server) as second:
+        for client in (first, second):
+            client.sendall(GET)
+            client.recv(1)
+        with server.connect() as late:
+            refused = until_closed(late)
+
+        assert statuses_in(refused) == [b"503"]
+
+
 def test_connections_that_have_gone_take_no_room(serve: Serve) -> None:
     server = serve(echo, max_connections=1)
     for _ in range(5):
