@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import logging
 import re
 import resource
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -91,8 +94,8 @@ class Connection(HttpToolsProtocol):
         self._problem: Problem | None = None
         self._deadline = Deadline(self.loop)
         self._sending = Deadline(self.loop)
-        #: As the client was last looked at: bytes that it had been sent, and bytes that waited for it.
-        self._sent = 0
+        #: As the client was last looked at: bytes that it had read, and bytes that waited for it.
+        self._read = 0
         self._waiting = 0
 
     # --- The connection's life ---
@@ -327,17 +330,25 @@ class Connection(HttpToolsProtocol):
             self._look_again(waiting)
 
     def _look_again(self, waiting: int) -> None:
-        self._sent, self._waiting = self._written.bytes - waiting, waiting
+        self._read, self._waiting = self._count_read(waiting), waiting
         self._sending.start(self.settings.download_stall_seconds, self._judge_reader)
 
     def _judge_reader(self) -> None:
         waiting = self.transport.get_write_buffer_size()
-        read = self._written.bytes - waiting - self._sent
+        if not waiting:
+            return
         least = self.settings.download_least_rate * self.settings.download_stall_seconds
-        if waiting and read < max(1, min(self._waiting, least)):
+        if self._count_read(waiting) - self._read < max(1, min(self._waiting, least)):
             self._hang_up("the client does not read")
-        elif waiting:
+        else:
             self._look_again(waiting)
+
+    def _count_read(self, waiting: int) -> int:
+        # The system takes from us when it has sent 128 KiB, for which a slow client may need longer than it has.
+        in_system = bytes(4)
+        with contextlib.suppress(OSError):  # of a system that does not tell
+            in_system = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_system)
+        return self._written.bytes - waiting - int.from_bytes(in_system, sys.byteorder)
 
     def _hang_up(self, reason: str) -> None:
         log.info("hung up", extra={"reason": reason, "bytes": self.transport.get_write_buffer_size()})

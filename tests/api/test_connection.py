@@ -300,6 +300,15 @@ def test_a_client_that_reads_slowly_gets_it_all(serve: Serve, app: object) -> No
     assert received == LARGE
 
 
+def test_a_client_is_judged_by_what_it_reads_not_by_what_the_system_takes(serve: Serve) -> None:
+    """The system takes 128 KiB at a time, which at this pace is enough for three seconds."""
+    with narrow(serve(send_much, download_stall_seconds=1, download_least_rate=4096)) as client:
+        client.sendall(GET)
+        for _ in range(80):
+            assert client.recv(2000)
+            time.sleep(0.05)  # the reader's pace
+
+
 def test_who_is_slowest_gives_way_where_unread_answers_take_too_much(serve: Serve) -> None:
     """What is held is the whole body, however little of it is left to be sent."""
     server = serve(send_much, max_unsent_bytes=LARGE * 3 // 2)
