@@ -225,7 +225,7 @@ class Connection(HttpToolsProtocol):
         values = dict(self.headers)
         # RFC 9112, section 3.2
         hosts = names.count(b"host")
-        if hosts > 1 or (not hosts and version == "1.1") or not _HOST.fullmatch(values.get(b"host", b"")):
+        if hosts > 1 or (not hosts and version == "1.1") or not _HOST.fullmatch(values.get(b"host", b"").strip(b" \t")):
             self._object(Problem("malformed-request", "There must be one Host."))
         coding = values.get(b"transfer-encoding")
         length = values.get(b"content-length", b"0")

@@ -197,6 +197,7 @@ HEADS = Theme(
         Shape("`Host: user@door`", get(headers=b"Host: user@door\r\n"), (400,), note=OURS),
         Shape("`Host: door/images`", get(headers=b"Host: door/images\r\n"), (400,), note=OURS),
         Shape("`Host: [::1]:8000`", get(headers=b"Host: [::1]:8000\r\n"), (200,), True),
+        Shape("`Host: door` and a space", get(headers=b"Host: door \r\n"), (200,), True, "RFC 9110, section 5.5"),
         Shape("an empty `Host`", get(headers=b"Host:\r\n"), (200,), True),
         Shape("NUL in a value", get(headers=HOST + b"X: a\0b\r\n"), (400,)),
         Shape("NUL in a name", get(headers=HOST + b"X\0: a\r\n"), (400,)),
