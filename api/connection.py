@@ -137,6 +137,10 @@ class Connection(HttpToolsProtocol):
         # The cycle is the last request's; those ahead of it are answered before.
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def _is_in_midst_of_head(self) -> bool:
+        return self._in_head and self._head_bytes > 0
+
     # --- What the client sends ---
 
     def data_received(self, data: bytes) -> None:
@@ -146,6 +150,9 @@ class Connection(HttpToolsProtocol):
         # In place of uvicorn's: its 400 could come in the middle of another answer.
         self._unset_keepalive_if_required()
         if self._in_head:
+            if not self._head_bytes:
+                # However long the connection has waited for it.
+                self._deadline.stop()
             self._head_bytes += len(data)
         else:
             self._framing_bytes += len(data)
@@ -166,14 +173,13 @@ class Connection(HttpToolsProtocol):
             self._refuse(Problem("target-too-long" if len(self.url) > MOST_TARGET_BYTES else "head-too-large"))
         elif not self._in_head and self._framing_bytes > MOST_HEAD_BYTES:
             self._refuse(Problem("malformed-request", "The body has more framing than content."))
-        elif self._in_head and self._head_bytes and not self._deadline.is_set:
+        elif self._is_in_midst_of_head and not self._deadline.is_set:
             self._deadline.start(self.settings.header_seconds, self._end_head)
 
     def _end_head(self) -> None:
         if self._is_answering:
-            # The client may wait for that, and we may have stopped reading until then.
-            self._deadline.start(self.settings.header_seconds, self._end_head)
-        elif self._head_bytes:
+            return  # It begins again after that: the client may wait for it, and we may have stopped reading.
+        if self._head_bytes:
             self._refuse(Problem("head-too-slow"))
         else:
             # Browsers connect ahead of need: a 408 would pass for the answer to what they ask at last.
@@ -309,6 +315,8 @@ class Connection(HttpToolsProtocol):
         self._watch_sending()
         if was_last and not self.transport.is_closing():
             self._idle[self] = None
+            if self._is_in_midst_of_head:
+                self._deadline.start(self.settings.header_seconds, self._end_head)
             self._say_why()
 
     def pause_writing(self) -> None:

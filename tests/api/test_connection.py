@@ -174,18 +174,32 @@ def test_an_empty_line_on_an_idle_connection_begins_the_next_headers(serve: Serv
 
 
 def test_headers_half_sent_may_wait_for_the_answer_before_them(serve: Serve) -> None:
+    """They have all their time after it."""
     held = Held()
-    with serve(held, header_seconds=0.2).connect() as client:
+    with serve(held, header_seconds=1).connect() as client:
         client.sendall(GET + LAST_GET[:20])
         assert held.entered.acquire(timeout=PATIENCE)
-        client.settimeout(1)
+        client.settimeout(1.7)  # most of a second time
         with pytest.raises(TimeoutError):
             client.recv(1)
         client.settimeout(PATIENCE)
         held.released.set()
+        received = until(client, b"at last")
+        time.sleep(0.6)  # a part of their time
         client.sendall(LAST_GET[20:])
+        received += until_closed(client)
 
-        assert statuses_in(until_closed(client)) == [b"200", b"200"]
+    assert statuses_in(received) == [b"200", b"200"]
+
+
+def test_headers_have_their_time_from_their_first_byte(serve: Serve) -> None:
+    """Browsers connect ahead of need."""
+    with serve(echo, header_seconds=1).connect() as client:
+        for piece in (LAST_GET[:20], LAST_GET[20:]):
+            time.sleep(0.7)  # more than half of it
+            client.sendall(piece)
+
+        assert statuses_in(until_closed(client)) == [b"200"]
 
 
 # --- Refusals, in their turn ---
