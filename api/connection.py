@@ -46,6 +46,9 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-
 #: What the system takes of an answer beyond what is under way: else several megabytes, for each slow client.
 _UNSENT_IN_SYSTEM = 256 * 1024
 
+#: TCP brings so much at a time where both sides are on one machine, a proxy's for example.
+_LUMP = 64 * 1024
+
 _RESET = struct.pack("ii", 1, 0)
 
 log = logging.getLogger(__name__)
@@ -345,7 +348,7 @@ class Connection(HttpToolsProtocol):
         waiting = self.transport.get_write_buffer_size()
         if not waiting:
             return
-        least = self.settings.download_least_rate * self.settings.download_stall_seconds
+        least = self.settings.download_least_rate * self.settings.download_stall_seconds - _LUMP
         if self._count_read(waiting) - self._read < max(1, min(self._waiting, least)):
             self._hang_up("the client does not read")
         else:
