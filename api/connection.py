@@ -17,6 +17,7 @@ import struct
 import sys
 import termios
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import httptools
@@ -48,6 +49,8 @@ _UNSENT_IN_SYSTEM = 256 * 1024
 
 #: TCP brings so much at a time where both sides are on one machine, a proxy's for example.
 _LUMP = 64 * 1024
+
+_FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -91,6 +94,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         #: What a body has had besides its content.
         self._framing_bytes = 0
+        #: The headers that say where the body ends, of a request that asks for an upgrade.
+        self._framing = b""
         #: Nothing that comes is heard any more.
         self._is_deaf = False
         self._dropped = 0
@@ -160,16 +165,25 @@ class Connection(HttpToolsProtocol):
         else:
             self._framing_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # What follows an Upgrade is not parsed as what it is. It is not done, so that nothing may follow.
-            self._is_deaf = True
+            self._parse(data)
         except httptools.HttpParserCallbackError:
             self._refuse(self._problem or Problem("malformed-request", "The target is none of HTTP's."))
         except httptools.HttpParserError as exc:
             self._refuse(Problem("malformed-request", f"{exc}."))
         else:
             self._judge_what_is_incomplete()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # Nothing is upgraded, so that what follows is the request's body: Java's client asks with each upload. This
+            # parser takes it for another protocol's (https://github.com/Kludex/uvicorn/issues/2722); one that is asked
+            # for no more than a body's end, finds it.
+            body = SimpleNamespace(on_body=self.on_body, on_message_complete=self.on_message_complete)
+            self.parser = httptools.HttpRequestParser(body)
+            head = b"POST / HTTP/1.1\r\nConnection: close\r\n" + self._framing + b"\r\n"
+            self.parser.feed_data(head + data[upgrade.args[0] :])
 
     def _judge_what_is_incomplete(self) -> None:
         if self._in_head and (self._head_bytes > MOST_HEAD_BYTES or len(self.headers) > MOST_HEADERS):
@@ -202,16 +216,19 @@ class Connection(HttpToolsProtocol):
         self._judge_head()
         self._idle.pop(self, None)
         super().on_headers_complete()
-        # The application's are those so far. What comes later are trailers, and no headers: RFC 9110, section 6.5.1.
-        self.headers = []
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
+            self._framing = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING_HEADERS)
+        # The application's are those so far. What comes later are trailers, and no headers: RFC 9110, section 6.5.1.
+        self.headers = []
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body) + _CHUNK_BYTES
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # as the parser has it
         self._in_head = True
         self._head_bytes = 0
         super().on_message_complete()
@@ -237,16 +254,12 @@ class Connection(HttpToolsProtocol):
         if hosts > 1 or (not hosts and version == "1.1") or not _HOST.fullmatch(values.get(b"host", b"").strip(b" \t")):
             self._object(Problem("malformed-request", "There must be one Host."))
         coding = values.get(b"transfer-encoding")
-        length = values.get(b"content-length", b"0")
         if coding is not None:
             # RFC 9112, section 6.1: what an older hop may have framed otherwise. (With a length: the parser refuses.)
             if version == "1.0" or b"content-length" in values:
                 self._object(Problem("malformed-request", "Its body could be framed in two ways."))
             if coding.strip(b" \t").lower() != b"chunked" or names.count(b"transfer-encoding") > 1:
                 self._object(Problem("unsupported-coding"))
-        if self.parser.should_upgrade() and (coding is not None or length.strip(b" \t0")):
-            # The parser takes such a body for another protocol's, and what is in it for requests.
-            self._object(Problem("malformed-request", "A body cannot be sent with an Upgrade."))
 
     def _object(self, problem: Problem) -> None:
         self._problem = problem

@@ -275,6 +275,25 @@ def test_after_an_upgrade_that_was_not_done_nothing_is_heard(serve: Serve) -> No
     assert statuses_in(answered) == [b"200"]
 
 
+@pytest.mark.parametrize("pause", [0, 0.01])
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [("Content-Length: 6", b"GET / "), ("Transfer-Encoding: chunked", b"3\r\nGET\r\n3\r\n / \r\n0\r\nX: y\r\n\r\n")],
+)
+def test_an_upgrade_that_was_not_done_leaves_the_body(serve: Serve, framing: str, body: bytes, pause: float) -> None:
+    """RFC 9110, section 7.8: an Upgrade may be ignored. Java's client sends one with each upload over plain HTTP."""
+    head = post(0, "Connection: Upgrade", "Upgrade: h2c").replace(b"Content-Length: 0", framing.encode())
+    sends = head + body
+    with serve(echo).connect() as client:
+        for piece in [sends[at : at + 1] for at in range(len(sends))] if pause else [sends + GET]:
+            client.sendall(piece)
+            time.sleep(pause)  # or the pieces would arrive as one
+        answered = until_closed(client)
+
+    assert statuses_in(answered) == [b"200"]
+    assert answered.endswith(b"\r\n\r\nGET / ")
+
+
 # --- Readers ---
 
 

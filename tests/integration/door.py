@@ -325,14 +325,24 @@ SEQUENCES = Theme(
         Shape(
             "`Upgrade`, with a body that is a request",
             post(b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n" % len(SMUGGLED), SMUGGLED),
-            (400,),
-            note="uvicorn would answer the body",
+            (415,),
+            note="not upgraded; uvicorn loses the body, or answers it",
         ),
         Shape(
             "`Upgrade`, with a chunked body",
             post(b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n", CHUNKS),
+            (415,),
+            note="not upgraded; uvicorn loses the body, or answers it",
+        ),
+        Shape(
+            "`Upgrade`, with a body, and a request after it",
+            post(b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n", b"abc" + SMUGGLED),
+            (415,),
+        ),
+        Shape(
+            "`Upgrade`, with a body of two lengths",
+            post(b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n", CHUNKS),
             (400,),
-            note="uvicorn would answer the body",
         ),
         Shape(
             "`Upgrade` that `Connection` does not name",
