@@ -119,6 +119,8 @@ async def test_uvicorn_has_what_the_connection_stands_on() -> None:
     in_a_cycle = inspect.getsource(RequestResponseCycle.__init__) + inspect.getsource(RequestResponseCycle.send)
     for name in ("disconnected", "message_event", "more_body", "response_started", "response_complete", "keep_alive"):
         assert f"self.{name}" in in_a_cycle
+    # What is written in another way than by `write` is not counted, and would pass for not being read.
+    assert "writelines" not in in_a_cycle
 
 
 # --- Heads ---
