@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS
 from api.problems import MEDIA_TYPE, Problem
@@ -100,6 +100,8 @@ class Connection(HttpToolsProtocol):
         self._is_deaf = False
         self._dropped = 0
         self._problem: Problem | None = None
+        #: Whose turn it is, or was last.
+        self._answered: RequestResponseCycle | None = None
         self._deadline = Deadline(self.loop)
         self._sending = Deadline(self.loop)
         #: As the client was last looked at: bytes that it had read, and bytes that waited for it.
@@ -129,7 +131,15 @@ class Connection(HttpToolsProtocol):
         self._sending.stop()
         # uvicorn leaves it to run after a reset, and all that the connection has held is kept for so long.
         self._unset_keepalive_if_required()
+        # It tells the last request only, which may still wait for its turn.
+        if self._answered is not None:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _make_room(self) -> bool:
         for oldest in self._idle:

@@ -36,6 +36,7 @@ from tests.api.server import (
     post_chunked,
     read,
     reset,
+    tracebacks,
     until,
     until_closed,
 )
@@ -116,6 +117,7 @@ async def test_uvicorn_has_what_the_connection_stands_on() -> None:
         "timeout_keep_alive_task",
     } <= vars(protocol).keys()
     assert callable(protocol._unset_keepalive_if_required)
+    assert callable(HttpToolsProtocol._start_asgi_task)
     in_a_cycle = inspect.getsource(RequestResponseCycle.__init__) + inspect.getsource(RequestResponseCycle.send)
     for name in ("disconnected", "message_event", "more_body", "response_started", "response_complete", "keep_alive"):
         assert f"self.{name}" in in_a_cycle
@@ -294,6 +296,47 @@ def test_an_upgrade_that_was_not_done_leaves_the_body(serve: Serve, framing: str
 
     assert statuses_in(answered) == [b"200"]
     assert answered.endswith(b"\r\n\r\nGET / ")
+
+
+# --- Clients that go away ---
+
+
+def test_who_goes_away_is_missed_though_more_requests_wait(serve: Serve) -> None:
+    """uvicorn tells the last of them only."""
+    entered, told = threading.Semaphore(0), threading.Semaphore(0)
+
+    async def wait_for_the_end(scope: Scope, receive: Receive, send: Send) -> None:
+        entered.release()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        told.release()
+
+    with serve(wait_for_the_end).connect() as client:
+        client.sendall(GET * 2)
+        assert entered.acquire(timeout=PATIENCE)
+        reset(client)
+
+    assert told.acquire(timeout=PATIENCE)
+
+
+def test_who_goes_away_in_an_answer_leaves_no_traceback(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    ended = threading.Semaphore(0)
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await stream_much(scope, receive, send)
+        finally:
+            ended.release()
+
+    server = serve(stream)
+    with narrow(server) as client:
+        client.sendall(GET * 2)
+        client.recv(1)
+        reset(client)
+
+    assert ended.acquire(timeout=PATIENCE)
+    server.stop()
+    assert tracebacks(caplog) == []
 
 
 # --- Readers ---
