@@ -176,7 +176,9 @@ class Connection(HttpToolsProtocol):
             self._framing_bytes += len(data)
         try:
             self._parse(data)
-        except httptools.HttpParserCallbackError:
+        except httptools.HttpParserCallbackError as exc:
+            if self._problem is None and not isinstance(exc.__context__, httptools.HttpParserInvalidURLError):
+                log.error("a head could not be taken", extra={"reason": repr(exc.__context__)})
             self._refuse(self._problem or Problem("malformed-request", "The target is none of HTTP's."))
         except httptools.HttpParserError as exc:
             self._refuse(Problem("malformed-request", f"{exc}."))

@@ -319,6 +319,29 @@ def test_who_goes_away_is_missed_though_more_requests_wait(serve: Serve) -> None
     assert told.acquire(timeout=PATIENCE)
 
 
+@pytest.mark.parametrize(
+    ("target", "told"), [(b"/", ["a head could not be taken"]), (b"http://[", [])], ids=["a fault", "no target"]
+)
+def test_a_fault_of_ours_in_a_head_is_told_apart_from_its_clients(
+    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, target: bytes, told: list[str]
+) -> None:
+    """The parser makes one error of both: where uvicorn has changed, everything would be refused in silence."""
+
+    def fail(connection: Connection) -> None:
+        raise KeyError("something that uvicorn had")
+
+    server = serve(echo)
+    if told:
+        monkeypatch.setattr(Connection, "_judge_head", fail)
+
+    with socket.create_connection(server.address, PATIENCE) as client:
+        client.sendall(b"GET %s HTTP/1.1\r\nhost: door\r\n\r\n" % target)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+
+    assert statuses_in(received) == [b"400"]
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == told
+
+
 def test_who_goes_away_in_an_answer_leaves_no_traceback(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     ended = threading.Semaphore(0)
 
