@@ -90,7 +90,7 @@ def _report(exc: Exception) -> Message:
     if isinstance(exc, MemoryError):
         return {"error": RenderOutOfMemory.type, "detail": "The picture needs more memory than a picture may take."}
     if isinstance(exc, OSError) and exc.errno is not None:
-        return {"error": "storage", "errno": exc.errno, "detail": str(exc)[:500]}
+        return {"error": "storage", "detail": str(exc)[:500]}
     return {"error": "internal", "detail": repr(exc)[:500]}
 
 

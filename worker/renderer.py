@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -35,15 +36,14 @@ _REPORTED: dict[str, type[RenderFailure]] = {
     failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)
 }
 
-#: What writing past a limit on a file's size, or past a scratch file's end, is answered with.
-_WROTE_TOO_MUCH = (errno.EFBIG, errno.EPERM)
-
 #: Seconds past a time limit at which it was not the picture that took so long: a timer is never as late.
 _FROZEN_SECONDS = 1.0
 #: Seconds that somebody with a slot waits for a child: a new one is warm within one.
 _CHILD_SECONDS = 15.0
 #: Bytes that are copied from memory sooner than a thread would begin to.
 _COPIED_AT_ONCE = 512 * 1024
+#: Bytes that are read at a time from an original of which a child says that it cannot be read.
+_READ_AT_ONCE = 1024 * 1024
 #: Seconds, twice as many after each failure, until another child is started where one could not be.
 _AGAIN_SECONDS = 1.0
 
@@ -108,8 +108,8 @@ class Renderer:
         """
         child = await self._free_child()
         try:
-            opened = Opened(child, self._settings, self._budget)
-            await opened._read_header(original)
+            opened = Opened(child, original, self._settings, self._budget)
+            await opened._read_header()
             yield opened
         finally:
             child.pictures += 1
@@ -174,8 +174,9 @@ class Opened:
     size: Size
     format: str
 
-    def __init__(self, child: Child, settings: Settings, budget: PixelBudget) -> None:
+    def __init__(self, child: Child, original: int, settings: Settings, budget: PixelBudget) -> None:
         self._child = child
+        self._original = original
         self._settings = settings
         self._budget = budget
         self._seconds_left = settings.render_wall_seconds
@@ -218,14 +219,14 @@ class Opened:
         except OSError as exc:
             raise _storage_error(exc.errno, str(exc)) from exc
 
-    async def _read_header(self, original: int) -> None:
+    async def _read_header(self) -> None:
         settings = self._settings
         order = {
             "max_pixels": settings.max_pixels,
             "max_side": settings.max_side,
             "cpu_seconds": settings.render_cpu_seconds,
         }
-        reply = await self._ask({"open": order}, [original])
+        reply = await self._ask({"open": order}, [self._original])
         size, name = _size_in(reply, settings), reply.get("format")
         if size is None or name not in PILLOW_FORMATS:
             raise self._child.distrust("answered nonsense about a header")
@@ -248,10 +249,10 @@ class Opened:
             raise child.distrust(f"could not be talked to: {exc!r}") from exc
         self._seconds_left -= time.monotonic() - start
         if "error" in reply:
-            raise self._error_in(reply)
+            raise await self._error_in(reply)
         return reply
 
-    def _error_in(self, reply: Message) -> Exception:
+    async def _error_in(self, reply: Message) -> Exception:
         child, name, detail = self._child, reply["error"], reply.get("detail")
         # The detail goes into the ledger and to clients: no NUL and nothing that moves a terminal's cursor.
         if not isinstance(name, str) or not isinstance(detail, str) or len(detail) > 1000 or not detail.isprintable():
@@ -263,11 +264,13 @@ class Opened:
         child.is_idle = name != RenderOutOfMemory.type
         if name in _REPORTED:
             return _REPORTED[name](detail)
-        if name != "storage":
-            return ChildLost(f"the child failed: {detail}")
-        if reply.get("errno") in _WROTE_TOO_MUCH:
-            return ChildLost(f"the child wrote more than any picture needs: {detail}")
-        return StorageUnavailable(detail)
+        if name == "storage":
+            # What the disk did counts nowhere, however often: a child's word is not enough for it.
+            try:
+                await to_the_end(asyncio.to_thread(_read_through, self._original))
+            except OSError as exc:
+                return _storage_error(exc.errno, str(exc))
+        return ChildLost(f"the child failed: {detail}")
 
 
 class PixelBudget:
@@ -301,6 +304,12 @@ class PixelBudget:
             if not turn.cancelled():
                 self._left -= pixels
                 turn.set_result(None)
+
+
+def _read_through(original: int) -> None:
+    position = 0
+    while part := os.pread(original, _READ_AT_ONCE, position):
+        position += len(part)
 
 
 def _storage_error(number: int | None, detail: str) -> StorageUnavailable:

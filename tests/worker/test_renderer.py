@@ -209,7 +209,7 @@ async def test_an_original_is_read_from_its_start_wherever_its_descriptor_stands
         ("vanish", ChildLost),
         ("bug", ChildLost),
         ("allocate", RenderOutOfMemory),
-        ("disk", StorageUnavailable),
+        ("disk", ChildLost),
         ("garbage", ChildLost),
         ("long", ChildLost),
         ("empty", ChildLost),
@@ -473,6 +473,22 @@ async def test_a_full_disk_is_storage_that_is_full(start_renderer: StartRenderer
     assert children() == before
 
 
+async def test_an_original_that_cannot_be_read_is_the_storages_trouble(
+    start_renderer: StartRenderer, original: Original, tmp_path: Path
+) -> None:
+    """A child that only says so ("disk", above) is not believed: its image would be tried again for ever."""
+    renderer = await start_renderer()
+    (tmp_path / "original").write_bytes(GOOD)
+    unreadable = os.open(tmp_path / "original", os.O_WRONLY)
+    try:
+        with pytest.raises(StorageUnavailable):
+            await render(renderer, unreadable)
+    finally:
+        os.close(unreadable)
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
 async def test_a_child_that_writes_too_much_is_stopped(start_renderer: StartRenderer, original: Original) -> None:
     renderer = await start_renderer()
     async with renderer.open(original(GOOD)) as opened:
@@ -480,7 +496,7 @@ async def test_a_child_that_writes_too_much_is_stopped(start_renderer: StartRend
             (pid,) = children()
             subprocess.run(["prlimit", f"--pid={pid}", "--fsize=100"], check=True)  # noqa: ASYNC221 # a moment
 
-            with pytest.raises(ChildLost, match="more than any picture needs"):
+            with pytest.raises(ChildLost, match="File too large"):
                 await opened.render({(200, 150): draft.fileno()})
 
 
