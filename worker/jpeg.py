@@ -20,8 +20,12 @@ _SIDES = struct.Struct(">HH")
 _COMPONENTS = b"\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
 #: All three components in one scan, each with the Huffman tables of its kind, from first to last coefficient.
 _SCAN_HEADER = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
+#: Ours has 609 bytes; no further is one looked for.
+_MOST_HEADER = 4096
 #: In a scan an FF is followed by 00; by anything else it begins something that is none of a scan's.
 _NO_SCAN = re.compile(rb"\xff(?!\0)")
+#: Bytes of a scan that are searched at a time: other threads wait for the interpreter meanwhile.
+_SEARCHED_AT_ONCE = 1024 * 1024
 _TABLE_IDS = {_DQT: {0x00, 0x01}, _DHT: {0x00, 0x10, 0x01, 0x11}}
 
 
@@ -35,7 +39,7 @@ def size_of(jpeg: bytes) -> Size:
     That is: a JFIF header, each table once, one frame, one scan, the end; no metadata, comment, restart marker, second
     picture or byte behind. What its scan decodes to is not looked at. Raises ForeignJpeg for everything else.
     """
-    scan = jpeg.find(_SCAN_HEADER)
+    scan = jpeg.find(_SCAN_HEADER, 0, _MOST_HEADER)
     frame = jpeg.find(_FRAME_BEGINS, 0, max(scan, 0))
     if frame < 0:
         raise ForeignJpeg("has no frame, or no scan, of ours")
@@ -53,8 +57,10 @@ def _check_scan(jpeg: bytes, start: int) -> None:
     end = len(jpeg) - len(_EOI)
     if end <= start or jpeg[end:] != _EOI:
         raise ForeignJpeg("has no end, or nothing before it")
-    if _NO_SCAN.search(jpeg, start, end):
-        raise ForeignJpeg("has more in it than one scan")
+    for first in range(start, end, _SEARCHED_AT_ONCE):
+        # One byte more, by which an FF at the end is judged; at the very end there must not be one.
+        if _NO_SCAN.search(jpeg, first, min(first + _SEARCHED_AT_ONCE + 1, end)):
+            raise ForeignJpeg("has more in it than one scan")
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""Scratch files that a child writes a JPEG to: in memory, bounded, and from its reply on out of its reach."""
+"""Scratch files that a child writes a JPEG to: in memory, bounded, and emptied whoever keeps one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from worker import jpeg
 _BYTES_PER_PIXEL = 4
 _MARGIN = 64 * 1024
 
-_FINAL = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-
 
 class NotOurs(Exception):
     """What a child left in a scratch file is not what it was asked for."""
@@ -26,14 +24,18 @@ def most_bytes(pixels: int) -> int:
 
 
 class Scratch:
-    """A file in memory for one JPEG of `size`; a child that keeps its descriptor has nothing of it."""
+    """A file in memory for one JPEG of `size`; a child that keeps its descriptor, or maps it, has nothing of it."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
         self._descriptor = os.memfd_create("rendition", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        # It takes no memory before it is written, and never more than this.
-        os.ftruncate(self._descriptor, most_bytes(size[0] * size[1]))
-        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        try:
+            # It takes no memory before it is written, and never more than this.
+            os.ftruncate(self._descriptor, most_bytes(size[0] * size[1]))
+            fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
 
     def fileno(self) -> int:
         return self._descriptor
@@ -44,17 +46,11 @@ class Scratch:
         return os.fstat(self._descriptor).st_size
 
     def copy_to(self, target: int) -> None:
-        """Write the JPEG to the descriptor `target` and check what was written; blocks.
+        """Check the JPEG and write it to the descriptor `target`; blocks.
 
         Raises NotOurs where it is no JPEG of that size as our encoder makes them, OSError where `target` fails.
         """
-        try:
-            # Fails where it is mapped for writing, which no encoder of ours does.
-            fcntl.fcntl(
-                self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-            )
-        except OSError as exc:
-            raise NotOurs("a rendition is still being written to") from exc
+        # Read once: what is checked is what is written, whatever a child goes on doing to the file.
         content = os.pread(self._descriptor, self.bytes, 0)
         _check(content, self.size)
         rest = memoryview(content)
@@ -67,6 +63,8 @@ class Scratch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Who keeps it keeps no memory by it: once short, it cannot grow again.
+        os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
 
