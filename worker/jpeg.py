@@ -20,10 +20,10 @@ _SIDES = struct.Struct(">HH")
 _COMPONENTS = b"\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
 #: All three components in one scan, each with the Huffman tables of its kind, from first to last coefficient.
 _SCAN_HEADER = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
-#: Ours has 609 bytes; no further is one looked for.
+#: No further is a scan's header looked for: ours begins at byte 609.
 _MOST_HEADER = 4096
 #: In a scan an FF is followed by 00; by anything else it begins something that is none of a scan's.
-_NO_SCAN = re.compile(rb"\xff(?!\0)")
+_NO_SCAN = re.compile(rb"\xff[^\0]")
 #: Bytes of a scan that are searched at a time: other threads wait for the interpreter meanwhile.
 _SEARCHED_AT_ONCE = 1024 * 1024
 _TABLE_IDS = {_DQT: {0x00, 0x01}, _DHT: {0x00, 0x10, 0x01, 0x11}}
@@ -55,10 +55,10 @@ def size_of(jpeg: bytes) -> Size:
 
 def _check_scan(jpeg: bytes, start: int) -> None:
     end = len(jpeg) - len(_EOI)
-    if end <= start or jpeg[end:] != _EOI:
+    if end <= start or jpeg[end:] != _EOI or jpeg[end - 1] == 0xFF:
         raise ForeignJpeg("has no end, or nothing before it")
     for first in range(start, end, _SEARCHED_AT_ONCE):
-        # One byte more, by which an FF at the end is judged; at the very end there must not be one.
+        # And one byte more: by the next one an FF is judged.
         if _NO_SCAN.search(jpeg, first, min(first + _SEARCHED_AT_ONCE + 1, end)):
             raise ForeignJpeg("has more in it than one scan")
 
@@ -96,8 +96,8 @@ def _segment_at(header: bytes, start: int, sides: int) -> tuple[int, bytes, int]
     end = start + 2 + length
     if start < sides <= end:
         end -= _SIDES.size
-    if length < 2 or end > len(header):
-        raise ForeignJpeg("has a segment of a length that cannot be")
+    if length <= 2 or end > len(header):
+        raise ForeignJpeg("has a segment of a length that cannot be, or of nothing")
     return marker, header[start + 4 : end], end
 
 

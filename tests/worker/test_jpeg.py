@@ -49,6 +49,7 @@ def foreign(**options: object) -> bytes:
         pytest.param(OURS[:-2], id="no end"),
         pytest.param(OURS[: SCAN + 14], id="no scan"),
         pytest.param(OURS[: SCAN + 14] + b"\xff\xd9", id="an empty scan"),
+        pytest.param(OURS[: SCAN + 14] + b"\xff\xff\xd9", id="an end that is filled, and no scan"),
         pytest.param(OURS + b"\0", id="a byte behind"),
         pytest.param(OURS + OURS, id="two pictures"),
         pytest.param(OURS + b"<script>\xff\xd9", id="a payload before a second end"),
@@ -66,6 +67,7 @@ def foreign(**options: object) -> bytes:
         pytest.param(with_segment(0xDB, bytes(65)), id="a table again"),
         pytest.param(with_segment(0xDB, bytes([2, *bytes(64)])), id="a table too many"),
         pytest.param(with_segment(0xDB, bytes(64)), id="a table too short"),
+        pytest.param(with_segment(0xDB, b""), id="a segment of no table"),
         pytest.param(with_segment(0xDC, b"\0\1"), id="a number of lines"),
         pytest.param(with_segment(0xDD, b"\0\1"), id="restart intervals"),
         pytest.param(with_segment(0xC0, b"\x08\0\1\0\1\3\x01\x22\0\x02\x11\1\x03\x11\1"), id="a second frame"),
@@ -92,6 +94,24 @@ def test_no_cut_through_a_rendition_is_ours() -> None:
     for end in [*range(SCAN + 16), *range(SCAN + 16, len(OURS), 97)]:
         with pytest.raises(ForeignJpeg):
             size_of(OURS[:end])
+
+
+def test_a_scan_is_read_to_its_end_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is one of 200 MB, of a child that was taken over, without the rest of the worker standing still for it."""
+    monkeypatch.setattr("worker.jpeg._SEARCHED_AT_ONCE", 7)
+    start, scan = SCAN + 14, b"\xff\0" * 20
+    assert size_of(OURS) == (320, 180)
+    assert size_of(OURS[:start] + scan + b"\xff\xd9") == (320, 180)
+
+    for at in range(len(scan) + 1):
+        with pytest.raises(ForeignJpeg):
+            size_of(OURS[:start] + scan[:at] + b"\xff\xfe" + scan[at:] + b"\xff\xd9")
+
+
+def test_what_stands_before_a_scan_is_bounded() -> None:
+    """Else a header of 200 MB, of nothing but segments, would keep the worker busy for a minute, and be remembered."""
+    with pytest.raises(ForeignJpeg, match="no frame, or no scan"):
+        size_of(with_segment(0xDB, bytes(5000)))
 
 
 def test_no_length_that_lies_is_believed() -> None:
