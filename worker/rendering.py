@@ -95,8 +95,11 @@ _CUBE = Image.frombytes(
     bytes(v for r in range(17) for g in range(17) for b in range(17) for v in (15 * r, 15 * g, 15 * b)),
 )
 
-#: What an original's disk, not its content, answers with. (A seek to a nonsensical offset is the file's: EINVAL.)
-_DISK_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN})
+#: What an original's disk, not its content, answers with, or, EPERM, the filter of system calls. (A seek to a
+#: nonsensical offset is the file's: EINVAL.)
+_NOT_THE_FILES = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EPERM}
+)
 
 
 class Writable(Protocol):
@@ -460,7 +463,7 @@ def _blaming_the_file(pixels: int) -> Iterator[None]:
         except MemoryError as exc:
             raise _out_of_memory() from exc
         except Exception as exc:
-            if isinstance(exc, OSError) and exc.errno in _DISK_ERRORS:
+            if isinstance(exc, OSError) and exc.errno in _NOT_THE_FILES:
                 raise
             if "out of memory" in str(exc).lower():
                 raise _out_of_memory() from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import struct
 from typing import Any, BinaryIO
 
@@ -653,17 +654,21 @@ def test_a_full_disk_is_not_the_fault_of_the_picture() -> None:
 
 
 class Sick(io.BytesIO):
-    """A file on a disk that fails past the header."""
+    """A file on a disk that fails past the header, or a decoder that asks for what the filter refuses."""
+
+    number = errno.EIO
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self.tell() > 1000:
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(self.number, os.strerror(self.number))
         return super().read(size)
 
 
-def test_an_original_that_the_disk_does_not_yield_is_not_the_fault_of_the_picture() -> None:
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPERM])
+def test_what_disk_or_filter_do_not_yield_is_not_the_fault_of_the_picture(number: int) -> None:
     file = Sick(encoded(photo((320, 240)), "BMP").getvalue())
+    file.number = number
     picture = open_picture(file, max_pixels=MAX_PIXELS)
 
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OSError, match=os.strerror(number)):
         render(picture, {(320, 240): io.BytesIO()}, WHITE)
