@@ -196,8 +196,8 @@ class Opened:
             stages = _stages_in(reply)
             if stages is None:
                 raise self._child.distrust("claimed to have rendered what it had not")
-            self._child.is_idle = True
             await self._take_over(scratches, outputs)
+            self._child.is_idle = True
         logger.info(
             "rendered",
             extra={"pid": self._child.process.pid, "format": self.format, "size": list(self.size), "stages": stages},
@@ -217,6 +217,7 @@ class Opened:
         except NotOurs as exc:
             raise self._child.distrust(f"claimed to have rendered what it had not: {exc}") from exc
         except OSError as exc:
+            self._child.is_idle = True
             raise _storage_error(exc.errno, str(exc)) from exc
 
     async def _read_header(self) -> None:
@@ -253,13 +254,13 @@ class Opened:
         return reply
 
     async def _error_in(self, reply: Message) -> Exception:
-        child, name, detail = self._child, reply["error"], reply.get("detail")
+        child, name, detail, cause = self._child, reply["error"], reply.get("detail"), reply.get("cause", "")
         # The detail goes into the ledger and to clients: no NUL and nothing that moves a terminal's cursor.
         if not isinstance(name, str) or not isinstance(detail, str) or len(detail) > 1000 or not detail.isprintable():
             return child.distrust("reported an error that is none")
-        logger.info(
-            "not rendered", extra={"pid": child.process.pid, "error": name, "cause": str(reply.get("cause"))[:500]}
-        )
+        if not isinstance(cause, str):
+            return child.distrust("reported an error with a cause that is none")
+        logger.info("not rendered", extra={"pid": child.process.pid, "error": name[:500], "cause": cause[:500]})
         # After a lack of memory it ends by itself.
         child.is_idle = name != RenderOutOfMemory.type
         if name in _REPORTED:

@@ -82,6 +82,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "odd-format": say(pack({"size": [1, 1], "format": "EXE"})),
     "odd-error": say(pack({"error": 5, "detail": "x"})),
     "long-error": say(pack({"error": "unreadable-image", "detail": "x" * 5000})),
+    "odd-cause": say(pack({"error": "unreadable-image", "detail": "x", "cause": [[]]})),
     "talkative": say(pack({"size": [4, 4], "format": "PNG"}) + pack({"stages": {"decode": 1.0}}) + b"more"),
     "talks-later": say(pack({"error": "unreadable-image", "detail": "x"}) + b"more"),
     "odd-stages": say(pack({"stages": [1, 2]})),

@@ -221,6 +221,7 @@ async def test_an_original_is_read_from_its_start_wherever_its_descriptor_stands
         ("odd-format", ChildLost),
         ("odd-error", ChildLost),
         ("long-error", ChildLost),
+        ("odd-cause", ChildLost),
         ("talkative", ChildLost),
         ("talks-later", UnreadableImage),
         ("odd-stages", ChildLost),
