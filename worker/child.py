@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 from PIL import Image
@@ -29,8 +30,12 @@ IDLE_SECONDS = 1.0
 def main(connection: socket.socket, parent: int, memory_bytes: int, file_bytes: int) -> None:
     """Serve pictures until the parent hangs up or dies."""
     confinement.confine(parent, memory_bytes, file_bytes, 2 * MAX_DESCRIPTORS)
-    _warm_up()
-    missing = _filter_system_calls()
+    with ExitStack() as files:
+        specimens = [files.enter_context(_specimen(name)) for name in PILLOW_FORMATS if name in Image.SAVE]
+        _warm_up(specimens)
+        missing = _filter_system_calls()
+        # What the filter takes from the decoders on this platform is to be found out now, not by somebody's picture.
+        _warm_up(specimens)
     gc.freeze()
     _send(connection, {"ready": True, "missing": missing})
     while True:
@@ -120,19 +125,26 @@ def _filter_system_calls() -> str:
         confinement.filter_system_calls()
     except confinement.NoFilter as exc:
         return str(exc)[:500]
-    # What the filter takes from the decoders on this platform is to be found out now, not by somebody's picture.
-    _warm_up()
     return ""
 
 
-def _warm_up() -> None:
-    """Take one small picture of every format all the way, so that all code is loaded."""
-    for name in PILLOW_FORMATS:
-        if name in Image.SAVE:
-            file = io.BytesIO()
-            Image.linear_gradient("L").convert("RGB").resize((16, 16)).save(file, name)
-            picture = rendering.open_picture(file, max_pixels=256)
-            rendering.render(picture, {(16, 16): io.BytesIO(), (8, 8): io.BytesIO()}, (255, 255, 255))
+def _specimen(name: str) -> _Original:
+    """Return a small picture of a format, behind a descriptor as originals are: libtiff reads that by itself."""
+    file = io.BytesIO()
+    # Without a compression a TIFF is read by Pillow, and not by libtiff.
+    options = {"compression": "tiff_adobe_deflate"} if name == "TIFF" else {}
+    Image.linear_gradient("L").convert("RGB").resize((16, 16)).save(file, name, **options)
+    descriptor = os.memfd_create(name)
+    os.write(descriptor, file.getbuffer())
+    return _Original(descriptor)
+
+
+def _warm_up(specimens: Iterable[_Original]) -> None:
+    """Take each all the way, so that all code is loaded."""
+    for specimen in specimens:
+        specimen.seek(0)
+        picture = rendering.open_picture(specimen, max_pixels=256)
+        rendering.render(picture, {(16, 16): io.BytesIO(), (8, 8): io.BytesIO()}, (255, 255, 255))
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def limit_cpu(seconds: int) -> None:
 
 def give_back_memory() -> None:
     """Return to the system what the heap holds and nobody uses."""
-    _libc.malloc_trim(0)
+    if hasattr(_libc, "malloc_trim"):  # glibc has it, musl keeps less
+        _libc.malloc_trim(0)
 
 
 def _limit(kind: int, value: int) -> None:

@@ -24,7 +24,7 @@ PROGRAM = textwrap.dedent("""
         "XPM": b"/* XPM */\\n",
         "TGA": b"\\0\\0\\2" + bytes(9) + b"\\2\\0\\2\\0\\x18\\0" + bytes(12),
     }
-    child._warm_up()
+    child._warm_up(child._specimen(name) for name in child.PILLOW_FORMATS if name in Image.SAVE)
     opened = []
     for name, content in strangers.items():
         try:
