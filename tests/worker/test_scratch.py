@@ -103,6 +103,15 @@ def test_nobody_can_keep_it_from_being_emptied(scratch: Scratch) -> None:
         fcntl.fcntl(scratch.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
 
+def test_one_that_cannot_be_set_up_leaves_nothing_open() -> None:
+    before = os.listdir("/proc/self/fd")
+
+    with pytest.raises(OverflowError):
+        Scratch((1 << 31, 1 << 31))
+
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_nothing_takes_memory_that_nobody_has_written(scratch: Scratch) -> None:
     assert os.fstat(scratch.fileno()).st_blocks == 0
 
