@@ -30,12 +30,16 @@ IDLE_SECONDS = 1.0
 def main(connection: socket.socket, parent: int, memory_bytes: int, file_bytes: int) -> None:
     """Serve pictures until the parent hangs up or dies."""
     confinement.confine(parent, memory_bytes, file_bytes, 2 * MAX_DESCRIPTORS)
-    with ExitStack() as files:
-        specimens = [files.enter_context(_specimen(name)) for name in PILLOW_FORMATS if name in Image.SAVE]
-        _warm_up(specimens)
-        missing = _filter_system_calls()
-        # What the filter takes from the decoders on this platform is to be found out now, not by somebody's picture.
-        _warm_up(specimens)
+    try:
+        with ExitStack() as files:
+            specimens = [files.enter_context(_specimen(name)) for name in PILLOW_FORMATS if name in Image.SAVE]
+            _warm_up(specimens)
+            missing = _filter_system_calls()
+            # What the filter takes from the decoders on this platform is to be found out now, not by anybody's picture.
+            _warm_up(specimens)
+    except Exception as exc:
+        _send(connection, {"ready": False, "reason": repr(exc.__cause__ or exc)[:500]})
+        return
     gc.freeze()
     _send(connection, {"ready": True, "missing": missing})
     while True:

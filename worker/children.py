@@ -71,7 +71,7 @@ class Child:
         except (EOFError, BadFrame, OSError) as exc:  # TimeoutError is an OSError
             raise ChildLost(f"a child did not come up: {exc!r}") from exc
         if greeting.get("ready") is not True or not isinstance(missing := greeting.get("missing"), str):
-            raise ChildLost("a child did not come up: it began with something else")
+            raise ChildLost(f"a child did not come up: {greeting.get('reason', 'it began with something else')}")
         self.unfiltered_for = missing
         self.is_idle = True
 

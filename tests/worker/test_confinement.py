@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.errors import ChildLost
 from worker.children import Child
 
 #: Each tries one thing; what it is refused with is told.
@@ -131,6 +132,15 @@ async def test_a_child_is_filtered() -> None:
         await child.end()
 
 
+def altered(how: str) -> tuple[str, ...]:
+    """Return the command of a child in whose process something is otherwise."""
+    program = (
+        f"import sys; {how}; sys.argv.insert(0, 'child'); import runpy; "
+        "sys.argv = sys.argv[1:]; runpy.run_module('worker.child', run_name='__main__', alter_sys=True)"
+    )
+    return sys.executable, "-c", program
+
+
 @pytest.mark.parametrize(
     ("lacking", "reason"),
     [
@@ -140,13 +150,20 @@ async def test_a_child_is_filtered() -> None:
     ],
 )
 async def test_a_child_that_cannot_be_filtered_works_and_says_why(lacking: str, reason: str) -> None:
-    program = (
-        f"import sys; {lacking}; sys.argv.insert(0, 'child'); import runpy; "
-        "sys.argv = sys.argv[1:]; runpy.run_module('worker.child', run_name='__main__', alter_sys=True)"
-    )
-    child = await Child.spawn((sys.executable, "-c", program), 384 << 20, 1 << 20)
+    child = await Child.spawn(altered(lacking), 384 << 20, 1 << 20)
     try:
         await child.warm_up()
         assert reason in child.unfiltered_for
+    finally:
+        await child.end()
+
+
+async def test_a_child_whose_decoders_the_filter_breaks_does_not_come_up_and_says_what_failed() -> None:
+    """Else each picture of that format would fail, and be blamed."""
+    greedy = "import worker.confinement as c; c._ALLOWED = tuple(set(c._ALLOWED) - {'lseek'})"
+    child = await Child.spawn(altered(greedy), 384 << 20, 1 << 20)
+    try:
+        with pytest.raises(ChildLost, match=r"did not come up: .*Operation not permitted"):
+            await child.warm_up()
     finally:
         await child.end()
