@@ -253,6 +253,9 @@ class Connection(HttpToolsProtocol):
             self._object(Problem("head-too-large", f"At most {MOST_HEADERS} headers are taken."))
         if version not in ("1.1", "1.0"):
             self._object(Problem("unsupported-version"))
+        if not self.url.startswith(b"/") and httptools.parse_url(self.url).path is None:
+            # uvicorn takes for granted that there is one.
+            self._object(Problem("malformed-request", "The target has no path."))
         if b"#" in self.url:
             self._object(Problem("malformed-request", "The target has a fragment."))
         if len(self.pipeline) >= MOST_PIPELINED:
