@@ -515,6 +515,16 @@ def list_attempts(service: Deployed) -> set[str]:
     return {str(path.relative_to(service.data)) for path in folders}
 
 
+def assert_leases_ran_out(service: Deployed, point: Point, image_id: str) -> None:
+    """Assert that as many leases ran out on the way as should.
+
+    Of one of them nothing may have been said: a pass of the sweep takes many rows, and the one that is killed at
+    its own point, a lost attempt taken and not enqueued, may have taken this image's as well.
+    """
+    told = len(lines_of(service, message="a lease was over", image=image_id))
+    assert point.leases - 1 <= told <= point.leases
+
+
 def assert_ready(service: Deployed, point: Point, image_id: str, original: bytes) -> None:
     """Assert that an image is what its original makes it, by the attempt that it should be by."""
     record = service.get(f"/images/{image_id}").json
@@ -534,7 +544,7 @@ def assert_ready(service: Deployed, point: Point, image_id: str, original: bytes
         assert row["published"] >= point.attempt
     else:
         assert row["published"] == point.attempt
-    assert len(lines_of(service, message="a lease was over", image=image_id)) == point.leases
+    assert_leases_ran_out(service, point, image_id)
 
 
 def assert_shows(jpeg: bytes, original: bytes, size: tuple[int, int]) -> None:
@@ -550,7 +560,7 @@ def assert_failed(service: Deployed, point: Point, image_id: str) -> None:
     row = row_of(service, image_id)
     assert (row["owed"], row["due"], row["attempt"]) == (None, None, point.attempt)
     assert attempts_of(service, image_id) == []
-    assert len(lines_of(service, message="a lease was over", image=image_id)) == point.leases
+    assert_leases_ran_out(service, point, image_id)
 
 
 def assert_deleted(service: Deployed, image_id: str) -> None:
