@@ -109,16 +109,6 @@ KINDS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def post(port: int, content: bytes) -> str:
-    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request("POST", "/images", content)
-        answer = connection.getresponse()
-        record = json.load(answer)
-        if answer.status != 202:
-            raise SystemExit(f"an upload was answered {answer.status}: {record}")
-        return str(record["id"])
-
-
 def outcome(port: int, image_id: str) -> str:
     """Wait for an image's end; return what became of it."""
     deadline = time.monotonic() + PATIENCE
@@ -142,7 +132,7 @@ def measure(limit: int, pictures: dict[str, bytes]) -> dict[str, str]:
                 service = stack.enter_context(run_service(folder, ASGI_LOOK_LOG_LEVEL="ERROR"))
             # This process, its pictures and its clients are outside again.
             slots = cgroup.children()
-            image_ids = {name: post(service.web_port, content) for name, content in pictures.items()}
+            image_ids = {name: service.upload(content) for name, content in pictures.items()}
             ends = {name: outcome(service.web_port, image_id) for name, image_id in image_ids.items()}
         print(
             f"{limit >> 20} MiB, {slots} slots: at most {cgroup.peak() >> 20} MiB used, cached files included; "

@@ -7,7 +7,6 @@ one was given up and when the good one was claimed and ready. Crashes are tried 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import statistics
 import sys
@@ -15,11 +14,10 @@ import tempfile
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 
 from bench.isolation import SIZES, photograph
-from bench.service import run_service, until
+from bench.service import Service, run_service, until
 
 ROUNDS = 10
 FAULTS = {"hang": "hung (limit 1 s)", "segfault": "crashed", "allocate": "took all memory (limit 512 MiB)"}
@@ -40,24 +38,14 @@ class Gap:
     ready: float
 
 
-def upload(port: int, content: bytes) -> str:
-    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
-        connection.request("POST", "/images", content)
-        answer = connection.getresponse()
-        record = json.load(answer)
-        if answer.status != 202:
-            raise SystemExit(f"an upload got {answer.status}: {record}")
-        return str(record["id"])
-
-
 def notes_of(ledger: sqlite3.Connection, image_id: str) -> list[tuple[str, float]]:
     return ledger.execute("SELECT status, at FROM notes WHERE id = ? ORDER BY at", (image_id,)).fetchall()
 
 
-def try_once(port: int, ledger: sqlite3.Connection, fault: str, good: bytes) -> Gap:
-    bad_id = upload(port, f"GIF89a FAULT render {fault}\n".encode() + bytes(64))
+def try_once(service: Service, ledger: sqlite3.Connection, fault: str, good: bytes) -> Gap:
+    bad_id = service.upload(f"GIF89a FAULT render {fault}\n".encode() + bytes(64))
     until(lambda: len(notes_of(ledger, bad_id)) > 0, "the bad picture is not claimed")
-    good_id = upload(port, good)
+    good_id = service.upload(good)
     until(lambda: {status for status, _ in notes_of(ledger, good_id)} >= {"ready"}, "the good picture is not ready")
     until(lambda: {status for status, _ in notes_of(ledger, bad_id)} >= {"failed"}, "the bad picture has not failed")
     times = dict(notes_of(ledger, good_id))
@@ -87,7 +75,7 @@ def measure(rounds: int) -> None:
             for done in range(rounds):
                 if sys.stderr.isatty():
                     print(f"\r{fault}: {done} of {rounds}", end="", file=sys.stderr)
-                gaps.append(try_once(service.web_port, ledger, fault, good))
+                gaps.append(try_once(service, ledger, fault, good))
                 time.sleep(0.05)  # so that rounds do not beat in step with the sweep
             print(f"A decoder {what}: the next job was")
             for name in ("claimed", "ready"):

@@ -7,7 +7,6 @@ moment of it, and started again. A trigger in the ledger notes every claim, to t
 from __future__ import annotations
 
 import io
-import json
 import random
 import socket
 import sqlite3
@@ -16,12 +15,11 @@ import sys
 import tempfile
 import time
 from contextlib import closing
-from http.client import HTTPConnection
 from pathlib import Path
 
 from PIL import Image, ImageCms
 
-from bench.service import run_service, until
+from bench.service import Service, run_service, until
 from parts import Part
 
 KILLS = 20
@@ -50,15 +48,6 @@ def slow_picture() -> bytes:
     return file.getvalue()
 
 
-def upload(port: int, picture: bytes) -> str:
-    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
-        connection.request("POST", "/images", picture)
-        answer = connection.getresponse()
-        if answer.status != 202:
-            raise SystemExit(f"an upload got {answer.status}: {answer.read()!r}")
-        return str(json.load(answer)["id"])
-
-
 def worker_with(ledger: sqlite3.Connection, image_id: str, workers: list[Part]) -> Part | None:
     """Return the worker that has the image, if one has."""
     ((name,),) = ledger.execute("SELECT worker FROM images WHERE id = ?", (image_id,))
@@ -82,16 +71,16 @@ def kill(worker: Part, ledger: sqlite3.Connection) -> list[tuple[str, int, float
     return lost
 
 
-def measure(port: int, workers: list[Part], ledger: sqlite3.Connection, kills: int) -> list[float]:
+def measure(service: Service, ledger: sqlite3.Connection, kills: int) -> list[float]:
     """Return the seconds from the kills to the next claims of what the killed had."""
     picture, moments = slow_picture(), random.Random(SEED)  # noqa: S311 - no secret
     lost: list[tuple[str, int, float]] = []
     done = 0
     while done < kills:
-        image_id = upload(port, picture)
-        until(lambda image_id=image_id: worker_with(ledger, image_id, workers) is not None)  # type: ignore[misc] # a default is no argument
+        image_id = service.upload(picture)
+        until(lambda image_id=image_id: worker_with(ledger, image_id, service.workers) is not None)  # type: ignore[misc] # a default is no argument
         time.sleep(moments.uniform(0, LATEST_SECONDS))  # into the middle of the render
-        worker = worker_with(ledger, image_id, workers)
+        worker = worker_with(ledger, image_id, service.workers)
         if worker is not None and (had := kill(worker, ledger)):
             lost.extend(had)
             done += 1
@@ -120,7 +109,7 @@ def main() -> None:
         ) as service,
         closing(sqlite3.connect(service.ledger_file, timeout=10, isolation_level=None)) as ledger,
     ):
-        seconds = sorted(measure(service.web_port, service.workers, ledger, kills))
+        seconds = sorted(measure(service, ledger, kills))
         until(lambda: not ledger.execute("SELECT 1 FROM images WHERE status <> 'ready'").fetchall())
         ((images,),) = ledger.execute("SELECT count(*) FROM images")
     print(

@@ -37,6 +37,16 @@ class Service:
         except (OSError, HTTPException):
             return False
 
+    def upload(self, picture: bytes) -> str:
+        """Return the id of a picture that was taken; end the measurement where it was not."""
+        with closing(HTTPConnection("127.0.0.1", self.web_port, timeout=60)) as connection:
+            connection.request("POST", "/images", picture)
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != 202:
+                raise SystemExit(f"an upload got {answer.status}: {body!r}")
+            return str(json.loads(body)["id"])
+
 
 @contextmanager
 def run_service(folder: Path, *, ledger_script: str = "", workers: int = 1, **settings: str) -> Iterator[Service]:
