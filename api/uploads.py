@@ -19,7 +19,7 @@ from falcon.media import MultipartFormHandler
 from api.problems import TROUBLE_SECONDS, Problem
 from shared import logs
 from shared.cancellation import to_the_end
-from shared.errors import LedgerUnavailable
+from shared.errors import LedgerUnavailable, NothingCommitted
 from shared.formats import SIGNATURE_BYTES, TAKEN, media_type_of
 from shared.images import Image, Original, original_key
 from shared.ledger import Ledger
@@ -176,9 +176,12 @@ class Uploads:
         try:
             # The original is durable before its row exists: a row without an original could never be kept.
             image = await self._ledger.add(image_id, original, logs.request_id.get())
+        except NothingCommitted:
+            await self._storage.delete(key)
+            raise
         except LedgerUnavailable:
             # The commit may have gone through all the same; only a row that is certainly absent lets us undo.
-            found = await self._ledger.get(image_id)
+            found = await self._ledger.get_certainly(image_id, original)
             if found is None:
                 await self._storage.delete(key)
                 raise

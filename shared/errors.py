@@ -31,6 +31,10 @@ class LedgerUnavailable(AsgilookError):
     """The ledger failed in a way that may pass; what it was asked to write may or may not be there."""
 
 
+class NothingCommitted(LedgerUnavailable):
+    """The ledger failed before the commit: nothing of what it was asked to write is there, or will be."""
+
+
 class LedgerNotMigrated(AsgilookError):
     """The ledger lacks its tables, or has older ones."""
 

@@ -14,9 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import quote
 
-import aiosqlite
 from sqlalchemy import (
     ColumnElement,
     Row,
@@ -24,21 +22,20 @@ from sqlalchemy import (
     and_,
     case,
     delete,
-    event,
     func,
     insert,
-    make_url,
     or_,
     select,
     true,
     update,
 )
-from sqlalchemy.exc import DBAPIError, NoResultFound, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, NoResultFound, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql.dml import Update
 
 from shared.cancellation import to_the_end
-from shared.errors import LedgerNotMigrated, LedgerUnavailable
+from shared.engine import create_engine
+from shared.errors import LedgerNotMigrated, LedgerUnavailable, NothingCommitted
 from shared.images import Image, Original, Owed, Rendition, Size, Status
 from shared.schema import REVISION, images, inline, ledger, now
 from shared.settings import Settings
@@ -102,61 +99,18 @@ class Identity:
     marker: str | None
 
 
-def create_engine(settings: Settings, existing: bool = False) -> AsyncEngine:
-    """Create the engine of the ledger that the settings name; connections are made when they are needed.
-
-    Where it is to be an `existing` one, no file is made in the place of one that is missing.
-    """
-    url = make_url(settings.database_url).set(drivername="sqlite+aiosqlite")
-    database = url.database or ""
-    engine = create_async_engine(
-        url, async_creator=lambda: _connected(database, existing), pool_size=4, max_overflow=0, pool_timeout=10
-    )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def set_pragmas(connection: Any, record: object) -> None:
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Any) -> None:
-        # A transaction that reads first and writes later fails at once on SQLite when another wrote between.
-        # Single reads need no transaction at all.
-        if not connection.get_execution_options().get("reading"):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-async def _connected(database: str, existing: bool) -> aiosqlite.Connection:
-    if existing:
-        database = f"file:{quote(database)}?mode=rw"
-    connection = aiosqlite.connect(database, uri=existing, timeout=10, isolation_level=None)
-    # As SQLAlchemy does it: a thread keeps no process from ending.
-    connection._thread.daemon = True
-    try:
-        return await connection
-    except BaseException:
-        # Its thread tells its end to our event loop, and prints a traceback where that has been closed meanwhile.
-        if connection._thread.is_alive():
-            await to_the_end(asyncio.to_thread(connection._thread.join))
-        raise
-
-
 class Ledger:
     """All reads and transitions of images. Any method may raise LedgerUnavailable."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        one_writer = engine.dialect.name == "sqlite"
-        self._writing: AbstractAsyncContextManager[Any] = asyncio.Lock() if one_writer else nullcontext()
+        self._is_postgresql = engine.dialect.name == "postgresql"
+        self._writing: AbstractAsyncContextManager[Any] = nullcontext() if self._is_postgresql else asyncio.Lock()
 
     @classmethod
     def connect(cls, settings: Settings, existing: bool = False) -> Ledger:
         """Return the ledger that the settings name; an `existing` one is not begun where it is missing."""
-        return cls(create_engine(settings, existing))
+        return cls(create_engine(settings, existing=existing))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -239,27 +193,29 @@ class Ledger:
 
     async def add(self, image_id: str, original: Original, request: str | None) -> Image:
         """Commit a queued image: from here on it is ours to finish. Its first wake-up is the caller's to send."""
-        values = {
-            "id": image_id,
-            "status": Status.QUEUED,
-            "attempt": 0,
-            "failures": 0,
-            "losses": 0,
-            "wake": 1,
-            "due": now() + WAKE_SECONDS,
-            "original_type": original.type,
-            "original_bytes": original.bytes,
-            "original_sha256": original.sha256,
-            "renditions": "{}",
-            "request": request,
-            "created": now(),
-            "modified": now(),
-        }
 
         async def work(connection: AsyncConnection) -> Image:
-            return _image((await connection.execute(insert(images).values(values).returning(images))).one())
+            added = insert(images).values(_new(image_id, original, request)).returning(images)
+            return _image((await connection.execute(added)).one())
 
         return await self._write(work)
+
+    async def get_certainly(self, image_id: str, original: Original) -> Image | None:
+        """Return the image whose `add` failed, nobody knows how far; None only where it can no longer come to be."""
+        if not self._is_postgresql:
+            return await self.get(image_id)
+
+        async def work(connection: AsyncConnection) -> None:
+            # The server may still be busy with a commit whose connection was lost. To insert the same id waits for it.
+            await connection.execute(insert(images).values(_new(image_id, original, None)))
+            await connection.execute(delete(images).where(images.c.id == image_id))
+
+        try:
+            await self._write(work)
+        except NothingCommitted as exc:
+            if not isinstance(exc.__cause__, IntegrityError):
+                raise
+        return await self.get(image_id)
 
     async def claim(self, image_id: str, worker: str) -> Image | None:
         """Take a queued image for a new attempt, with a lease."""
@@ -393,7 +349,8 @@ class Ledger:
         """Record the same for many images, in one commit."""
 
         async def work(connection: AsyncConnection) -> None:
-            for image in owing:
+            # In one order everywhere: who locks the same rows in another may wait for us while we wait for them.
+            for image in sorted(owing, key=lambda image: image.id):
                 changed = update(images).where(_as_read(image), _owes_tokens)
                 await connection.execute(changed.values(owed=Owed.LEFTOVERS, due=now() + WAKE_SECONDS))
 
@@ -463,7 +420,7 @@ class Ledger:
         """Give rows that could not be served their `due` back."""
 
         async def work(connection: AsyncConnection) -> None:
-            for row in taken:
+            for row in sorted(taken, key=lambda row: row.image.id):
                 unchanged = and_(_as_read(row.image), images.c.due == row.image.due)
                 await connection.execute(update(images).where(unchanged).values(due=row.due))
 
@@ -525,18 +482,41 @@ class Ledger:
             return await to_the_end(self._in_connection(work, reading=False))
 
     async def _in_connection(self, work: Callable[[AsyncConnection], Awaitable[T]], reading: bool) -> T:
+        committing = False
         try:
             async with self._engine.connect() as connection:
                 await connection.execution_options(reading=reading)
                 async with connection.begin():
-                    return await work(connection)
+                    result = await work(connection)
+                    committing = True
+            return result
         except (SQLAlchemyError, OSError) as exc:
-            raise LedgerUnavailable(str(getattr(exc, "orig", None) or exc)) from exc
+            reason = str(getattr(exc, "orig", None) or exc) or "it does not answer in time"
+            raise (LedgerUnavailable if committing else NothingCommitted)(reason) from exc
 
 
 async def _has_rows(connection: AsyncConnection, condition: ColumnElement[bool]) -> bool:
     query = select(images.c.id).where(condition, _is_due).limit(1)
     return (await connection.execute(query)).one_or_none() is not None
+
+
+def _new(image_id: str, original: Original, request: str | None) -> dict[str, Any]:
+    return {
+        "id": image_id,
+        "status": Status.QUEUED,
+        "attempt": 0,
+        "failures": 0,
+        "losses": 0,
+        "wake": 1,
+        "due": now() + WAKE_SECONDS,
+        "original_type": original.type,
+        "original_bytes": original.bytes,
+        "original_sha256": original.sha256,
+        "renditions": "{}",
+        "request": request,
+        "created": now(),
+        "modified": now(),
+    }
 
 
 def _returning(where: ColumnElement[bool], values: Mapping[str, Any]) -> Any:

@@ -30,7 +30,8 @@ metadata = MetaData()
 images = Table(
     "images",
     metadata,
-    Column("id", String(36), primary_key=True),
+    # Compared byte by byte: a language's rules are slower, and change with the system that PostgreSQL runs on.
+    Column("id", String(36).with_variant(String(36, collation="C"), "postgresql"), primary_key=True),
     Column("status", String(12), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("published", Integer),
@@ -99,4 +100,5 @@ def _sqlite_now(element: now, compiler: Any, **kw: Any) -> str:
 
 @compiles(now, "postgresql")
 def _postgresql_now(element: now, compiler: Any, **kw: Any) -> str:
-    return "extract(epoch from clock_timestamp())::double precision"
+    # Asked once a statement. Bare, it is asked again for every row, and no index can be searched by it.
+    return "(SELECT extract(epoch FROM clock_timestamp())::double precision)"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from redis.connection import parse_url
 
@@ -23,6 +24,7 @@ class Settings:
 
     storage_path: Path = Path("data")
     database_url: str = ""
+    database_connections: int = 4
     redis_url: str = "redis://127.0.0.1:6379/0"
     cache_redis_url: str = ""
     write_token: str | None = None
@@ -55,6 +57,11 @@ class Settings:
         if not self.cache_redis_url:
             object.__setattr__(self, "cache_redis_url", self.redis_url)
 
+    @property
+    def is_on_postgresql(self) -> bool:
+        """Whether the ledger is on PostgreSQL, and not a file."""
+        return self.database_url.startswith("postgresql://")
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings from `env`. Raises SettingsError with the variable's name and what is wrong."""
@@ -72,6 +79,7 @@ class Settings:
         return cls(
             storage_path=read("ASGI_LOOK_STORAGE_PATH", _folder, default.storage_path),
             database_url=read("DATABASE_URL", _database_url, ""),
+            database_connections=read("ASGI_LOOK_DATABASE_CONNECTIONS", _at_least(1), default.database_connections),
             redis_url=read("REDIS_URL", _redis_url, default.redis_url),
             cache_redis_url=read("CACHE_REDIS_URL", _redis_url, ""),
             write_token=read("ASGI_LOOK_WRITE_TOKEN", _token, default.write_token),
@@ -175,9 +183,43 @@ def _redis_url(text: str) -> str:
     return text
 
 
+#: What may follow the `?` of PostgreSQL's address: libpq's names, as far as the driver knows what they mean.
+_POSTGRESQL_OPTIONS = (
+    *("application_name", "channel_binding", "connect_timeout", "dbname", "host", "options", "passfile", "password"),
+    *("port", "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert"),
+    *("ssl_max_protocol_version", "ssl_min_protocol_version", "target_session_attrs", "user"),
+)
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+
 def _database_url(text: str) -> str:
-    if re.match(r"postgres(ql)?(\+\w+)?://", text):
-        raise ValueError("PostgreSQL is not supported yet: use sqlite:///path/to/ledger.sqlite3")
+    if match := re.match(r"postgres(ql)?(\+asyncpg)?://", text):
+        return _postgresql_url(f"postgresql://{text[match.end() :]}")
     if not re.fullmatch(r"sqlite(\+aiosqlite)?:///[^?:][^?]*", text):
-        raise ValueError("is not sqlite:/// and the path of a file, without options")
+        raise ValueError("is neither sqlite:/// and the path of a file, without options, nor begins with postgres://")
+    return text
+
+
+def _postgresql_url(text: str) -> str:
+    # What is wrong is not repeated: a password may be in it, wherever it went astray.
+    try:
+        parts = urlsplit(text)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError:
+        raise ValueError("not an address like postgres://user:password@host:5432/database?sslmode=require") from None
+    if parts.fragment or parts.netloc.count("@") > 1:
+        raise ValueError("has a # or a second @ in it: in a password they are %23 and %40")
+    if not re.fullmatch(r"([^@]*@)?(\[[^]]*\]|[^:,]*)(:\d+)?(,(\[[^]]*\]|[^:,]*)(:\d+)?)*", parts.netloc):
+        raise ValueError("its port is no number; in a password, : and / are %3A and %2F")
+    if not options.keys() <= set(_POSTGRESQL_OPTIONS):
+        raise ValueError(f"has an option after its ? that is not one of {', '.join(_POSTGRESQL_OPTIONS)}")
+    mode = options.get("sslmode", "prefer")
+    if mode not in _SSL_MODES:
+        raise ValueError(f"its sslmode is not one of {', '.join(_SSL_MODES)}")
+    if options.get("sslrootcert") == "system" and mode != "verify-full":
+        raise ValueError("its sslrootcert=system needs sslmode=verify-full")
+    if options.get("channel_binding") == "require":
+        raise ValueError("its channel_binding=require is more than the driver can: sslmode=verify-full is as good")
+    if not re.fullmatch(r"\d{1,4}", options.get("connect_timeout", "0"), re.ASCII):
+        raise ValueError("its connect_timeout is no whole number of seconds")
     return text

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from shared.images import FULL, Image, Original, Owed, Rendition
 from shared.ledger import Ledger
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
+from tests.postgresql import Postgresql
 
 ORIGINAL = Original("image/png", 68, "0a" * 32)
 SIZE = (640, 360)
@@ -35,12 +37,26 @@ def migrated_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, migrated_ledger: Path) -> Settings:
+def database() -> str:
+    """The database that the ledger is on, unless the test's module has it from `databases.py`."""
+    return "sqlite"
+
+
+@pytest.fixture
+def settings(
+    tmp_path: Path, migrated_ledger: Path, database: str, request: pytest.FixtureRequest
+) -> Iterator[Settings]:
     """Settings whose storage is empty and whose ledger is migrated."""
     folder = tmp_path / "data"
     folder.mkdir()
-    shutil.copy(migrated_ledger, folder)
-    return Settings(storage_path=folder, log_level="DEBUG")
+    settings = Settings(storage_path=folder, log_level="DEBUG")
+    if database == "sqlite":
+        shutil.copy(migrated_ledger, folder)
+        yield settings
+        return
+    server: Postgresql = request.getfixturevalue("postgresql")
+    yield replace(settings, database_url=(url := server.database()))
+    server.drop(url)
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import asyncio
 from alembic import context
 from sqlalchemy import Connection
 
-from shared.ledger import create_engine
+from shared.engine import create_engine
 from shared.schema import metadata
+from shared.settings import Settings
 
 
 def _run(connection: Connection) -> None:
@@ -18,10 +19,15 @@ def _run(connection: Connection) -> None:
 
 
 async def _migrate() -> None:
-    engine = create_engine(context.config.attributes["settings"])
+    settings: Settings = context.config.attributes["settings"]
+    engine = create_engine(settings, migrating=True)
     try:
-        # BEGIN IMMEDIATE on SQLite: of two releases at once, one waits for the other and then finds nothing to do.
+        # Of two releases at once, one waits for the other and then finds nothing to do: by BEGIN IMMEDIATE on SQLite.
         async with engine.begin() as connection:
+            if settings.is_on_postgresql:
+                from shared import postgresql
+
+                await postgresql.take_turn(connection)
             await connection.run_sync(_run)
     finally:
         await engine.dispose()

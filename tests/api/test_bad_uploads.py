@@ -12,9 +12,10 @@ import falcon.testing
 import pytest
 
 from api.uploads import Uploads
+from shared.engine import create_engine
 from shared.errors import LedgerUnavailable, StorageFull, StorageUnavailable
 from shared.images import Image, Original
-from shared.ledger import Ledger, create_engine
+from shared.ledger import Ledger
 from shared.logs import JsonFormatter
 from shared.storage import Draft
 from shared.storage.disk import DiskDraft, DiskStorage

@@ -13,8 +13,9 @@ from api.images import Enqueueing
 from api.pictures import Pictures
 from api.problems import Problem
 from shared.connections import WEB_DEADLINE, CircuitBreaker
+from shared.engine import create_engine
 from shared.images import FULL, Image, Owed, Size, Status
-from shared.ledger import Ledger, create_engine
+from shared.ledger import Ledger
 from shared.queue import Queue
 from shared.response_cache import MOST_BODY_BYTES
 from shared.storage.disk import PIECE_BYTES

@@ -10,6 +10,7 @@ from falcon.testing import Result
 
 from api.waiting import Waiting, wait_of
 from shared.connections import listening_client
+from shared.engine import create_engine
 from shared.errors import (
     DecoderCrashed,
     ImageTooLarge,
@@ -19,7 +20,7 @@ from shared.errors import (
     UnreadableImage,
 )
 from shared.images import Image, Status
-from shared.ledger import Ledger, create_engine
+from shared.ledger import Ledger
 from shared.notices import Listener
 from tests.api.arrange import PATIENCE, PHOTO, UNKNOWN_ID, Service, certain, problem_of, until
 

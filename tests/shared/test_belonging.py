@@ -17,9 +17,12 @@ from shared.images import original_key
 from shared.ledger import Ledger
 from shared.storage import Storage
 from shared.storage.disk import DiskStorage
+from tests.databases import database
 from tests.ledgers import new_id
 from tests.services import put
 from tests.waiting import until
+
+__all__ = ["database"]
 
 
 @pytest.fixture

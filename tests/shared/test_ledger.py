@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy import make_url
 
@@ -16,6 +17,7 @@ from shared.errors import LedgerUnavailable
 from shared.images import Image, Owed, Status
 from shared.ledger import LEASE_SECONDS, MOST_LOSSES, PAUSE_SECONDS, WAKE_SECONDS, Ledger, Taken
 from shared.settings import Settings
+from tests.databases import database
 from tests.ledgers import (
     ORIGINAL,
     RENDITIONS,
@@ -33,6 +35,8 @@ from tests.ledgers import (
     settled,
     wanting_thumbnails,
 )
+
+__all__ = ["database"]
 
 Transition = Callable[[Ledger, Image], Awaitable[object]]
 
@@ -858,23 +862,36 @@ async def test_the_twentieth_lost_lease_gives_thumbnails_up(ledger: Ledger) -> N
 # Trouble
 
 
-@pytest.fixture
-def hold_write_lock(settings: Settings) -> Callable[[], closing[sqlite3.Connection]]:
-    """Keep every writer of the ledger waiting until the connection is closed."""
+Hold = Callable[[], AbstractAsyncContextManager[None]]
 
-    def hold() -> closing[sqlite3.Connection]:
-        connection = sqlite3.connect(str(make_url(settings.database_url).database), isolation_level=None)
-        connection.execute("BEGIN IMMEDIATE")
-        return closing(connection)
+
+@pytest.fixture
+def hold_write_lock(settings: Settings) -> Hold:
+    """Keep every writer of the ledger waiting for the block."""
+
+    @asynccontextmanager
+    async def hold() -> AsyncIterator[None]:
+        if settings.is_on_postgresql:
+            other = await asyncpg.connect(settings.database_url)
+            async with other.transaction():
+                await other.execute("LOCK TABLE images IN EXCLUSIVE MODE")
+                yield
+            await other.close()
+            return
+        with closing(
+            sqlite3.connect(str(make_url(settings.database_url).database), isolation_level=None)
+        ) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
 
     return hold
 
 
 async def test_who_is_cancelled_in_a_transaction_learns_of_it_when_the_outcome_is_certain(
-    ledger: Ledger, hold_write_lock: Callable[[], closing[sqlite3.Connection]]
+    ledger: Ledger, hold_write_lock: Hold
 ) -> None:
     attempt = await claimed(ledger)
-    with hold_write_lock():
+    async with hold_write_lock():
         publishing = asyncio.create_task(ledger.publish(attempt, SIZE, RENDITIONS))
         await asyncio.sleep(0)
         publishing.cancel()
@@ -887,11 +904,9 @@ async def test_who_is_cancelled_in_a_transaction_learns_of_it_when_the_outcome_i
     assert (await latest(ledger, attempt)).status is Status.READY
 
 
-async def test_connections_are_usable_after_cancellations(
-    ledger: Ledger, hold_write_lock: Callable[[], closing[sqlite3.Connection]]
-) -> None:
+async def test_connections_are_usable_after_cancellations(ledger: Ledger, hold_write_lock: Hold) -> None:
     images = [await queued(ledger) for _ in range(8)]
-    with hold_write_lock():
+    async with hold_write_lock():
         claims = [asyncio.create_task(ledger.claim(image.id, "host:1")) for image in images]
         await asyncio.sleep(0)
         for claim in claims:

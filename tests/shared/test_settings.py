@@ -15,6 +15,13 @@ from shared.settings import Settings
 VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_STORAGE_PATH", "/tmp/pictures", "storage_path", Path("/tmp/pictures")),  # noqa: S108 - never opened
     ("DATABASE_URL", "sqlite:////srv/ledger.sqlite3", "database_url", "sqlite:////srv/ledger.sqlite3"),
+    (
+        "DATABASE_URL",
+        "postgres://me:p%40ss@db.example/asgilook",
+        "database_url",
+        "postgresql://me:p%40ss@db.example/asgilook",
+    ),
+    ("ASGI_LOOK_DATABASE_CONNECTIONS", "9", "database_connections", 9),
     ("REDIS_URL", "rediss://:p%40ss@redis.example:6380/2", "redis_url", "rediss://:p%40ss@redis.example:6380/2"),
     ("CACHE_REDIS_URL", "redis://cache.example/0", "cache_redis_url", "redis://cache.example/0"),
     ("ASGI_LOOK_WRITE_TOKEN", "ab.c_~+/-1==", "write_token", "ab.c_~+/-1=="),
@@ -63,6 +70,7 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str) -> None:
 
 
 WHOLE_NUMBERS_FROM = {
+    "ASGI_LOOK_DATABASE_CONNECTIONS": 1,
     "ASGI_LOOK_MAX_CONNECTIONS": 1,
     "ASGI_LOOK_DOWNLOAD_LEAST_RATE": 0,
     "ASGI_LOOK_MAX_UNSENT_BYTES": 1,
@@ -95,8 +103,25 @@ BAD_VALUES = [
     ("DATABASE_URL", "sqlite://"),
     ("DATABASE_URL", "sqlite:///"),
     ("DATABASE_URL", "sqlite:///:memory:"),
-    ("DATABASE_URL", "postgres://user:secret@db.example/asgilook"),
-    ("DATABASE_URL", "postgresql+asyncpg://user:secret@db.example/asgilook"),
+    *(
+        ("DATABASE_URL", text)
+        for text in (
+            "postgresql+psycopg2://user:secret@db.example/asgilook",
+            "mysql://user:secret@db.example/asgilook",
+            "postgres://user:secret#1@db.example/asgilook",
+            "postgres://user:secr@et@db.example/asgilook",
+            "postgres://user:secret/1@db.example/asgilook",
+            "postgres://user:?secret=1@db.example/asgilook",
+            "postgres://user:?secret@db.example/asgilook",
+            "postgres://user:secret@[db.example/asgilook",
+            "postgres://user:secret@db.example:port/asgilook",
+            "postgres://user:secret@db.example/asgilook?sslmode=sure",
+            "postgres://user:secret@db.example/asgilook?sslmode=require&pgbouncer=true",
+            "postgres://user:secret@db.example/asgilook?sslmode=require&sslrootcert=system",
+            "postgres://user:secret@db.example/asgilook?channel_binding=require",
+            "postgres://user:secret@db.example/asgilook?connect_timeout=soon",
+        )
+    ),
     *(
         (name, text)
         for name in ("REDIS_URL", "CACHE_REDIS_URL")
@@ -141,6 +166,25 @@ def test_the_ledger_lies_in_the_storages_folder_unless_it_is_set(tmp_path: Path)
     settings = Settings.from_env({"ASGI_LOOK_STORAGE_PATH": str(tmp_path)})
 
     assert settings.database_url == f"sqlite:///{tmp_path}/ledger.sqlite3"
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "db.example/asgilook",
+        "me:p%40ss@db.example:6432/asgilook?sslmode=verify-full&sslrootcert=/etc/ca.pem&connect_timeout=3",
+        "me:p:ss@[::1]:5432/asgilook?sslmode=require&channel_binding=prefer",
+        "me@one.example:5432,two.example:5433/asgilook?target_session_attrs=read-write",
+        "/asgilook?host=/run/postgresql",
+        "",
+    ],
+)
+def test_postgresql_is_named_as_its_own_programs_name_it(scheme: str, rest: str) -> None:
+    settings = Settings.from_env({"DATABASE_URL": f"{scheme}://{rest}"})
+
+    assert settings.database_url == f"postgresql://{rest}"
+    assert settings.is_on_postgresql
 
 
 def test_settings_cannot_be_changed() -> None:

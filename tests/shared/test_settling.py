@@ -18,6 +18,7 @@ from shared.queue import Queue
 from shared.response_cache import ResponseCache, Slot
 from shared.settling import Settling
 from shared.storage import Storage
+from tests.databases import database
 from tests.ledgers import (
     RENDITIONS,
     SIZE,
@@ -32,6 +33,8 @@ from tests.ledgers import (
 )
 from tests.services import LEDGER_NAME, put_original, put_rendition
 from worker.sweep import Sweep
+
+__all__ = ["database"]
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from shared.queue import Queue
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
+from tests.databases import database
 from tests.ledgers import (
     RENDITIONS,
     SIZE,
@@ -48,6 +49,8 @@ from tests.ledgers import (
 from tests.services import LEDGER_NAME, put_rendition
 from tests.waiting import until
 from worker.attempts import Attempts, Work
+
+__all__ = ["database"]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from shared.ledger import LEASE_SECONDS, MOST_LOSSES, PAUSE_SECONDS, WAKE_SECOND
 from shared.queue import Queue
 from shared.settling import Settling
 from shared.storage.disk import DiskStorage
+from tests.databases import database
 from tests.ledgers import (
     alter,
     claimed,
@@ -33,6 +34,8 @@ from tests.ledgers import (
 from tests.services import LEDGER_NAME, put_original, put_rendition
 from tests.waiting import until
 from worker.sweep import Sweep
+
+__all__ = ["database"]
 
 
 @pytest.fixture

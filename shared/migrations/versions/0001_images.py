@@ -14,7 +14,7 @@ down_revision = None
 def upgrade() -> None:
     images = op.create_table(
         "images",
-        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("id", sa.String(36).with_variant(sa.String(36, collation="C"), "postgresql"), primary_key=True),
         sa.Column("status", sa.String(12), nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("published", sa.Integer),

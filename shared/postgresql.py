@@ -1,0 +1,122 @@
+"""PostgreSQL behind the ledger: few connections, each with time-outs, and nothing that PgBouncer minds."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import asyncpg
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from shared.settings import Settings
+
+#: Seconds until PostgreSQL must have answered who wants to connect, unless the address says otherwise.
+CONNECT_SECONDS = 5.0
+#: Seconds that one command may take before it is cancelled and its connection given up.
+COMMAND_SECONDS = 8.0
+#: Seconds of silence in a transaction after which PostgreSQL ends it: a frozen worker must not hold the counter.
+IDLE_SECONDS = 4.0
+#: Seconds that a transaction waits for another's lock: longer than a frozen one can hold it.
+LOCK_SECONDS = 6.0
+
+#: SQLSTATEs, or classes of them, after which a connection is of no more use.
+_LOST = (
+    "08",  # a connection that broke
+    "57P",  # a server that ends, or begins
+    "25P03",  # silent in a transaction for too long
+    "25006",  # a server that may only be read: what it was, another is since a failover
+)
+
+#: Any number that no other application on this database takes a lock by.
+_RELEASE_LOCK = 4_711_202_601
+#: Milliseconds that one release waits for another.
+_RELEASE_WAITS = 600_000
+
+
+def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
+    """Create the engine of a ledger on PostgreSQL; who is `migrating` may take as long as it takes."""
+    options = _options_of(settings.database_url, None if migrating else COMMAND_SECONDS)
+
+    async def connected() -> Any:
+        return await _connected(options)
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        # PgBouncer hands each transaction another server: none of them knows a statement that was given a name.
+        connect_args={
+            "async_creator_fn": connected,
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": str,
+        },
+        pool_size=settings.database_connections,
+        max_overflow=0,
+        pool_timeout=10,
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "begin", _limit)
+    event.listen(engine.sync_engine, "handle_error", _judge)
+    return engine
+
+
+async def take_turn(connection: AsyncConnection) -> None:
+    """Wait until no other release is at work; ours then is, until its transaction ends."""
+    await connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{_RELEASE_WAITS}', true)")
+    await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_RELEASE_LOCK})")
+    # Who waits long for a table makes all who come later wait: a migration that finds it busy had better fail.
+    await connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{LOCK_SECONDS * 1000:.0f}', true)")
+
+
+def _options_of(url: str, command_seconds: float | None) -> dict[str, Any]:
+    """Return what asyncpg is to be called with. It reads the address as libpq does, but for what is taken out here."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    query.pop("channel_binding", None)
+    connect_seconds = float(query.pop("connect_timeout", 0)) or CONNECT_SECONDS
+    query.setdefault("application_name", "asgilook")
+    options: dict[str, Any] = {
+        "timeout": connect_seconds,
+        "command_timeout": command_seconds,
+        "statement_cache_size": 0,
+    }
+    if query.get("sslrootcert") == "system":
+        # What libpq has called by this name since 16: whom the machine trusts, verify-full.
+        del query["sslrootcert"]
+        options["ssl"] = ssl.create_default_context()
+    options["dsn"] = parts._replace(query=urlencode(query)).geturl()
+    return options
+
+
+async def _connected(options: dict[str, Any]) -> Any:
+    try:
+        return await asyncpg.connect(**options)
+    except TimeoutError as exc:
+        raise TimeoutError(f"PostgreSQL did not let us in within {options['timeout']:g} s") from exc
+
+
+def _refuse_closed(connection: Any, record: object, proxy: object) -> None:
+    # What the server closed while nobody used it is known here already; to ask it would cost a round trip each time.
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError("closed by the server")
+
+
+def _limit(connection: Connection) -> None:
+    # In the transaction, not for the session: behind PgBouncer a session belongs to everybody.
+    connection.exec_driver_sql(
+        f"SELECT set_config('idle_in_transaction_session_timeout', '{IDLE_SECONDS * 1000:.0f}', true), "
+        f"set_config('lock_timeout', '{LOCK_SECONDS * 1000:.0f}', true)"
+    )
+
+
+def _judge(context: ExceptionContext) -> None:
+    """Tell after which errors a connection is not used again."""
+    error = context.original_exception
+    if isinstance(error, OSError):
+        # A time-out of ours, or a network's: it says nothing about the other connections.
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+    elif (getattr(error, "sqlstate", None) or "").startswith(_LOST):
+        context.is_disconnect = True

@@ -1,0 +1,171 @@
+"""A real PostgreSQL, Debian's, for the ledger's tests: a server a test run, on a free port, and a database a test.
+
+    def test_something(postgresql):
+        url = postgresql.database()                # migrated and empty, ended with the server
+        postgresql.execute("SELECT pg_sleep(1)")   # behind everybody's back
+        postgresql.stop(); postgresql.start()      # same port, same data
+
+Which one a test's `settings` name is `database`'s to say; a module whose tests run on both has it from `databases.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import asyncpg
+import pytest
+
+from parts import free_port
+from shared.migrations.__main__ import migrate
+from shared.settings import Settings
+
+_DEBIANS = Path("/usr/lib/postgresql")
+#: What a server keeps in memory is in memory anyway; that its files are lost with the machine hurts no test.
+_SETTINGS = ("fsync=off", "shared_buffers=32MB", "max_connections=60", "autovacuum=off", "unix_socket_directories=")
+
+
+def find_program(name: str) -> str:
+    """Return the path of one of PostgreSQL's programs; without it the test is skipped, or fails in CI."""
+    versions = sorted(_DEBIANS.glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    found = str(versions[-1]) if versions else shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    if found:
+        return found
+    package = "pgbouncer" if name == "pgbouncer" else "postgresql"
+    reason = f"{name} is not installed (on Debian and Ubuntu: apt install {package})"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def unprivileged(command: Sequence[str]) -> list[str]:
+    """Return the command as one that ends with us, and runs as somebody else where we are root: they refuse root."""
+    user = ["--reuid", "nobody", "--regid", "nogroup", "--clear-groups"] if os.geteuid() == 0 else []
+    return [find_program("setpriv"), *user, "--pdeathsig", "KILL", *command]
+
+
+def give_away(folder: Path) -> Path:
+    """Make a folder belong to who runs an unprivileged command."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        shutil.chown(folder, "nobody", "nogroup")
+    return folder
+
+
+class Postgresql:
+    """A server on a free port of 127.0.0.1, and in it a database that is migrated and never used: tests copy it."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._data = give_away(folder) / "data"
+        self._log = folder / "log"
+        self._options = options
+        self._numbers = count()
+        self.user = "asgilook"
+        initdb = [find_program("initdb"), "-D", str(self._data), "-U", self.user, "-A", "trust", "--no-sync"]
+        subprocess.run(unprivileged([*initdb, "-E", "UTF8", "--locale=C.UTF-8"]), check=True, stdout=subprocess.DEVNULL)
+        for _ in range(5):  # somebody else may take the free port before we do
+            self.port = free_port()
+            if self._comes_up():
+                break
+        else:
+            raise AssertionError(f"PostgreSQL does not come up: {self._log.read_text()}")
+        self.execute("CREATE DATABASE migrated")
+        migrate(Settings(database_url=self.url("migrated")))
+
+    def url(self, database: str, query: str = "") -> str:
+        """Return a database's address."""
+        return f"postgresql://{self.user}@127.0.0.1:{self.port}/{database}{query}"
+
+    def database(self, template: str = "migrated") -> str:
+        """Make a database, migrated and empty unless told; return its address."""
+        name = f"test_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        return self.url(name)
+
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever is still connected to it."""
+        self.execute(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+
+    def execute(self, statement: str, url: str | None = None) -> list[dict[str, Any]]:
+        """Execute one statement; return its rows."""
+        return execute(url or self.url("postgres"), statement)
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """End the server, by default as its operators do: sessions are cut off, what is committed is written."""
+        self._process.send_signal(number)
+        self._process.wait(30)
+
+    def start(self) -> None:
+        """Start the server again."""
+        assert self._comes_up(), self._log.read_text()
+
+    def freeze(self) -> None:
+        """Have the server answer nobody new."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """End the server, if it still runs."""
+        if self._process.poll() is None:
+            self.thaw()
+            self.stop(signal.SIGQUIT)
+
+    def _comes_up(self) -> bool:
+        options = [word for option in (*_SETTINGS, *self._options) for word in ("-c", option)]
+        command = [find_program("postgres"), "-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port), *options]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(unprivileged(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        asking = [find_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while self._process.poll() is None and time.monotonic() < deadline:
+            if subprocess.run(asking, check=False).returncode == 0:
+                # That it is ours, and not whoever took the port, is in its folder.
+                pid, port = (self._data / "postmaster.pid").read_text().split("\n")[0:4:3]
+                return (int(pid), int(port)) == (self._process.pid, self.port)
+            time.sleep(0.01)  # between two looks
+        self.end()
+        return False
+
+
+def execute(url: str, statement: str) -> list[dict[str, Any]]:
+    """Execute one statement in a database; return its rows."""
+
+    async def executed() -> list[dict[str, Any]]:
+        connection = await asyncpg.connect(url, statement_cache_size=0)
+        try:
+            return [dict(row) for row in await connection.fetch(statement)]
+        finally:
+            await connection.close()
+
+    # In a thread: whoever asks may be in an event loop.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, executed()).result()
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgresql]:
+    """The server that a test run's tests share, none of which stops it."""
+    with TemporaryDirectory(prefix="asgilook-", dir=memory()) as folder:
+        Path(folder).chmod(0o755)  # else nobody but us gets to what is below it
+        server = Postgresql(Path(folder) / "postgresql")
+        yield server
+        server.end()
+
+
+def memory() -> str | None:
+    """Return a folder that is kept in memory, where there is one."""
+    shared_memory = "/dev/shm"  # noqa: S108 - only where it is, and in a folder of our own
+    return shared_memory if os.access(shared_memory, os.W_OK) else None
