@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ import pytest
 from parts import free_port
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
+from tests.integration.service import children_of
 
 _DEBIANS = Path("/usr/lib/postgresql")
 #: What a server keeps in memory is in memory anyway; that its files are lost with the machine hurts no test.
@@ -54,21 +56,12 @@ def unprivileged(command: Sequence[str]) -> list[str]:
     return [find_program("setpriv"), *user, "--pdeathsig", "KILL", *command]
 
 
-def give_away(folder: Path) -> Path:
-    """Make a folder belong to who runs an unprivileged command."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if os.geteuid() == 0:
-        shutil.chown(folder, "nobody", "nogroup")
-    return folder
-
-
 class Postgresql:
     """A server on a free port of 127.0.0.1, and in it a database that is migrated and never used: tests copy it."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self._data = give_away(folder) / "data"
+    def __init__(self, folder: Path) -> None:
+        self._data = folder / "data"
         self._log = folder / "log"
-        self._options = options
         self._numbers = count()
         self.user = "asgilook"
         initdb = [find_program("initdb"), "-D", str(self._data), "-U", self.user, "-A", "trust", "--no-sync"]
@@ -100,6 +93,13 @@ class Postgresql:
         """Execute one statement; return its rows."""
         return execute(url or self.url("postgres"), statement)
 
+    def give(self, name: str, content: bytes) -> None:
+        """Put a file, which nobody else may read, into the server's folder."""
+        (file := self._data / name).write_bytes(content)
+        file.chmod(0o600)
+        if os.geteuid() == 0:
+            shutil.chown(file, "nobody", "nogroup")
+
     def stop(self, number: int = signal.SIGINT) -> None:
         """End the server, by default as its operators do: sessions are cut off, what is committed is written."""
         self._process.send_signal(number)
@@ -110,11 +110,16 @@ class Postgresql:
         assert self._comes_up(), self._log.read_text()
 
     def freeze(self) -> None:
-        """Have the server answer nobody new."""
+        """Have the server, and all its sessions, answer nothing."""
         self._process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
+        for session in children_of(self._process.pid):
+            os.kill(session, signal.SIGSTOP)
 
     def thaw(self) -> None:
+        """Have it answer again."""
+        for session in children_of(self._process.pid):
+            os.kill(session, signal.SIGCONT)
         self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
@@ -124,7 +129,7 @@ class Postgresql:
             self.stop(signal.SIGQUIT)
 
     def _comes_up(self) -> bool:
-        options = [word for option in (*_SETTINGS, *self._options) for word in ("-c", option)]
+        options = [word for option in _SETTINGS for word in ("-c", option)]
         command = [find_program("postgres"), "-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port), *options]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(unprivileged(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -155,17 +160,39 @@ def execute(url: str, statement: str) -> list[dict[str, Any]]:
         return thread.submit(asyncio.run, executed()).result()
 
 
+@contextmanager
+def folder_of_nobody() -> Iterator[Path]:
+    """A folder for the block that belongs to who runs an unprivileged command, in memory where that is possible."""
+    memory = "/dev/shm"  # noqa: S108 - only where it is, and in a folder of our own
+    with TemporaryDirectory(prefix="asgilook-", dir=memory if os.access(memory, os.W_OK) else None) as above:
+        Path(above).chmod(0o755)  # else nobody but us gets to what is below it
+        folder = Path(above) / "folder"
+        folder.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            shutil.chown(folder, "nobody", "nogroup")
+        yield folder
+
+
+@contextmanager
+def started() -> Iterator[Postgresql]:
+    """A server for the block."""
+    with folder_of_nobody() as folder:
+        server = Postgresql(folder)
+        try:
+            yield server
+        finally:
+            server.end()
+
+
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgresql]:
+def postgresql() -> Iterator[Postgresql]:
     """The server that a test run's tests share, none of which stops it."""
-    with TemporaryDirectory(prefix="asgilook-", dir=memory()) as folder:
-        Path(folder).chmod(0o755)  # else nobody but us gets to what is below it
-        server = Postgresql(Path(folder) / "postgresql")
+    with started() as server:
         yield server
-        server.end()
 
 
-def memory() -> str | None:
-    """Return a folder that is kept in memory, where there is one."""
-    shared_memory = "/dev/shm"  # noqa: S108 - only where it is, and in a folder of our own
-    return shared_memory if os.access(shared_memory, os.W_OK) else None
+@pytest.fixture
+def own_postgresql() -> Iterator[Postgresql]:
+    """A server of the test's own, to be stopped and frozen."""
+    with started() as server:
+        yield server

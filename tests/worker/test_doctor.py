@@ -22,12 +22,15 @@ from shared.ledger import Identity, Ledger
 from shared.settings import Settings
 from shared.storage import Storage, Stored
 from shared.storage.disk import DiskStorage
+from tests.databases import database
 from tests.ledgers import SIZE, latest, settled
 from tests.services import put
 from worker import doctor
 from worker.diagnosis import Kind
 from worker.doctor import Doctor
 from worker.report import Report
+
+__all__ = ["database"]
 
 #: Two hours: more than what counts as young.
 LONG = 7200.0
@@ -690,6 +693,8 @@ async def test_a_reader_who_has_seen_enough_is_no_error(settings: Settings, stor
         await put_old(storage, original_key(old_id()))
     program = f"{sys.executable} -m worker.doctor | true; exit ${{PIPESTATUS[0]}}"
 
-    run = started({**os.environ, "ASGI_LOOK_STORAGE_PATH": str(settings.storage_path)}, "bash", "-c", program)
+    env = {"ASGI_LOOK_STORAGE_PATH": str(settings.storage_path), "DATABASE_URL": settings.database_url}
+
+    run = started({**os.environ, **env}, "bash", "-c", program)
 
     assert (run.returncode, run.stdout, run.stderr) == (1, "", "")
