@@ -279,10 +279,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     openssl = find_program("openssl")
     (folder / "names").write_text("subjectAltName = DNS:localhost")
+    new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
     for arguments in (
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=authority",
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout other.key -out other.pem -days 2 -subj /CN=other",
-        "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout server.key -out server.csr -subj /CN=server",
+        f"req -x509 {new} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority",
+        f"req -x509 {new} -keyout other.key -out other.pem -days 2 -subj /CN=other",
+        f"req {new} -keyout server.key -out server.csr -subj /CN=server",
         "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile names",
     ):
         subprocess.run([openssl, *arguments.split()], cwd=folder, check=True, capture_output=True)
@@ -412,6 +413,8 @@ async def test_behind_pgbouncer_in_transaction_mode_everything_works_as_without_
     assert sorted(image.id for image in listed) == sorted(image.id for image in finished)
     assert [image.sequence for image in listed] == sorted(image.sequence or 0 for image in finished)
     assert len(sessions(settings)) <= 2 + 1
+    # Of another process such a name would be one that is taken.
+    assert [execute(url, "SELECT name FROM pg_prepared_statements") for _ in range(10)] == [[]] * 10
 
 
 def is_open(port: int) -> bool:
