@@ -46,12 +46,7 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        # PgBouncer hands each transaction another server: none of them knows a statement that was given a name.
-        connect_args={
-            "async_creator_fn": connected,
-            "prepared_statement_cache_size": 0,
-            "prepared_statement_name_func": str,
-        },
+        connect_args={"async_creator_fn": connected, "prepared_statement_cache_size": 0},
         pool_size=settings.database_connections,
         max_overflow=0,
         pool_timeout=10,
@@ -80,6 +75,7 @@ def _options_of(url: str, command_seconds: float | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "timeout": connect_seconds,
         "command_timeout": command_seconds,
+        # No statement gets a name then. PgBouncer hands each transaction another server, which does not know it.
         "statement_cache_size": 0,
     }
     if query.get("sslrootcert") == "system":
