@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.service import Response, Service
+from tests.postgresql import execute
 
 #: The parts of an answer that two equal answers may differ in.
 _MAY_DIFFER = ("date", "x-asgilook-cache")
@@ -17,6 +18,8 @@ _MAY_DIFFER = ("date", "x-asgilook-cache")
 
 def rows_of(service: Service) -> dict[str, dict[str, Any]]:
     """Return the ledger's rows by their images' ids."""
+    if (url := service.env.get("DATABASE_URL", "")).startswith("postgres"):
+        return {row["id"]: row for row in execute(url, "SELECT * FROM images")}
     with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as connection:
         connection.row_factory = sqlite3.Row
         return {row["id"]: dict(row) for row in connection.execute("SELECT * FROM images")}

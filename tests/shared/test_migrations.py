@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,21 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, inspect
+from sqlalchemy import Connection, inspect
+from sqlalchemy import create_engine as create_sync_engine
 
+from parts import free_port
+from shared.engine import create_engine
 from shared.errors import LedgerNotMigrated
 from shared.ledger import Ledger
 from shared.migrations.__main__ import migrate
 from shared.schema import REVISION, metadata
 from shared.settings import Settings
+from tests.databases import database
 from tests.ledgers import latest, queued
+from tests.postgresql import Postgresql
+
+__all__ = ["database"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +41,7 @@ async def test_migrating_again_changes_nothing(settings: Settings, ledger: Ledge
 
 
 def test_the_migrated_ledger_is_what_the_schema_says(migrated_ledger: Path) -> None:
-    engine = create_engine(f"sqlite:///{migrated_ledger}")
+    engine = create_sync_engine(f"sqlite:///{migrated_ledger}")
 
     def index_conditions(connection: Connection) -> dict[str, str]:
         rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql NOT NULL")
@@ -50,7 +58,7 @@ def test_the_migrated_ledger_is_what_the_schema_says(migrated_ledger: Path) -> N
             }
     finally:
         engine.dispose()
-    created = create_engine("sqlite://")
+    created = create_sync_engine("sqlite://")
     try:
         with created.begin() as connection:
             metadata.create_all(connection)
@@ -68,22 +76,62 @@ def test_the_migrated_ledger_is_what_the_schema_says(migrated_ledger: Path) -> N
     assert columns == expected_columns
 
 
-def test_releases_at_once_in_many_processes_leave_one_ledger(tmp_path: Path) -> None:
+async def test_the_migrated_ledger_on_postgresql_is_what_the_schema_says(postgresql: Postgresql) -> None:
+    def described(connection: Connection) -> tuple[object, ...]:
+        rows = connection.exec_driver_sql("SELECT indexdef FROM pg_indexes WHERE tablename IN ('images', 'ledger')")
+        columns = connection.exec_driver_sql(
+            "SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, collation_name "
+            "FROM information_schema.columns WHERE table_name IN ('images', 'ledger')"
+        )
+        return sorted(row.indexdef for row in rows), sorted(map(str, columns))
+
+    migrated = create_engine(Settings(database_url=postgresql.database()))
+    created = create_engine(Settings(database_url=postgresql.database(template="template0")))
+    async with migrated.connect() as connection:
+        differences = await connection.run_sync(
+            lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+        )
+        found = await connection.run_sync(described)
+    async with created.connect() as connection:
+        await connection.run_sync(metadata.create_all)
+        expected = await connection.run_sync(described)
+    await migrated.dispose()
+    await created.dispose()
+
+    assert differences == []
+    assert found == expected
+
+
+@pytest.fixture
+def unmigrated(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment of a release that finds no ledger yet."""
     env = {**os.environ, "ASGI_LOOK_STORAGE_PATH": str(tmp_path), "DATABASE_URL": ""}
+    if database == "postgresql":
+        server: Postgresql = request.getfixturevalue("postgresql")
+        env["DATABASE_URL"] = server.database(template="template0")
+    return env
+
+
+def test_releases_at_once_in_many_processes_leave_one_ledger(unmigrated: dict[str, str]) -> None:
     command = [sys.executable, "-m", "shared.migrations"]
 
     releases = [
-        subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(3)
+        subprocess.Popen(command, cwd=ROOT, env=unmigrated, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(3)
     ]
     ends = [(release.communicate(timeout=60)[0].decode(), release.returncode) for release in releases]
 
+    async def looked_at() -> tuple[list[str], int]:
+        engine = create_engine(Settings.from_env(unmigrated))
+        async with engine.connect() as connection:
+            versions = await connection.exec_driver_sql("SELECT version_num FROM alembic_version")
+            rows = await connection.exec_driver_sql("SELECT count(*) FROM ledger")
+            found = list(versions.scalars()), rows.scalar_one()
+        await engine.dispose()
+        return found
+
     assert [code for _, code in ends] == [0, 0, 0], ends
-    engine = create_engine(f"sqlite:///{tmp_path}/ledger.sqlite3")
-    with engine.connect() as connection:
-        versions = connection.exec_driver_sql("SELECT version_num FROM alembic_version").all()
-        assert [tuple(row) for row in versions] == [(REVISION,)]
-        assert connection.exec_driver_sql("SELECT count(*) FROM ledger").scalar_one() == 1
-    engine.dispose()
+    assert asyncio.run(looked_at()) == ([REVISION], 1)
 
 
 def test_a_release_on_a_new_machine_makes_its_ledgers_folder(tmp_path: Path) -> None:
@@ -96,21 +144,39 @@ def test_a_release_on_a_new_machine_makes_its_ledgers_folder(tmp_path: Path) -> 
     assert (tmp_path / "not" / "yet" / "ledger.sqlite3").is_file()
 
 
-def test_a_release_that_cannot_reach_the_ledger_says_so_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqlite:///{tmp_path}/file/ledger.sqlite3", "exists"),
+        ("postgres://me:s3cret@127.0.0.1:{closed}/asgilook", "Connect call failed"),
+        ("postgres://me:s3cret@127.0.0.1:{silent}/asgilook?connect_timeout=1", "did not let us in within 1 s"),
+        ("postgres://asgilook:s3cret@127.0.0.1:{server}/missing", "does not exist"),
+    ],
+)
+def test_a_release_that_cannot_reach_the_ledger_says_so_in_one_line(
+    tmp_path: Path, url: str, reason: str, request: pytest.FixtureRequest
+) -> None:
     (tmp_path / "file").touch()
-    env = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/file/ledger.sqlite3"}
+    silent = socket.create_server(("127.0.0.1", 0))
+    ports = {"closed": free_port(), "silent": silent.getsockname()[1]}
+    if "{server}" in url:
+        ports["server"] = request.getfixturevalue("postgresql").port
+    env = {**os.environ, "DATABASE_URL": url.format(tmp_path=tmp_path, **ports)}
 
     release = subprocess.run(
         [sys.executable, "-m", "shared.migrations"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
 
+    silent.close()
     assert release.returncode == 1
     assert release.stderr.startswith("asgilook: the ledger cannot be migrated: ")
     assert release.stderr.count("\n") == 1
+    assert reason in release.stderr
+    assert "s3cret" not in release.stderr
 
 
-async def test_a_ledger_without_tables_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    ledger = Ledger.connect(Settings(storage_path=tmp_path))
+async def test_a_ledger_without_tables_is_refused_with_what_to_do(unmigrated: dict[str, str]) -> None:
+    ledger = Ledger.connect(Settings.from_env(unmigrated))
 
     with pytest.raises(LedgerNotMigrated, match=r"python -m shared.migrations"):
         await ledger.identity()
