@@ -32,9 +32,7 @@ _LOST = (
 )
 
 #: Any number that no other application on this database takes a lock by.
-_RELEASE_LOCK = 4_711_202_601
-#: Milliseconds that one release waits for another.
-_RELEASE_WAITS = 600_000
+RELEASE_LOCK = 4_711_202_601
 
 
 def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
@@ -59,10 +57,15 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
 
 async def take_turn(connection: AsyncConnection) -> None:
     """Wait until no other release is at work; ours then is, until its transaction ends."""
-    await connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{_RELEASE_WAITS}', true)")
-    await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_RELEASE_LOCK})")
+    await connection.exec_driver_sql(_set_locally(idle_in_transaction_session_timeout=60.0, lock_timeout=600.0))
+    await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({RELEASE_LOCK})")
     # Who waits long for a table makes all who come later wait: a migration that finds it busy had better fail.
-    await connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{LOCK_SECONDS * 1000:.0f}', true)")
+    await connection.exec_driver_sql(_set_locally(lock_timeout=LOCK_SECONDS))
+
+
+def _set_locally(**seconds: float) -> str:
+    """Return the statement that sets time-outs for its transaction, as SET LOCAL does for one of them."""
+    return "SELECT " + ", ".join(f"set_config('{name}', '{value:g}s', true)" for name, value in seconds.items())
 
 
 def _options_of(url: str, command_seconds: float | None) -> dict[str, Any]:
@@ -102,8 +105,7 @@ def _refuse_closed(connection: Any, record: object, proxy: object) -> None:
 def _limit(connection: Connection) -> None:
     # In the transaction, not for the session: behind PgBouncer a session belongs to everybody.
     connection.exec_driver_sql(
-        f"SELECT set_config('idle_in_transaction_session_timeout', '{IDLE_SECONDS * 1000:.0f}', true), "
-        f"set_config('lock_timeout', '{LOCK_SECONDS * 1000:.0f}', true)"
+        _set_locally(idle_in_transaction_session_timeout=IDLE_SECONDS, lock_timeout=LOCK_SECONDS)
     )
 
 

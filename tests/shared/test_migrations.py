@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -20,11 +21,13 @@ from shared.engine import create_engine
 from shared.errors import LedgerNotMigrated
 from shared.ledger import Ledger
 from shared.migrations.__main__ import migrate
+from shared.postgresql import RELEASE_LOCK
 from shared.schema import REVISION, metadata
 from shared.settings import Settings
 from tests.databases import database
 from tests.ledgers import latest, queued
-from tests.postgresql import Postgresql
+from tests.postgresql import Postgresql, execute
+from tests.waiting import until
 
 __all__ = ["database"]
 
@@ -132,6 +135,23 @@ def test_releases_at_once_in_many_processes_leave_one_ledger(unmigrated: dict[st
 
     assert [code for _, code in ends] == [0, 0, 0], ends
     assert asyncio.run(looked_at()) == ([REVISION], 1)
+
+
+async def test_a_release_on_postgresql_waits_for_another_that_is_at_work(postgresql: Postgresql) -> None:
+    settings = Settings(database_url=postgresql.database(template="template0"))
+    other = await asyncpg.connect(settings.database_url)
+    async with other.transaction():
+        await other.execute(f"SELECT pg_advisory_xact_lock({RELEASE_LOCK})")
+
+        releasing = asyncio.create_task(asyncio.to_thread(migrate, settings))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+        await until(lambda: execute(settings.database_url, waiting))
+        made_meanwhile = await other.fetchval("SELECT to_regclass('images')")
+    await releasing
+
+    made = await other.fetchval("SELECT to_regclass('images')")
+    await other.close()
+    assert (made_meanwhile, made) == (None, "images")
 
 
 def test_a_release_on_a_new_machine_makes_its_ledgers_folder(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -15,7 +16,7 @@ import asyncpg
 import pytest
 from sqlalchemy import event
 
-from parts import free_port
+from parts import HERE, free_port
 from shared.errors import LedgerUnavailable, NothingCommitted
 from shared.images import Image, Status
 from shared.ledger import Ledger
@@ -54,6 +55,15 @@ def sessions(settings: Settings, condition: str = "true") -> list[dict[str, Any]
         f"SELECT * FROM pg_stat_activity WHERE {condition} AND datname = current_database() "  # noqa: S608 - our own words
         "AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
     )
+
+
+def test_who_has_its_ledger_in_a_file_does_not_load_the_driver() -> None:
+    modules = "sys, api.app, worker.__main__, worker.doctor, shared.migrations.__main__"
+    program = f"import {modules}; print('asyncpg' in sys.modules)"
+
+    run = subprocess.run([sys.executable, "-c", program], cwd=HERE, capture_output=True, text=True, check=True)
+
+    assert run.stdout == "False\n"
 
 
 # Sessions and transactions
