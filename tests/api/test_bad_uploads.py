@@ -13,7 +13,7 @@ import pytest
 
 from api.uploads import Uploads
 from shared.engine import create_engine
-from shared.errors import LedgerUnavailable, StorageFull, StorageUnavailable
+from shared.errors import LedgerUnavailable, NothingCommitted, StorageFull, StorageUnavailable
 from shared.images import Image, Original
 from shared.ledger import Ledger
 from shared.logs import JsonFormatter
@@ -285,6 +285,25 @@ class BlindLedger(Ledger):
 
     async def get(self, image_id: str) -> Image | None:
         raise LedgerUnavailable("the connection cannot be made")
+
+
+class AbsentLedger(BlindLedger):
+    """Cannot be reached at all."""
+
+    async def add(self, image_id: str, original: Original, request: str | None) -> Image:
+        raise NothingCommitted("the connection cannot be made")
+
+
+async def test_an_original_whose_commit_was_never_sent_goes_though_nobody_can_read_the_row(service: Service) -> None:
+    """While a database is away for an hour, every refused upload would leave its original."""
+    ledger = AbsentLedger(create_engine(service.settings))
+    uploads = Uploads(service.settings, ledger, service.storage, lambda: UNKNOWN_ID)
+
+    with pytest.raises(LedgerUnavailable):
+        await uploads.receive(request_of(JPEG))
+
+    await ledger.close()
+    assert service.files("originals") == service.files("drafts") == []
 
 
 async def test_an_original_whose_commit_is_unknown_stays(service: Service) -> None:
