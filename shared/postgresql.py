@@ -39,8 +39,15 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
     """Create the engine of a ledger on PostgreSQL; who is `migrating` may take as long as it takes."""
     options = _options_of(settings.database_url, None if migrating else COMMAND_SECONDS)
 
+    where = urlsplit(settings.database_url).netloc.rpartition("@")[2] or "its usual socket"
+
     async def connected() -> Any:
-        return await _connected(options)
+        try:
+            return await asyncpg.connect(**options)
+        except TimeoutError as exc:
+            raise TimeoutError(f"PostgreSQL at {where} did not let us in within {options['timeout']:g} s") from exc
+        except OSError as exc:
+            raise ConnectionError(f"PostgreSQL at {where} cannot be reached: {exc}") from exc
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
@@ -87,13 +94,6 @@ def _options_of(url: str, command_seconds: float | None) -> dict[str, Any]:
         options["ssl"] = ssl.create_default_context()
     options["dsn"] = parts._replace(query=urlencode(query)).geturl()
     return options
-
-
-async def _connected(options: dict[str, Any]) -> Any:
-    try:
-        return await asyncpg.connect(**options)
-    except TimeoutError as exc:
-        raise TimeoutError(f"PostgreSQL did not let us in within {options['timeout']:g} s") from exc
 
 
 def _refuse_closed(connection: Any, record: object, proxy: object) -> None:

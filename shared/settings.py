@@ -216,8 +216,11 @@ def _postgresql_url(text: str) -> str:
     mode = options.get("sslmode", "prefer")
     if mode not in _SSL_MODES:
         raise ValueError(f"its sslmode is not one of {', '.join(_SSL_MODES)}")
-    if options.get("sslrootcert") == "system" and mode != "verify-full":
+    authority = options.get("sslrootcert", "system")
+    if "sslrootcert" in options and authority == "system" and mode != "verify-full":
         raise ValueError("its sslrootcert=system needs sslmode=verify-full")
+    if authority != "system" and not os.access(authority, os.R_OK):
+        raise ValueError(f"its sslrootcert is no file that can be read: {authority}")
     if options.get("channel_binding") == "require":
         raise ValueError("its channel_binding=require is more than the driver can: sslmode=verify-full is as good")
     if not re.fullmatch(r"\d{1,4}", options.get("connect_timeout", "0"), re.ASCII):

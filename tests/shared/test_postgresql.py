@@ -323,7 +323,6 @@ MODES = [
     ("127.0.0.1", "?sslmode=require", "encrypted"),
     ("127.0.0.1", "?sslmode=verify-ca&sslrootcert={}/ca.pem", "encrypted"),
     ("127.0.0.1", "?sslmode=verify-ca&sslrootcert={}/other.pem", "refused"),
-    ("127.0.0.1", "?sslmode=verify-ca&sslrootcert={}/missing.pem", "refused"),
     ("127.0.0.1", "?sslmode=verify-full&sslrootcert={}/ca.pem", "refused"),
     ("localhost", "?sslmode=verify-full&sslrootcert={}/ca.pem", "encrypted"),
     ("localhost", "?sslmode=verify-full&sslrootcert={}/other.pem", "refused"),
@@ -346,7 +345,7 @@ async def test_sslmode_means_what_it_means_to_libpq(
     ledger = connected(Settings.from_env({"DATABASE_URL": url}).database_url)
 
     if outcome == "refused":
-        with pytest.raises(LedgerUnavailable, match=r"certificate|[Nn]o such file"):
+        with pytest.raises(LedgerUnavailable, match="certificate"):
             await ledger.identity()
         return
     await ledger.identity()
@@ -364,7 +363,7 @@ async def test_sslmode_tells_what_a_server_without_tls_is_good_for(
     ledger = connected(f"{settings.database_url}?sslmode={mode}&sslrootcert={certificates}/ca.pem")
 
     if outcome == "refused":
-        with pytest.raises(LedgerUnavailable, match="SSL"):
+        with pytest.raises(LedgerUnavailable, match=r"cannot be reached: .*SSL"):
             await ledger.identity()
     else:
         await ledger.identity()

@@ -118,6 +118,7 @@ BAD_VALUES = [
             "postgres://user:secret@db.example/asgilook?sslmode=sure",
             "postgres://user:secret@db.example/asgilook?sslmode=require&pgbouncer=true",
             "postgres://user:secret@db.example/asgilook?sslmode=require&sslrootcert=system",
+            "postgres://user:secret@db.example/asgilook?sslmode=verify-ca&sslrootcert=/no/such/file.pem",
             "postgres://user:secret@db.example/asgilook?channel_binding=require",
             "postgres://user:secret@db.example/asgilook?connect_timeout=soon",
         )
@@ -173,7 +174,7 @@ def test_the_ledger_lies_in_the_storages_folder_unless_it_is_set(tmp_path: Path)
     "rest",
     [
         "db.example/asgilook",
-        "me:p%40ss@db.example:6432/asgilook?sslmode=verify-full&sslrootcert=/etc/ca.pem&connect_timeout=3",
+        "me:p%40ss@db.example:6432/asgilook?sslmode=verify-full&sslrootcert=/etc/passwd&connect_timeout=3",
         "me:p:ss@[::1]:5432/asgilook?sslmode=require&channel_binding=prefer",
         "me@one.example:5432,two.example:5433/asgilook?target_session_attrs=read-write",
         "/asgilook?host=/run/postgresql",
