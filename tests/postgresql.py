@@ -5,7 +5,7 @@
         postgresql.execute("SELECT pg_sleep(1)")   # behind everybody's back
         postgresql.stop(); postgresql.start()      # same port, same data
 
-Which one a test's `settings` name is `database`'s to say; a module whose tests run on both has it from `databases.py`.
+Which one a test's `settings` name is `database`'s to say; `databases.py` has tests run on both.
 """
 
 from __future__ import annotations

@@ -22,15 +22,13 @@ from shared.ledger import Identity, Ledger
 from shared.settings import Settings
 from shared.storage import Storage, Stored
 from shared.storage.disk import DiskStorage
-from tests.databases import database
+from tests.databases import on_both_databases
 from tests.ledgers import SIZE, latest, settled
 from tests.services import put
 from worker import doctor
 from worker.diagnosis import Kind
 from worker.doctor import Doctor
 from worker.report import Report
-
-__all__ = ["database"]
 
 #: Two hours: more than what counts as young.
 LONG = 7200.0
@@ -216,6 +214,7 @@ NOBODYS = {
 }
 
 
+@on_both_databases
 @pytest.mark.parametrize(("arrange", "kind"), NOBODYS.items(), ids=[arrange.__name__ for arrange in NOBODYS])
 async def test_what_is_nobodys_is_told_first_and_removed_when_asked_to(
     ledger: Ledger,
@@ -327,6 +326,7 @@ async def examined_here(
     return {kind: tally.found for kind, tally in report.tallies.items()}
 
 
+@on_both_databases
 @pytest.mark.parametrize("stage", ["originals", "second look"])
 async def test_an_original_whose_row_comes_meanwhile_is_left_alone(
     settings: Settings, ledger: Ledger, storage: Stirring, identity: Identity, stage: str
@@ -423,6 +423,7 @@ async def altered(storage: DiskStorage, key: str) -> None:
 
 
 @pytest.mark.parametrize("name", PICTURES)
+@on_both_databases
 @pytest.mark.parametrize(
     ("damage", "kind"),
     [
@@ -539,6 +540,7 @@ async def test_an_image_that_owes_its_tokens_is_not_asked_for_now(
     assert "left: the image is at work" in examined.out
 
 
+@on_both_databases
 async def test_one_run_asks_for_no_more_than_the_workers_do_in_a_while(
     ledger: Ledger, storage: DiskStorage, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -619,6 +621,7 @@ async def test_originals_that_are_not_to_be_kept_may_be_there_or_not(
 # How it is told
 
 
+@on_both_databases
 async def test_all_are_counted_and_some_are_listed(
     ledger: Ledger, storage: DiskStorage, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -688,6 +691,7 @@ def test_where_it_cannot_tell_it_says_why_in_one_line_and_makes_nothing(
     assert migrated_ledger.read_bytes() == ledger
 
 
+@on_both_databases
 async def test_a_reader_who_has_seen_enough_is_no_error(settings: Settings, storage: DiskStorage) -> None:
     for _ in range(3):
         await put_old(storage, original_key(old_id()))
