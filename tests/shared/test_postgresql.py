@@ -287,7 +287,7 @@ async def test_who_finds_that_its_server_may_only_be_read_asks_for_another_next(
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an authority, another one, and a server's certificate for `localhost` that the first has signed."""
     folder = tmp_path_factory.mktemp("certificates")
-    openssl = find_program("openssl")
+    openssl = find_program("openssl", "openssl")
     (folder / "names").write_text("subjectAltName = DNS:localhost")
     new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
     for arguments in (
@@ -375,7 +375,7 @@ async def test_sslmode_tells_what_a_server_without_tls_is_good_for(
 @pytest.fixture
 def bouncer(postgresql: Postgresql) -> Iterator[int]:
     """The port of a PgBouncer that hands out two servers, each for a transaction."""
-    pgbouncer = find_program("pgbouncer")
+    pgbouncer = find_program("pgbouncer", "pgbouncer")
     with folder_of_nobody() as folder:
         port = free_port()
         (folder / "users").write_text(f'"{postgresql.user}" ""\n')
