@@ -33,8 +33,11 @@ from shared.settings import Settings
 from tests.integration.service import children_of
 
 _DEBIANS = Path("/usr/lib/postgresql")
-#: What a server keeps in memory is in memory anyway; that its files are lost with the machine hurts no test.
-_SETTINGS = ("fsync=off", "shared_buffers=32MB", "max_connections=60", "autovacuum=off", "unix_socket_directories=")
+#: That its files are lost with the machine hurts no test; all that it makes is to be in its folder, and go with it.
+_SETTINGS = (
+    *("fsync=off", "shared_buffers=32MB", "max_connections=60", "autovacuum=off"),
+    *("unix_socket_directories=", "dynamic_shared_memory_type=mmap"),
+)
 
 
 def find_program(name: str, package: str = "postgresql") -> str:
@@ -125,7 +128,7 @@ class Postgresql:
         """End the server, if it still runs."""
         if self._process.poll() is None:
             self.thaw()
-            self.stop(signal.SIGQUIT)
+            self.stop()
 
     def _comes_up(self) -> bool:
         options = [word for option in _SETTINGS for word in ("-c", option)]
