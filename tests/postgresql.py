@@ -108,7 +108,7 @@ class Postgresql:
         self._process.wait(30)
 
     def start(self) -> None:
-        """Start the server again."""
+        """Start the server again. It ends with the thread that does so: the main one, at best."""
         assert self._comes_up(), self._log.read_text()
 
     def freeze(self) -> None:

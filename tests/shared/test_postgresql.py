@@ -231,12 +231,12 @@ async def test_a_restart_costs_no_request_an_error(own_postgresql: Postgresql, c
     ledger = connected(url)
     raws = noted(ledger)
     images = await asyncio.gather(*(queued(ledger) for _ in range(4)))
-    await asyncio.to_thread(own_postgresql.stop)
+    own_postgresql.stop()
     await until(lambda: all(raw.is_closed() for raw in raws))
 
     with pytest.raises(NothingCommitted):
         await queued(ledger)
-    await asyncio.to_thread(own_postgresql.start)
+    own_postgresql.start()
 
     assert await ledger.list_all(None, 10) == sorted(images, key=lambda image: image.id)
 
