@@ -16,7 +16,7 @@ from typing import Any
 from shared import logs
 from shared.belonging import check_redis, check_storage, keep_standing
 from shared.cancellation import cancel
-from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, worker_client
+from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, check_access, worker_client
 from shared.errors import AsgilookError
 from shared.ledger import Ledger
 from shared.notices import Announcer
@@ -56,16 +56,19 @@ async def run(settings: Settings) -> None:
         identity = await check_storage(ledger, storage)
         ledger_name = identity.name
 
-        redis = worker_client(settings.redis_url)
+        redis = worker_client(settings.redis_url, settings=settings)
         stack.push_async_callback(redis.aclose)
         breaker = CircuitBreaker(redis, WORKER_DEADLINE)
         stack.push_async_callback(breaker.close)
         cache_redis, cache_breaker = redis, breaker
         if settings.cache_redis_url != settings.redis_url:
-            cache_redis = worker_client(settings.cache_redis_url)
+            cache_redis = worker_client(settings.cache_redis_url, settings=settings)
             stack.push_async_callback(cache_redis.aclose)
             cache_breaker = CircuitBreaker(cache_redis, WORKER_DEADLINE)
             stack.push_async_callback(cache_breaker.close)
+        await check_access(redis, breaker, "REDIS_URL")
+        if cache_redis is not redis:
+            await check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL")
         await check_redis(redis, breaker, ledger_name)
 
         queue = Queue(redis, breaker, lambda: ledger_name)
@@ -116,7 +119,7 @@ async def run(settings: Settings) -> None:
 async def check(settings: Settings) -> int:
     """Tell whether a worker of this host is alive: 0 if so, else 1."""
     ledger = Ledger.connect(settings)
-    redis = worker_client(settings.redis_url)
+    redis = worker_client(settings.redis_url, settings=settings)
     breaker = CircuitBreaker(redis, WORKER_DEADLINE)
     try:
         identity = await ledger.identity()

@@ -17,6 +17,9 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("DATABASE_URL", "sqlite:////srv/ledger.sqlite3", "database_url", "sqlite:////srv/ledger.sqlite3"),
     ("REDIS_URL", "rediss://:p%40ss@redis.example:6380/2", "redis_url", "rediss://:p%40ss@redis.example:6380/2"),
     ("CACHE_REDIS_URL", "redis://cache.example/0", "cache_redis_url", "redis://cache.example/0"),
+    ("ASGI_LOOK_REDIS_CERT_REQS", "None", "redis_cert_reqs", "none"),
+    ("ASGI_LOOK_REDIS_CA_CERTS", __file__, "redis_ca_certs", Path(__file__)),
+    ("ASGI_LOOK_REDIS_MAX_CONNECTIONS", "12", "redis_max_connections", 12),
     ("ASGI_LOOK_WRITE_TOKEN", "ab.c_~+/-1==", "write_token", "ab.c_~+/-1=="),
     ("ASGI_LOOK_MAX_CONNECTIONS", "50", "max_connections", 50),
     ("ASGI_LOOK_HEADER_SECONDS", "2.5", "header_seconds", 2.5),
@@ -64,6 +67,7 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str) -> None:
 
 WHOLE_NUMBERS_FROM = {
     "ASGI_LOOK_MAX_CONNECTIONS": 1,
+    "ASGI_LOOK_REDIS_MAX_CONNECTIONS": 2,
     "ASGI_LOOK_DOWNLOAD_LEAST_RATE": 0,
     "ASGI_LOOK_MAX_UNSENT_BYTES": 1,
     "ASGI_LOOK_MAX_UPLOAD_BYTES": 1,
@@ -109,6 +113,8 @@ BAD_VALUES = [
             "redis://[::1",
         )
     ),
+    ("ASGI_LOOK_REDIS_CERT_REQS", "optional"),
+    ("ASGI_LOOK_REDIS_CA_CERTS", "/nowhere/issuer.pem"),
     ("ASGI_LOOK_WRITE_TOKEN", "secret with spaces"),
     ("ASGI_LOOK_WRITE_TOKEN", "secrét"),
     ("ASGI_LOOK_KEEP_ORIGINALS", "perhaps"),
