@@ -147,7 +147,7 @@ def ask_once(settings: Settings) -> None:
 
 
 async def check_access(client: Redis, breaker: CircuitBreaker, variable: str) -> None:
-    """Make sure that the Redis which `variable` names lets us in. Raises RedisRefuses; one that is away is no refusal."""
+    """Make sure that the Redis which `variable` names lets us in. Raises RedisRefuses; who is away refuses nobody."""
     context = client.connection_pool.connection_kwargs.get("context")
     if context is not None and context.cert_reqs is ssl.CERT_NONE:
         logger.warning("the certificate of redis is not checked: any is taken", extra={"variable": variable})

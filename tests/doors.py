@@ -60,15 +60,16 @@ class Door:
 
     async def _lead_to(self, port: int) -> None:
         self._leads_to = port
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         for writer in self._open:
             writer.transport.abort()
 
     async def _end(self) -> None:
         self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        self._hang_up()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
@@ -79,6 +80,7 @@ class Door:
                 ways = [self._copy(reader, inner_writer), self._copy(inner_reader, writer)]
                 await asyncio.wait([asyncio.create_task(way) for way in ways], return_when=asyncio.FIRST_COMPLETED)
             finally:
+                # The other way ends by it, too.
                 inner_writer.transport.abort()
         except OSError:
             pass
