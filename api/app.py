@@ -14,6 +14,7 @@ from api import paths, problems
 from api.cache import ResponseCaching
 from api.health import Alive, Ready
 from api.images import Enqueueing, ImageList, ImageRecord, Retry
+from api.metrics import Metrics, RouteNoting
 from api.pictures import Jpeg, Pictures, Thumbnail
 from api.uploads import Uploads
 from api.waiting import Waiting
@@ -28,7 +29,9 @@ from shared.connections import (
     redis_from_url,
     web_client,
 )
+from shared.exposition import Exposition
 from shared.ledger import Identity, Ledger
+from shared.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
 from shared.notices import Announcer, Listener
 from shared.queue import Queue
 from shared.response_cache import ResponseCache
@@ -48,8 +51,9 @@ def create_app(
 ) -> App:
     """Build the falcon application; everything it opens is opened and closed with its lifespan."""
     settings = settings or Settings.from_env()
-    ledger = Ledger.connect(settings)
-    storage = DiskStorage(settings.storage_path)
+    exposition = Exposition() if settings.metrics or settings.metrics_token else None
+    ledger = timed(Ledger.connect(settings), LEDGER_SECONDS)
+    storage = timed(DiskStorage(settings.storage_path), STORAGE_SECONDS)
 
     redis = cache_redis = web_client(settings.redis_url, redis_from_url, settings)
     breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)
@@ -79,6 +83,9 @@ def create_app(
 
     app: App = falcon.asgi.App()
     app.add_middleware(lifespan)
+    if exposition is not None:
+        app.add_middleware(RouteNoting())
+        app.add_route("/metrics", Metrics(exposition, settings.metrics_token, ledger, queue))
     app.add_middleware(ResponseCaching(response_cache))
     paths.register(app.router_options)
     problems.add_handlers(app)

@@ -16,6 +16,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as ConnectionLost
 
+from shared import metrics
 from shared.cancellation import cancel
 from shared.errors import AsgilookError, RedisRefuses, SettingsError
 from shared.settings import Settings
@@ -235,6 +236,7 @@ class CircuitBreaker:
 
     def _open(self, reason: BaseException) -> None:
         if self._probe is None:
+            metrics.REDIS_LEFT_ALONE.add()
             logger.warning("redis is left alone", extra={"reason": f"{type(reason).__name__}: {reason}"})
             self._probe = asyncio.get_running_loop().create_task(self._ask_until_back())
 

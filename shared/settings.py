@@ -52,6 +52,10 @@ class Settings:
     render_memory_bytes: int = 1536 * 1024 * 1024
     grace_seconds: int = 20
     log_level: str = "INFO"
+    host: str = "0.0.0.0"  # noqa: S104 - where the Procfile has web listen, too
+    metrics: bool = False
+    metrics_token: str | None = field(default=None, repr=False)
+    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         if not self.database_url:
@@ -106,6 +110,10 @@ class Settings:
             ),
             grace_seconds=read("ASGI_LOOK_GRACE_SECONDS", _at_least(0), default.grace_seconds),
             log_level=read("ASGI_LOOK_LOG_LEVEL", _log_level, default.log_level),
+            host=read("HOST", str, default.host),
+            metrics=read("ASGI_LOOK_METRICS", _flag, default.metrics),
+            metrics_token=read("ASGI_LOOK_METRICS_TOKEN", _token, default.metrics_token),
+            metrics_port=read("ASGI_LOOK_METRICS_PORT", _between(1, 65_535), default.metrics_port),
         )
 
 

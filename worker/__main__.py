@@ -18,7 +18,9 @@ from shared.belonging import check_redis, check_storage, keep_standing
 from shared.cancellation import cancel
 from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, check_access, worker_client
 from shared.errors import AsgilookError
+from shared.exposition import Exposition
 from shared.ledger import Ledger
+from shared.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
 from shared.notices import Announcer
 from shared.queue import Queue
 from shared.response_cache import ResponseCache
@@ -29,6 +31,7 @@ from worker import capacity
 from worker.attempts import Attempts
 from worker.consumer import Consumer, Consumers
 from worker.jobs import Jobs
+from worker.metrics import MetricsPort
 from worker.renderer import Renderer
 from worker.sweep import Sweep
 
@@ -49,9 +52,10 @@ async def run(settings: Settings) -> None:
     slots = settings.render_slots or capacity.render_slots()
     name = worker_name()
     async with contextlib.AsyncExitStack() as stack:
-        ledger = Ledger.connect(settings)
+        exposition = Exposition() if settings.metrics_port else None
+        ledger = timed(Ledger.connect(settings), LEDGER_SECONDS)
         stack.push_async_callback(ledger.close)
-        storage = DiskStorage(settings.storage_path)
+        storage = timed(DiskStorage(settings.storage_path), STORAGE_SECONDS)
         await storage.prepare()
         identity = await check_storage(ledger, storage)
         ledger_name = identity.name
@@ -102,6 +106,8 @@ async def run(settings: Settings) -> None:
             asyncio.create_task(sweep.run()),
             asyncio.create_task(keep_standing(redis, breaker, ledger_name)),
         ]
+        if exposition is not None:
+            background.append(asyncio.create_task(MetricsPort(settings, exposition, ledger, queue).run()))
         logger.info("the worker is ready", extra={"worker": name, "slots": slots})
         await stop.wait()
 

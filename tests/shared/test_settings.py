@@ -43,6 +43,10 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_RENDER_MEMORY_BYTES", "536870912", "render_memory_bytes", 536_870_912),
     ("ASGI_LOOK_GRACE_SECONDS", "7", "grace_seconds", 7),
     ("ASGI_LOOK_LOG_LEVEL", "debug", "log_level", "DEBUG"),
+    ("HOST", "127.0.0.1", "host", "127.0.0.1"),
+    ("ASGI_LOOK_METRICS", "1", "metrics", True),
+    ("ASGI_LOOK_METRICS_TOKEN", "ab.c_~+/-1==", "metrics_token", "ab.c_~+/-1=="),
+    ("ASGI_LOOK_METRICS_PORT", "9090", "metrics_port", 9090),
 ]
 
 
@@ -118,6 +122,9 @@ BAD_VALUES = [
     ("ASGI_LOOK_WRITE_TOKEN", "secret with spaces"),
     ("ASGI_LOOK_WRITE_TOKEN", "secrét"),
     ("ASGI_LOOK_KEEP_ORIGINALS", "perhaps"),
+    ("ASGI_LOOK_METRICS", "perhaps"),
+    ("ASGI_LOOK_METRICS_TOKEN", "secret with spaces"),
+    *(("ASGI_LOOK_METRICS_PORT", text) for text in ("0", "65536", "many", "-1")),
     ("ASGI_LOOK_BACKGROUND", "white"),
     ("ASGI_LOOK_BACKGROUND", "#fff"),
     ("ASGI_LOOK_LOG_LEVEL", "LOUD"),
