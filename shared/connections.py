@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
-from redis.asyncio.connection import RedisSSLContext, parse_url
+from redis.asyncio.connection import AbstractConnection, RedisSSLContext, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
@@ -62,7 +62,7 @@ def redis_from_url(url: str, **options: Any) -> Redis:
             tls = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
             options |= {"connection_class": _TlsConnection, "context": _tls_context(**tls)}
         # Nobody waits for ever: whoever has a connection has a time limit.
-        pool = BlockingConnectionPool(timeout=None, **options)
+        pool = _Pool(timeout=None, **options)
         pool.make_connection()  # type: ignore[no-untyped-call] # redis-py; an option that nobody knows is found here, not when there is something to do
     except (TypeError, ValueError, RedisError, OSError) as exc:
         raise SettingsError(f"REDIS_URL, CACHE_REDIS_URL, ASGI_LOOK_REDIS_CA_CERTS: {exc}") from exc
@@ -106,6 +106,41 @@ def _client(url: str, factory: RedisFactory, settings: Settings, most: int, **op
 def is_tls(url: str) -> bool:
     """Tell whether this address asks for TLS."""
     return url.startswith("rediss:")
+
+
+class _Pool(BlockingConnectionPool):
+    """A pool whose connections are made to the end, also where those who asked for them do not wait so long.
+
+    TCP, TLS, the password and the database are five exchanges before the first command. Where each takes ten
+    milliseconds, a connection that went with whoever ran out of time would never come about.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._connecting: dict[AbstractConnection, asyncio.Task[None]] = {}
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        if connection in self._connecting or not connection.is_connected:
+            connecting = self._connecting.get(connection)
+            if connecting is None:
+                connecting = self._connecting[connection] = asyncio.create_task(_connect(connection))
+                connecting.add_done_callback(lambda done: self._connected(connection, done))
+            await asyncio.shield(connecting)
+        await super().ensure_connection(connection)
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await cancel(*self._connecting.values())
+        await super().disconnect(inuse_connections)
+
+    def _connected(self, connection: AbstractConnection, done: asyncio.Task[None]) -> None:
+        del self._connecting[connection]
+        if not done.cancelled():
+            done.exception()  # seen: whoever still waits hears of it
+
+
+async def _connect(connection: AbstractConnection) -> None:
+    async with asyncio.timeout(WORKER_DEADLINE):
+        await connection.connect()  # type: ignore[no-untyped-call] # redis-py
 
 
 class _TlsConnection(SSLConnection):

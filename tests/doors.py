@@ -34,8 +34,9 @@ class Issuer:
 class Door:
     """A port of 127.0.0.1, served by a thread of its own, behind which is the Redis on the port `leads_to`."""
 
-    def __init__(self, leads_to: int, context: ssl.SSLContext | None) -> None:
+    def __init__(self, leads_to: int, context: ssl.SSLContext | None, seconds: float = 0.0) -> None:
         self._leads_to = leads_to
+        self._seconds = seconds
         self._open: set[asyncio.StreamWriter] = set()
         #: How many connections were open at once, at the most.
         self.most = 0
@@ -91,6 +92,7 @@ class Door:
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                await asyncio.sleep(self._seconds)  # how far away it is
                 writer.write(data)
                 await writer.drain()
 
@@ -102,9 +104,9 @@ class Doors:
         self.issuer = issuer
         self.made: list[Door] = []
 
-    def open(self, leads_to: int, name: str = "127.0.0.1") -> Door:
-        """Open a door that speaks TLS, with a certificate of this name."""
-        self.made.append(Door(leads_to, self.issuer.context(name)))
+    def open(self, leads_to: int, name: str = "127.0.0.1", seconds: float = 0.0) -> Door:
+        """Open a door that speaks TLS, with a certificate of this name; what passes takes so long, either way."""
+        self.made.append(Door(leads_to, self.issuer.context(name), seconds))
         return self.made[-1]
 
 

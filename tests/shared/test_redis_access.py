@@ -25,6 +25,7 @@ from shared.errors import RedisRefuses, SettingsError
 from shared.settings import Settings
 from tests.doors import Doors
 from tests.valkey import Valkey
+from tests.waiting import until
 
 ANY_CERTIFICATE = Settings(redis_cert_reqs="none")
 #: A name and a password that have to be escaped, and how they are written in an address.
@@ -239,6 +240,40 @@ async def test_who_waits_for_a_connection_is_let_go_when_redis_is_left_alone(val
         valkey.thaw()
         assert {type(outcome) for outcome in outcomes} == {RedisAway}
         assert breaker.is_open
+
+
+async def test_a_connection_that_takes_longer_than_a_request_waits_comes_about_all_the_same(
+    valkey: Valkey, doors: Doors
+) -> None:
+    """Password and database are two exchanges before the first command, which alone would be in time.
+
+    The process would be without Redis for good if each connection went with whoever had asked for it.
+    """
+    await with_user(valkey)
+    door = doors.open(valkey.port, seconds=WEB_DEADLINE / 3)
+    client = web_client(f"rediss://{ESCAPED}@127.0.0.1:{door.port}/1", settings=ANY_CERTIFICATE)
+    async with breaker_of(client, WEB_DEADLINE) as breaker:
+        with pytest.raises(RedisAway, match="TimeoutError"):
+            await breaker.call(client.ping)
+
+        async def is_answered() -> bool:
+            try:
+                return bool(await breaker.call(client.ping))
+            except RedisAway:
+                return False
+
+        await until(is_answered)
+
+
+async def test_who_leaves_while_a_connection_is_made_leaves_no_task_behind(valkey: Valkey) -> None:
+    client = web_client(valkey.url)
+    valkey.freeze()
+    async with breaker_of(client, WEB_DEADLINE) as breaker:
+        with pytest.raises(RedisAway):
+            await breaker.call(client.ping)
+    valkey.thaw()
+
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_a_connection_that_was_given_up_is_not_lost_to_the_pool(valkey: Valkey) -> None:
