@@ -119,17 +119,24 @@ class Launcher:
         self._await_ready()
 
     def _await_redis(self) -> None:
-        import redis  # half of our own start-up time
+        # Half of our own start-up time: only where there is one to wait for.
+        from shared.connections import ask_once, refusal_in
+        from shared.errors import AsgilookError
+        from shared.settings import Settings
 
+        try:
+            settings = Settings.from_env(self.env)
+        except AsgilookError as exc:
+            raise LaunchError(str(exc)) from exc
         deadline = time.monotonic() + REDIS_SECONDS
         while True:
             try:
-                url = self.options.redis_url
-                with closing(redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1)) as client:
-                    client.ping()
+                ask_once(settings)
                 return
-            except (redis.RedisError, OSError, ValueError) as exc:
-                if time.monotonic() > deadline or isinstance(exc, ValueError):
+            except AsgilookError as exc:
+                if why := refusal_in(exc):
+                    raise LaunchError(f"REDIS_URL: {why}") from exc
+                if time.monotonic() > deadline:
                     raise LaunchError(f"REDIS_URL: no Redis answers: {exc}") from exc
             self._pause(0.2)
 

@@ -14,6 +14,7 @@ from api import paths, problems
 from api.cache import ResponseCaching
 from api.health import Alive, Ready
 from api.images import Enqueueing, ImageList, ImageRecord, Retry
+from api.metrics import Metrics, RouteNoting
 from api.pictures import Jpeg, Pictures, Thumbnail
 from api.uploads import Uploads
 from api.waiting import Waiting
@@ -23,11 +24,14 @@ from shared.connections import (
     WEB_DEADLINE,
     CircuitBreaker,
     RedisFactory,
+    check_access,
     listening_client,
     redis_from_url,
     web_client,
 )
+from shared.exposition import Exposition
 from shared.ledger import Identity, Ledger
+from shared.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
 from shared.notices import Announcer, Listener
 from shared.queue import Queue
 from shared.response_cache import ResponseCache
@@ -47,15 +51,16 @@ def create_app(
 ) -> App:
     """Build the falcon application; everything it opens is opened and closed with its lifespan."""
     settings = settings or Settings.from_env()
-    ledger = Ledger.connect(settings)
-    storage = DiskStorage(settings.storage_path)
+    exposition = Exposition() if settings.metrics or settings.metrics_token else None
+    ledger = timed(Ledger.connect(settings), LEDGER_SECONDS)
+    storage = timed(DiskStorage(settings.storage_path), STORAGE_SECONDS)
 
-    redis = cache_redis = web_client(settings.redis_url, redis_from_url)
+    redis = cache_redis = web_client(settings.redis_url, redis_from_url, settings)
     breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)
     if settings.cache_redis_url != settings.redis_url:
-        cache_redis = web_client(settings.cache_redis_url, redis_from_url)
+        cache_redis = web_client(settings.cache_redis_url, redis_from_url, settings)
         cache_breaker = CircuitBreaker(cache_redis, WEB_DEADLINE)
-    listening = listening_client(settings.redis_url, redis_from_url)
+    listening = listening_client(settings.redis_url, redis_from_url, settings)
     lifespan = Lifespan(ledger, storage, redis, breaker)
 
     queue = Queue(redis, breaker, lifespan.ledger_name)
@@ -65,6 +70,9 @@ def create_app(
     settling = Settling(ledger, storage, response_cache, announcer, settings.keep_originals)
     # Before the cache is trusted again, what was committed while it was away must be told to it.
     cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
+    lifespan.to_check = [lambda: check_access(redis, breaker, "REDIS_URL")]
+    if cache_redis is not redis:
+        lifespan.to_check.append(lambda: check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL"))
     lifespan.background = [listener.run]
     lifespan.to_close = [breaker.close, cache_breaker.close, redis.aclose, cache_redis.aclose, listening.aclose]
 
@@ -75,6 +83,9 @@ def create_app(
 
     app: App = falcon.asgi.App()
     app.add_middleware(lifespan)
+    if exposition is not None:
+        app.add_middleware(RouteNoting())
+        app.add_route("/metrics", Metrics(exposition, settings.metrics_token, ledger, queue))
     app.add_middleware(ResponseCaching(response_cache))
     paths.register(app.router_options)
     problems.add_handlers(app)
@@ -94,6 +105,7 @@ class Lifespan:
     """Falcon middleware that opens what the app needs, makes sure that its parts belong together, and closes them."""
 
     def __init__(self, ledger: Ledger, storage: Storage, redis: Redis, breaker: CircuitBreaker) -> None:
+        self.to_check: list[Callable[[], Any]] = []
         self.background: list[Callable[[], Any]] = []
         self.to_close: list[Callable[[], Any]] = []
         self._ledger = ledger
@@ -114,6 +126,8 @@ class Lifespan:
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         await self._storage.prepare()
         self._identity = await check_storage(self._ledger, self._storage)
+        for check in self.to_check:
+            await check()
         await check_redis(self._redis, self._breaker, self._identity.name)
         standing = keep_standing(self._redis, self._breaker, self._identity.name)
         self._tasks = [asyncio.create_task(coroutine) for coroutine in (standing, *(run() for run in self.background))]

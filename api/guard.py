@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from shared import logs
+from shared import logs, metrics
 from shared.errors import AsgilookError
 from shared.settings import Settings
 
@@ -35,6 +35,7 @@ SAFETY_HEADERS: Headers = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 
+_METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 log = logging.getLogger("api.access")
@@ -107,7 +108,9 @@ class Guard:
             response.status = response.status or 500
             raise
         finally:
-            _log_access(scope, response, self._clock() - started)
+            seconds = self._clock() - started
+            _log_access(scope, response, seconds)
+            _count(scope, response, seconds)
 
     async def _refuse(
         self, scope: Scope, response: _Response, status: int, detail: str, more: Sequence[tuple[bytes, bytes]] = ()
@@ -261,6 +264,14 @@ def _request_id(headers: Headers) -> str:
 
 def _with(headers: Headers, name: bytes, value: bytes) -> Headers:
     return headers if any(present == name for present, _ in headers) else [*headers, (name, value)]
+
+
+def _count(scope: Scope, response: _Response, seconds: float) -> None:
+    # What a client makes up must not become a label.
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    route = scope.get("asgilook.route") or "none"
+    metrics.REQUESTS.add(method, route, str(response.status or "client gone"))
+    metrics.REQUEST_SECONDS.observe(seconds, method, route)
 
 
 def _log_access(scope: Scope, response: _Response, seconds: float) -> None:

@@ -17,7 +17,7 @@ from falcon.asgi.multipart import BodyPart
 from falcon.media import MultipartFormHandler
 
 from api.problems import TROUBLE_SECONDS, Problem
-from shared import logs
+from shared import logs, metrics
 from shared.cancellation import to_the_end
 from shared.errors import LedgerUnavailable, NothingCommitted
 from shared.formats import SIGNATURE_BYTES, TAKEN, media_type_of
@@ -34,7 +34,11 @@ _DIGESTS = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 
 async def require_token(req: Request, resp: Response, resource: Any, params: dict[str, Any]) -> None:
     """Refuse to write without the token, where one is set."""
-    token: str | None = resource.settings.write_token
+    require_bearer(req, resource.settings.write_token)
+
+
+def require_bearer(req: Request, token: str | None) -> None:
+    """Refuse a request without this token, where there is one."""
     if token is None:
         return
     challenge = {"WWW-Authenticate": "Bearer"}
@@ -115,11 +119,14 @@ class Uploads:
 
     async def receive(self, req: Request) -> Image:
         """Return the image that this request's upload became. Raises Problem for one that is refused."""
+        began = time.monotonic()
         draft = await self._storage.draft()
         try:
             original = await self._fill(draft, req)
             # From here on a client that goes away changes nothing: what is durable is committed, too.
             image = await to_the_end(self._store(draft, original))
+            metrics.UPLOAD_BYTES.observe(original.bytes)
+            metrics.UPLOAD_SECONDS.observe(time.monotonic() - began)
             # Once more: what the task of its own has set is not seen outside of it.
             logs.image_id.set(image.id)
             return image

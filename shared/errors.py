@@ -15,6 +15,10 @@ class MismatchError(AsgilookError):
     """This process sees another storage, ledger or Redis than its companions do."""
 
 
+class RedisRefuses(AsgilookError):
+    """Redis answers, but does not let us in, or is not the one that we may trust; the message says what to set."""
+
+
 class StorageUnavailable(AsgilookError):
     """Storage failed in a way that may pass."""
 

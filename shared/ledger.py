@@ -99,6 +99,15 @@ class Identity:
     marker: str | None
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """What is to be done at this moment: images queued, being processed, and how long the oldest queued one waits."""
+
+    queued: int
+    processing: int
+    seconds: float
+
+
 class Ledger:
     """All reads and transitions of images. Any method may raise LedgerUnavailable."""
 
@@ -178,6 +187,22 @@ class Ledger:
 
         async def work(connection: AsyncConnection) -> int:
             return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
+
+        return await self._read(work)
+
+    async def waiting(self) -> Waiting:
+        """Return what is to be done, for whoever decides how many workers there should be."""
+        # By id is by age, and the order in which they are taken. What was queued again waits since its last claim.
+        oldest = select(images.c.modified).where(_queued).order_by(images.c.id).limit(100).subquery()
+        query = select(
+            select(func.count()).select_from(images).where(_queued).scalar_subquery(),
+            select(func.count()).select_from(images).where(_processing).scalar_subquery(),
+            now() - select(func.min(oldest.c.modified)).scalar_subquery(),
+        )
+
+        async def work(connection: AsyncConnection) -> Waiting:
+            queued, processing, seconds = (await connection.execute(query)).one()
+            return Waiting(queued, processing, max(0.0, seconds or 0.0))
 
         return await self._read(work)
 

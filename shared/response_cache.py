@@ -14,7 +14,8 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from shared.connections import CircuitBreaker
+from shared import metrics
+from shared.connections import CircuitBreaker, RedisAway
 from shared.ledger import LedgerName
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,13 @@ class ResponseCache:
             return Lookup(None, token or b"")
 
         extra = _LARGE_COPY_SECONDS if slot.seconds == PICTURE_SECONDS else 0.0
-        return await self._breaker.call(exchange, extra_seconds=extra)
+        try:
+            lookup = await self._breaker.call(exchange, extra_seconds=extra)
+        except RedisAway:
+            metrics.RESPONSE_CACHE.add("away")
+            raise
+        metrics.RESPONSE_CACHE.add("miss" if lookup.copy is None else "hit")
+        return lookup
 
     async def fill(self, slot: Slot, token: bytes, copy: Copy) -> None:
         """Keep a copy under the token that `read` returned."""
@@ -104,6 +111,7 @@ class ResponseCache:
                 return
             try:
                 await self._client.set(self._entry_key(slot), entry, ex=slot.seconds)
+                metrics.RESPONSE_CACHE.add("fill")
             except OutOfMemoryError:
                 self._may_fill = False
                 self._sampled_at = time.monotonic()

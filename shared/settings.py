@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -23,11 +23,15 @@ class Settings:
     """Everything that can be configured. Sizes are in bytes or pixels, times in seconds."""
 
     storage_path: Path = Path("data")
-    database_url: str = ""
+    # Nothing with a password in it is shown by a traceback.
+    database_url: str = field(default="", repr=False)
     database_connections: int = 4
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    cache_redis_url: str = ""
-    write_token: str | None = None
+    redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
+    cache_redis_url: str = field(default="", repr=False)
+    redis_cert_reqs: str = "required"
+    redis_ca_certs: Path | None = None
+    redis_max_connections: int = 6
+    write_token: str | None = field(default=None, repr=False)
     max_connections: int = 1_000
     header_seconds: float = 10.0
     download_stall_seconds: float = 30.0
@@ -50,6 +54,10 @@ class Settings:
     render_memory_bytes: int = 1536 * 1024 * 1024
     grace_seconds: int = 20
     log_level: str = "INFO"
+    host: str = "0.0.0.0"  # noqa: S104 - where the Procfile has web listen, too
+    metrics: bool = False
+    metrics_token: str | None = field(default=None, repr=False)
+    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         if not self.database_url:
@@ -82,6 +90,9 @@ class Settings:
             database_connections=read("ASGI_LOOK_DATABASE_CONNECTIONS", _at_least(1), default.database_connections),
             redis_url=read("REDIS_URL", _redis_url, default.redis_url),
             cache_redis_url=read("CACHE_REDIS_URL", _redis_url, ""),
+            redis_cert_reqs=read("ASGI_LOOK_REDIS_CERT_REQS", _cert_reqs, _usual_cert_reqs(env)),
+            redis_ca_certs=read("ASGI_LOOK_REDIS_CA_CERTS", _file, default.redis_ca_certs),
+            redis_max_connections=read("ASGI_LOOK_REDIS_MAX_CONNECTIONS", _at_least(2), default.redis_max_connections),
             write_token=read("ASGI_LOOK_WRITE_TOKEN", _token, default.write_token),
             max_connections=read("ASGI_LOOK_MAX_CONNECTIONS", _at_least(1), default.max_connections),
             header_seconds=read("ASGI_LOOK_HEADER_SECONDS", _seconds, default.header_seconds),
@@ -107,6 +118,10 @@ class Settings:
             ),
             grace_seconds=read("ASGI_LOOK_GRACE_SECONDS", _at_least(0), default.grace_seconds),
             log_level=read("ASGI_LOOK_LOG_LEVEL", _log_level, default.log_level),
+            host=read("HOST", str, default.host),
+            metrics=read("ASGI_LOOK_METRICS", _flag, default.metrics),
+            metrics_token=read("ASGI_LOOK_METRICS_TOKEN", _token, default.metrics_token),
+            metrics_port=read("ASGI_LOOK_METRICS_PORT", _between(1, 65_535), default.metrics_port),
         )
 
 
@@ -150,6 +165,25 @@ def _folder(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError(f"not a directory: {text}")
     return path
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise ValueError(f"no such file: {text}")
+    return path
+
+
+def _cert_reqs(text: str) -> str:
+    if text.lower() not in ("required", "none"):
+        raise ValueError(f"not one of required, none: {text}")
+    return text.lower()
+
+
+def _usual_cert_reqs(env: Mapping[str, str]) -> str:
+    # Heroku's Redis has a certificate that it signed itself, and whose issuer nobody can be told.
+    is_on_heroku = env.get("DYNO", "").strip() and not env.get("ASGI_LOOK_REDIS_CA_CERTS", "").strip()
+    return "none" if is_on_heroku else Settings.redis_cert_reqs
 
 
 def _colour(text: str) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from shared import metrics
 from shared.connections import RedisAway
 from shared.images import Image, Owed, Status, attempt_prefix, original_key, renditions_prefix
 from shared.ledger import Ledger
@@ -50,6 +51,7 @@ class Settling:
         except RedisAway:
             return image
         moved_on = await self._ledger.tokens_changed(image)
+        metrics.SETTLED.add("tokens")
         await self._announce(image.id)
         # Whoever moved the row on before us pays what else it owes.
         return moved_on or replace(image, owed=None)
@@ -60,6 +62,7 @@ class Settling:
             ids = [image.id for image in owing]
             await self._cache.change_tokens(*ids, even_if_open=even_if_open)
             await self._ledger.all_tokens_changed(owing)
+            metrics.SETTLED.add("tokens", by=len(owing))
             await self._announce(*ids, even_if_open=even_if_open)
 
     async def _announce(self, *image_ids: str, even_if_open: bool = False) -> None:
@@ -81,3 +84,4 @@ class Settling:
             if image.status is Status.READY and not self._keep_originals:
                 await self._storage.delete(original_key(image.id))
         await self._ledger.leftovers_removed(image)
+        metrics.SETTLED.add("leftovers")

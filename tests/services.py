@@ -8,6 +8,7 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
+from shared import metrics
 from shared.connections import WORKER_DEADLINE, CircuitBreaker
 from shared.images import Image, original_key, rendition_key
 from shared.ledger import Ledger
@@ -75,6 +76,13 @@ def settling(
     settings: Settings, ledger: Ledger, storage: Storage, cache: ResponseCache, announcer: Announcer
 ) -> Settling:
     return Settling(ledger, storage, cache, announcer, settings.keep_originals)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever switches metrics on in this test does so for this test only."""
+    for metric in metrics._ALL:
+        monkeypatch.setattr(metric, "_real", None)
 
 
 async def put(storage: Storage, key: str, content: bytes) -> None:

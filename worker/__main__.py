@@ -16,9 +16,11 @@ from typing import Any
 from shared import logs
 from shared.belonging import check_redis, check_storage, keep_standing
 from shared.cancellation import cancel
-from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, worker_client
+from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, check_access, worker_client
 from shared.errors import AsgilookError
+from shared.exposition import Exposition
 from shared.ledger import Ledger
+from shared.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
 from shared.notices import Announcer
 from shared.queue import Queue
 from shared.response_cache import ResponseCache
@@ -29,6 +31,7 @@ from worker import capacity
 from worker.attempts import Attempts
 from worker.consumer import Consumer, Consumers
 from worker.jobs import Jobs
+from worker.metrics import MetricsPort
 from worker.renderer import Renderer
 from worker.sweep import Sweep
 
@@ -49,23 +52,27 @@ async def run(settings: Settings) -> None:
     slots = settings.render_slots or capacity.render_slots()
     name = worker_name()
     async with contextlib.AsyncExitStack() as stack:
-        ledger = Ledger.connect(settings)
+        exposition = Exposition() if settings.metrics_port else None
+        ledger = timed(Ledger.connect(settings), LEDGER_SECONDS)
         stack.push_async_callback(ledger.close)
-        storage = DiskStorage(settings.storage_path)
+        storage = timed(DiskStorage(settings.storage_path), STORAGE_SECONDS)
         await storage.prepare()
         identity = await check_storage(ledger, storage)
         ledger_name = identity.name
 
-        redis = worker_client(settings.redis_url)
+        redis = worker_client(settings.redis_url, settings=settings)
         stack.push_async_callback(redis.aclose)
         breaker = CircuitBreaker(redis, WORKER_DEADLINE)
         stack.push_async_callback(breaker.close)
         cache_redis, cache_breaker = redis, breaker
         if settings.cache_redis_url != settings.redis_url:
-            cache_redis = worker_client(settings.cache_redis_url)
+            cache_redis = worker_client(settings.cache_redis_url, settings=settings)
             stack.push_async_callback(cache_redis.aclose)
             cache_breaker = CircuitBreaker(cache_redis, WORKER_DEADLINE)
             stack.push_async_callback(cache_breaker.close)
+        await check_access(redis, breaker, "REDIS_URL")
+        if cache_redis is not redis:
+            await check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL")
         await check_redis(redis, breaker, ledger_name)
 
         queue = Queue(redis, breaker, lambda: ledger_name)
@@ -99,6 +106,8 @@ async def run(settings: Settings) -> None:
             asyncio.create_task(sweep.run()),
             asyncio.create_task(keep_standing(redis, breaker, ledger_name)),
         ]
+        if exposition is not None:
+            background.append(asyncio.create_task(MetricsPort(settings, exposition, ledger, queue).run()))
         logger.info("the worker is ready", extra={"worker": name, "slots": slots})
         await stop.wait()
 
@@ -116,7 +125,7 @@ async def run(settings: Settings) -> None:
 async def check(settings: Settings) -> int:
     """Tell whether a worker of this host is alive: 0 if so, else 1."""
     ledger = Ledger.connect(settings)
-    redis = worker_client(settings.redis_url)
+    redis = worker_client(settings.redis_url, settings=settings)
     breaker = CircuitBreaker(redis, WORKER_DEADLINE)
     try:
         identity = await ledger.identity()

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from shared import logs
+from shared import logs, metrics
 from shared.connections import RedisAway
 from shared.errors import (
     AsgilookError,
@@ -125,6 +125,7 @@ class Attempts:
         except AsgilookError as exc:
             # The lease runs out, or the sweep settles: nothing is lost by leaving it there.
             logger.warning("an attempt was left to the sweep", extra={"reason": str(exc), "attempt": image.attempt})
+            metrics.ATTEMPTS.add("left to the sweep", type(exc).__name__)
             self.pause.begin()
 
     async def _claimed(self, claim: Claim) -> Image | None:
@@ -145,25 +146,33 @@ class Attempts:
             async with self._lease(image):
                 row: Image | None = await work(image)
             self.pause.forget()
-            logger.info("published", extra=blame | {"seconds": round(time.monotonic() - began, 3)})
+            seconds = time.monotonic() - began
+            logger.info("published", extra=blame | {"seconds": round(seconds, 3)})
+            metrics.ATTEMPTS.add("published", "")
+            metrics.ATTEMPT_SECONDS.observe(seconds)
             return row
         except LeaseLost:
-            row = None
+            row, end = None, ("taken", "")
         except RenderFailure as exc:
+            end = ("failed", exc.type)
             logger.info("the file cannot be rendered", extra=blame | {"type": exc.type, "reason": exc.detail})
             row = await self._fail(image, exc)
         except asyncio.CancelledError:
+            end = ("handed back", "stopping")
             logger.info("handed back", extra=blame)
             row = await self._ledger.hand_back(image, 0.0)
         except (StorageUnavailable, LedgerUnavailable, RedisAway, NoChild) as exc:
+            end = ("handed back", type(exc).__name__)
             row = await self._hand_back_in_trouble(image, exc)
         except AsgilookError as exc:  # ChildLost, NoSuchKey
+            end = ("lost", type(exc).__name__)
             logger.warning("an attempt was lost", extra=blame | {"reason": f"{type(exc).__name__}: {exc}"})
             row = await self._ledger.count_loss(image)
         except Exception:
+            end = ("lost", "unforeseen")
             logger.exception("an attempt was lost by an unforeseen error", extra=blame)
             row = await self._ledger.count_loss(image)
-        return await self._without_own_folder(image, row)
+        return await self._without_own_folder(image, row, *end)
 
     async def _fail(self, image: Image, failure: RenderFailure) -> Image | None:
         if image.status is Status.READY:
@@ -181,11 +190,13 @@ class Attempts:
             self.pause.begin()
         return row
 
-    async def _without_own_folder(self, image: Image, row: Image | None) -> Image | None:
+    async def _without_own_folder(self, image: Image, row: Image | None, outcome: str, why: str) -> Image | None:
         """Remove what this attempt stored, unless its commit went through after all; return the row to follow up."""
         latest = await self._ledger.get(image.id)
         if latest is not None and latest.published == image.attempt:
+            metrics.ATTEMPTS.add("published", "")
             return latest
+        metrics.ATTEMPTS.add(*((outcome, why) if row is not None else ("taken", "")))
         if row is None:
             # Whatever was said before: a file of theirs that is gone, say, is how this attempt may have noticed.
             logger.info("others have taken the image from this attempt", extra={"attempt": image.attempt})

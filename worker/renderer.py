@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
+from shared import metrics
 from shared.cancellation import to_the_end
 from shared.errors import (
     ChildLost,
@@ -46,6 +47,9 @@ _COPIED_AT_ONCE = 512 * 1024
 _READ_AT_ONCE = 1024 * 1024
 #: Seconds, twice as many after each failure, until another child is started where one could not be.
 _AGAIN_SECONDS = 1.0
+
+#: What rendering takes its time for.
+STAGES = frozenset({"decode", "colour", "scale", "encode"})
 
 logger = logging.getLogger("worker.child")
 
@@ -145,6 +149,7 @@ class Renderer:
                 "replacing a child",
                 extra={"pid": child.process.pid, "exit": child.process.returncode, "pictures": child.pictures},
             )
+            metrics.CHILDREN_REPLACED.add()
             while True:
                 try:
                     child = await self._start_child()
@@ -198,6 +203,9 @@ class Opened:
                 raise self._child.distrust("claimed to have rendered what it had not")
             await self._take_over(scratches, outputs)
             self._child.is_idle = True
+        # A child may have been taken over: what it calls its stages is no label of ours.
+        for stage in STAGES & stages.keys():
+            metrics.RENDER_SECONDS.observe(stages[stage] / 1000, stage, self.format)
         logger.info(
             "rendered",
             extra={"pid": self._child.process.pid, "format": self.format, "size": list(self.size), "stages": stages},

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
+from shared import metrics
 from shared.connections import RedisAway
 from shared.errors import AsgilookError
 from shared.images import Image, Owed, Status
@@ -54,17 +55,18 @@ class Sweep:
         except RedisAway:
             pass  # Nothing but leftovers can be paid without Redis; the rest stays due.
         else:
-            await self._serve(await self._ledger.take_owing(Owed.TOKENS), self._settle)
-            await self._serve(await self._ledger.take_lost(), self._go_on)
-            await self._serve(await self._ledger.take_thumbnails(), self._queue.enqueue)
+            await self._serve("tokens", await self._ledger.take_owing(Owed.TOKENS), self._settle)
+            await self._serve("lost", await self._ledger.take_lost(), self._go_on)
+            await self._serve("thumbnails", await self._ledger.take_thumbnails(), self._queue.enqueue)
             if depth < _DEPTH_ENOUGH:
-                await self._serve(await self._ledger.take_queued(_DEPTH_ENOUGH - depth), self._queue.enqueue)
-        await self._serve(await self._ledger.take_owing(Owed.LEFTOVERS), self._settle)
+                queued = await self._ledger.take_queued(_DEPTH_ENOUGH - depth)
+                await self._serve("queued", queued, self._queue.enqueue)
+        await self._serve("leftovers", await self._ledger.take_owing(Owed.LEFTOVERS), self._settle)
         if time.monotonic() - self._drafts_swept_at >= _DRAFTS_EVERY_SECONDS:
             self._drafts_swept_at = time.monotonic()
             await self._storage.sweep_drafts(_DRAFT_SECONDS)
 
-    async def _serve(self, taken: list[Taken], serve: Callable[[Image], Awaitable[None]]) -> None:
+    async def _serve(self, what: str, taken: list[Taken], serve: Callable[[Image], Awaitable[None]]) -> None:
         unserved: list[Taken] = []
         for row in taken:
             try:
@@ -74,7 +76,10 @@ class Sweep:
                 unserved.append(row)
         await self._ledger.give_back(unserved)
         if taken:
-            logger.debug("swept", extra={"served": len(taken) - len(unserved), "given_back": len(unserved)})
+            served, given_back = len(taken) - len(unserved), len(unserved)
+            metrics.SWEPT.add(what, "served", by=served)
+            metrics.SWEPT.add(what, "given back", by=given_back)
+            logger.debug("swept", extra={"what": what, "served": served, "given_back": given_back})
 
     async def _go_on(self, image: Image) -> None:
         """Follow up a lost lease: most are queued again, the last of too many is failed."""

@@ -57,6 +57,7 @@ QUERIES: dict[str, tuple[str, Callable[[Ledger], Awaitable[object]]]] = {
     "failed": ("images_failed_by_id", lambda ledger: ledger.list_with_status(Status.FAILED, None, 9, True)),
     "more failed": ("images_failed_by_id (id<?)", lambda ledger: ledger.list_with_status(Status.FAILED, "a", 9, True)),
     "how many wait": ("images_queued", lambda ledger: ledger.count_queued(100_000)),
+    "what is to be done": ("images_queued_by_id", lambda ledger: ledger.waiting()),
     "debts before a list": ("images_owing_tokens", lambda ledger: ledger.owing_tokens()),
     "all": ("sqlite_autoindex_images_1", lambda ledger: ledger.list_all(None, 9)),
     "more of all": ("sqlite_autoindex_images_1 (id>?)", lambda ledger: ledger.list_all("a", 9)),

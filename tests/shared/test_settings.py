@@ -24,6 +24,9 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_DATABASE_CONNECTIONS", "9", "database_connections", 9),
     ("REDIS_URL", "rediss://:p%40ss@redis.example:6380/2", "redis_url", "rediss://:p%40ss@redis.example:6380/2"),
     ("CACHE_REDIS_URL", "redis://cache.example/0", "cache_redis_url", "redis://cache.example/0"),
+    ("ASGI_LOOK_REDIS_CERT_REQS", "None", "redis_cert_reqs", "none"),
+    ("ASGI_LOOK_REDIS_CA_CERTS", __file__, "redis_ca_certs", Path(__file__)),
+    ("ASGI_LOOK_REDIS_MAX_CONNECTIONS", "12", "redis_max_connections", 12),
     ("ASGI_LOOK_WRITE_TOKEN", "ab.c_~+/-1==", "write_token", "ab.c_~+/-1=="),
     ("ASGI_LOOK_MAX_CONNECTIONS", "50", "max_connections", 50),
     ("ASGI_LOOK_HEADER_SECONDS", "2.5", "header_seconds", 2.5),
@@ -47,6 +50,10 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_RENDER_MEMORY_BYTES", "536870912", "render_memory_bytes", 536_870_912),
     ("ASGI_LOOK_GRACE_SECONDS", "7", "grace_seconds", 7),
     ("ASGI_LOOK_LOG_LEVEL", "debug", "log_level", "DEBUG"),
+    ("HOST", "127.0.0.1", "host", "127.0.0.1"),
+    ("ASGI_LOOK_METRICS", "1", "metrics", True),
+    ("ASGI_LOOK_METRICS_TOKEN", "ab.c_~+/-1==", "metrics_token", "ab.c_~+/-1=="),
+    ("ASGI_LOOK_METRICS_PORT", "9090", "metrics_port", 9090),
 ]
 
 
@@ -72,6 +79,7 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str) -> None:
 WHOLE_NUMBERS_FROM = {
     "ASGI_LOOK_DATABASE_CONNECTIONS": 1,
     "ASGI_LOOK_MAX_CONNECTIONS": 1,
+    "ASGI_LOOK_REDIS_MAX_CONNECTIONS": 2,
     "ASGI_LOOK_DOWNLOAD_LEAST_RATE": 0,
     "ASGI_LOOK_MAX_UNSENT_BYTES": 1,
     "ASGI_LOOK_MAX_UPLOAD_BYTES": 1,
@@ -135,9 +143,14 @@ BAD_VALUES = [
             "redis://[::1",
         )
     ),
+    ("ASGI_LOOK_REDIS_CERT_REQS", "optional"),
+    ("ASGI_LOOK_REDIS_CA_CERTS", "/nowhere/issuer.pem"),
     ("ASGI_LOOK_WRITE_TOKEN", "secret with spaces"),
     ("ASGI_LOOK_WRITE_TOKEN", "secrét"),
     ("ASGI_LOOK_KEEP_ORIGINALS", "perhaps"),
+    ("ASGI_LOOK_METRICS", "perhaps"),
+    ("ASGI_LOOK_METRICS_TOKEN", "secret with spaces"),
+    *(("ASGI_LOOK_METRICS_PORT", text) for text in ("0", "65536", "many", "-1")),
     ("ASGI_LOOK_BACKGROUND", "white"),
     ("ASGI_LOOK_BACKGROUND", "#fff"),
     ("ASGI_LOOK_LOG_LEVEL", "LOUD"),

@@ -1,0 +1,110 @@
+"""What a process answers at /metrics: all that was counted, and what waits in the ledger at this moment.
+
+prometheus_client is imported here only, and only where metrics are asked for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shared import metrics
+from shared.errors import AsgilookError
+from shared.ledger import Ledger
+from shared.queue import Queue
+
+#: Prometheus' text format.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_FOLDERS = "asgilook-metrics-"
+#: Locks that this process keeps as long as it lives.
+_LOCKS: list[int] = []
+
+
+class Exposition:
+    """Everything that is counted, as text. Making one switches the counting on, for good."""
+
+    def __init__(self) -> None:
+        # Where there are siblings, each counts into files of its own, and whoever is asked adds all of them up.
+        folder = _folder_of_siblings() if multiprocessing.parent_process() else None
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+        if folder is not None:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read by the import
+        import prometheus_client
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        self._prometheus = prometheus_client
+        self._registry = prometheus_client.CollectorRegistry()
+        metrics.switch_on(prometheus_client, prometheus_client.CollectorRegistry() if folder else self._registry)
+        if folder is not None:
+            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
+        else:
+            prometheus_client.ProcessCollector(registry=self._registry)
+
+    async def text(self, ledger: Ledger, queue: Queue) -> bytes:
+        """Return all of it. What cannot be told at this moment is left out."""
+        gauges = _Gauges()
+        with suppress(AsgilookError):
+            waiting = await ledger.waiting()
+            gauges.add("asgilook_images_waiting", "Images that are queued.", waiting.queued)
+            gauges.add("asgilook_images_processing", "Images in an attempt's hands.", waiting.processing)
+            gauges.add("asgilook_oldest_waiting_seconds", "Seconds that the oldest queued one waits.", waiting.seconds)
+        with suppress(AsgilookError):
+            gauges.add("asgilook_workers_alive", "Workers whose loop turns.", len(await queue.workers_alive()))
+        counted: bytes = self._prometheus.generate_latest(self._registry)
+        return counted + self._prometheus.generate_latest(gauges)
+
+
+class _Gauges:
+    """What prometheus_client takes for a registry: values of this moment."""
+
+    def __init__(self) -> None:
+        self._families: list[Any] = []
+
+    def add(self, name: str, what: str, value: float) -> None:
+        from prometheus_client.core import GaugeMetricFamily
+
+        self._families.append(GaugeMetricFamily(name, what, value))
+
+    def collect(self) -> Iterator[Any]:
+        yield from self._families
+
+
+def _folder_of_siblings() -> Path:
+    """Return the folder of the web processes that one supervisor has started; those of the dead are removed.
+
+    All of them, and nobody else, know their supervisor's key. Who lives holds a lock.
+    """
+    family = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:32]
+    folder = Path(tempfile.gettempdir()) / f"{_FOLDERS}{family}"
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(folder), os.fstat(lock)):
+                break
+        os.close(lock)  # somebody took it for a dead one's between the two
+    _LOCKS.append(lock)
+    for other in folder.parent.glob(f"{_FOLDERS}*"):
+        if other != folder:
+            _remove_if_dead(other)
+    return folder
+
+
+def _remove_if_dead(folder: Path) -> None:
+    with suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        finally:
+            os.close(lock)

@@ -1,0 +1,136 @@
+"""What is counted, for /metrics: every counter and histogram, in one place. Off, and nearly free, until switched on.
+
+Labels come from small, fixed sets: routes and not paths, types and not details.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import wraps
+from itertools import product
+from typing import Any, TypeVar
+
+from shared.errors import RenderFailure
+
+T = TypeVar("T")
+
+
+class Counter:
+    """Counts what happens, by its labels. What is known to happen is told before it does, as none."""
+
+    def __init__(self, name: str, what: str, *labels: str, known: Iterable[tuple[str, ...]] = ()) -> None:
+        self._declared = (name, what, labels)
+        self._known = tuple(known)
+        self._real: Any = None
+        _ALL.append(self)
+
+    def add(self, *labels: str, by: float = 1) -> None:
+        """Count one, or so many."""
+        if self._real is not None:
+            (self._real.labels(*labels) if labels else self._real).inc(by)
+
+    def switch_on(self, prometheus: Any, registry: Any) -> None:
+        self._real = prometheus.Counter(*self._declared, registry=registry)
+        for labels in self._known:
+            self._real.labels(*labels)
+
+
+class Histogram:
+    """Counts what is measured, by how much it was and by its labels."""
+
+    def __init__(self, name: str, what: str, *labels: str, up_to: Sequence[float]) -> None:
+        self._declared = (name, what, labels)
+        self._up_to = up_to
+        self._real: Any = None
+        _ALL.append(self)
+
+    @property
+    def is_on(self) -> bool:
+        return self._real is not None
+
+    def observe(self, value: float, *labels: str) -> None:
+        """Count what was measured."""
+        if self._real is not None:
+            (self._real.labels(*labels) if labels else self._real).observe(value)
+
+    def switch_on(self, prometheus: Any, registry: Any) -> None:
+        self._real = prometheus.Histogram(*self._declared, registry=registry, buckets=self._up_to)
+
+
+_ALL: list[Counter | Histogram] = []
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+_BYTES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000)
+
+REQUESTS = Counter("asgilook_requests", "Requests, by what they were answered.", "method", "route", "status")
+REQUEST_SECONDS = Histogram(
+    "asgilook_request_seconds", "Seconds from a request to its answer's end.", "method", "route", up_to=_SECONDS
+)
+UPLOAD_BYTES = Histogram("asgilook_upload_bytes", "Bytes of the originals that were committed.", up_to=_BYTES)
+UPLOAD_SECONDS = Histogram("asgilook_upload_seconds", "Seconds from a body's begin to its commit.", up_to=_SECONDS)
+RESPONSE_CACHE = Counter(
+    "asgilook_response_cache",
+    "Looks into the response cache, and its fills.",
+    "what",
+    known=[("hit",), ("miss",), ("away",), ("fill",)],
+)
+REDIS_LEFT_ALONE = Counter("asgilook_redis_left_alone", "Times that a Redis failed and was left alone for a while.")
+ATTEMPTS = Counter(
+    "asgilook_attempts",
+    "Attempts, by how they ended, and why.",
+    "outcome",
+    "why",
+    known=[
+        ("published", ""),
+        ("taken", ""),
+        *(("failed", failure.type) for failure in RenderFailure.__subclasses__()),
+        *(("lost", why) for why in ("ChildLost", "NoSuchKey", "unforeseen")),
+        *(("handed back", why) for why in ("stopping", "StorageUnavailable", "StorageFull", "NoChild")),
+        ("left to the sweep", "LedgerUnavailable"),
+    ],
+)
+ATTEMPT_SECONDS = Histogram("asgilook_attempt_seconds", "Seconds from a claim to its publication.", up_to=_SECONDS)
+RENDER_SECONDS = Histogram(
+    "asgilook_render_seconds", "Seconds that a stage of a picture's rendering took.", "stage", "format", up_to=_SECONDS
+)
+CHILDREN_REPLACED = Counter("asgilook_children_replaced", "Children that ended and had to be replaced.")
+SWEPT = Counter(
+    "asgilook_swept",
+    "Rows that the sweep took: served, or given back.",
+    "what",
+    "outcome",
+    known=product(("tokens", "lost", "thumbnails", "queued", "leftovers"), ("served", "given back")),
+)
+SETTLED = Counter("asgilook_settled", "Debts that were paid.", "owed", known=[("tokens",), ("leftovers",)])
+LEDGER_SECONDS = Histogram("asgilook_ledger_seconds", "Seconds in the ledger.", "operation", up_to=_SHORT_SECONDS)
+STORAGE_SECONDS = Histogram("asgilook_storage_seconds", "Seconds in storage.", "operation", up_to=_SHORT_SECONDS)
+
+
+def switch_on(prometheus: Any, registry: Any) -> None:
+    """Have everything above counted in `registry` from now on, by the library that is given."""
+    for metric in _ALL:
+        metric.switch_on(prometheus, registry)
+
+
+def timed(part: T, seconds: Histogram) -> T:
+    """Return `part`, each of whose public coroutine methods is timed from now on, where metrics are on."""
+    if seconds.is_on:
+        for name, operation in inspect.getmembers(part, inspect.iscoroutinefunction):
+            if not name.startswith("_"):
+                setattr(part, name, _timed(operation, name, seconds))
+    return part
+
+
+def _timed(operation: Callable[..., Awaitable[T]], name: str, seconds: Histogram) -> Callable[..., Awaitable[T]]:
+    @wraps(operation)
+    async def timed_operation(*args: Any, **kwargs: Any) -> T:
+        began = time.monotonic()
+        try:
+            return await operation(*args, **kwargs)
+        finally:
+            seconds.observe(time.monotonic() - began, name)
+
+    return timed_operation

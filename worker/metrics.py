@@ -1,0 +1,73 @@
+"""The worker's /metrics, on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from contextlib import suppress
+
+from shared.exposition import CONTENT_TYPE, Exposition
+from shared.ledger import Ledger
+from shared.queue import Queue
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a client has for its request, and between two tries at a port that somebody else has.
+_PATIENCE_SECONDS = 5.0
+
+
+class MetricsPort:
+    """Answers `GET /metrics` over HTTP/1.1, one request a connection, and nothing else."""
+
+    def __init__(self, settings: Settings, exposition: Exposition, ledger: Ledger, queue: Queue) -> None:
+        self._settings = settings
+        self._exposition = exposition
+        self._ledger = ledger
+        self._queue = queue
+
+    async def run(self) -> None:
+        """Answer until cancelled. A port that is taken keeps no worker from working: it is tried again and again."""
+        host, port = self._settings.host, self._settings.metrics_port
+        said = False
+        while True:
+            try:
+                server = await asyncio.start_server(self._serve, host, port, limit=16 * 1024)
+                break
+            except OSError as exc:
+                if not said:
+                    logger.warning("metrics are not served yet", extra={"port": port, "reason": str(exc)})
+                said = True
+                await asyncio.sleep(_PATIENCE_SECONDS)
+        async with server:
+            await server.serve_forever()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                status, body = await self._answer(head)
+                writer.write(
+                    f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
+                    "Cache-Control: no-store\r\nConnection: close\r\n\r\n".encode()
+                )
+                writer.write(body)
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # a scrape that went wrong; there will be another one
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(self, head: bytes) -> tuple[str, bytes]:
+        request, *lines = head.split(b"\r\n")
+        if request.split(b" ")[:2] != [b"GET", b"/metrics"]:
+            return "404 Not Found", b"Only GET /metrics is here.\n"
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+        token = self._settings.metrics_token
+        given = headers.get(b"authorization", b"")
+        if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            return "401 Unauthorized\r\nWWW-Authenticate: Bearer", b"ASGI_LOOK_METRICS_TOKEN is asked for.\n"
+        return "200 OK", await self._exposition.text(self._ledger, self._queue)
