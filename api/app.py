@@ -34,7 +34,7 @@ from shared.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
-from shared.storage.disk import DiskStorage
+from shared.storage.backends import open_storage
 
 App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
 
@@ -48,7 +48,7 @@ def create_app(
     """Build the falcon application; everything it opens is opened and closed with its lifespan."""
     settings = settings or Settings.from_env()
     ledger = Ledger.connect(settings)
-    storage = DiskStorage(settings.storage_path)
+    storage = open_storage(settings)
 
     redis = cache_redis = web_client(settings.redis_url, redis_from_url)
     breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)

@@ -22,6 +22,9 @@ class Settings:
     """Everything that can be configured. Sizes are in bytes or pixels, times in seconds."""
 
     storage_path: Path = Path("data")
+    storage_url: str | None = None
+    local_cache_bytes: int = 1024 * 1024 * 1024
+    redirect_bytes: int | None = None
     database_url: str = ""
     redis_url: str = "redis://127.0.0.1:6379/0"
     cache_redis_url: str = ""
@@ -71,6 +74,9 @@ class Settings:
         default = cls()
         return cls(
             storage_path=read("ASGI_LOOK_STORAGE_PATH", _folder, default.storage_path),
+            storage_url=read("ASGI_LOOK_STORAGE", _storage_url, default.storage_url),
+            local_cache_bytes=read("ASGI_LOOK_LOCAL_CACHE_BYTES", _at_least(0), default.local_cache_bytes),
+            redirect_bytes=read("ASGI_LOOK_REDIRECT_BYTES", _at_least(0), default.redirect_bytes),
             database_url=read("DATABASE_URL", _database_url, ""),
             redis_url=read("REDIS_URL", _redis_url, default.redis_url),
             cache_redis_url=read("CACHE_REDIS_URL", _redis_url, ""),
@@ -142,6 +148,16 @@ def _folder(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError(f"not a directory: {text}")
     return path
+
+
+def _storage_url(text: str) -> str:
+    # Nothing of it is repeated: whoever wrote a password into it should not find that in a log as well.
+    if not re.fullmatch(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*/?", text):
+        raise ValueError(
+            "not like s3://bucket/prefix (or gs://, az://): credentials have variables of their own, "
+            "and a folder of a disk is set by ASGI_LOOK_STORAGE_PATH"
+        )
+    return text.rstrip("/")
 
 
 def _colour(text: str) -> tuple[int, int, int]:

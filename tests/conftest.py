@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ("tests.ledgers", "tests.valkey", "tests.services")
+pytest_plugins = ("tests.ledgers", "tests.valkey", "tests.services", "tests.objects")

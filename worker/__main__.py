@@ -24,7 +24,7 @@ from shared.queue import Queue
 from shared.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
-from shared.storage.disk import DiskStorage
+from shared.storage.backends import open_storage
 from worker import capacity
 from worker.attempts import Attempts
 from worker.consumer import Consumer, Consumers
@@ -51,7 +51,7 @@ async def run(settings: Settings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         ledger = Ledger.connect(settings)
         stack.push_async_callback(ledger.close)
-        storage = DiskStorage(settings.storage_path)
+        storage = open_storage(settings)
         await storage.prepare()
         identity = await check_storage(ledger, storage)
         ledger_name = identity.name

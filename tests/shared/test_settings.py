@@ -14,6 +14,9 @@ from shared.settings import Settings
 #: Every variable, a value for it, and what it makes of which setting.
 VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_STORAGE_PATH", "/tmp/pictures", "storage_path", Path("/tmp/pictures")),  # noqa: S108 - never opened
+    ("ASGI_LOOK_STORAGE", "s3://bucket/some/prefix/", "storage_url", "s3://bucket/some/prefix"),
+    ("ASGI_LOOK_LOCAL_CACHE_BYTES", "0", "local_cache_bytes", 0),
+    ("ASGI_LOOK_REDIRECT_BYTES", "1000", "redirect_bytes", 1000),
     ("DATABASE_URL", "sqlite:////srv/ledger.sqlite3", "database_url", "sqlite:////srv/ledger.sqlite3"),
     ("REDIS_URL", "rediss://:p%40ss@redis.example:6380/2", "redis_url", "rediss://:p%40ss@redis.example:6380/2"),
     ("CACHE_REDIS_URL", "redis://cache.example/0", "cache_redis_url", "redis://cache.example/0"),

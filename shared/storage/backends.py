@@ -1,0 +1,17 @@
+"""Which storage the settings name."""
+
+from __future__ import annotations
+
+from shared.settings import Settings
+from shared.storage import Storage
+from shared.storage.disk import DiskStorage
+
+
+def open_storage(settings: Settings) -> Storage:
+    """Return the storage that the settings name: an object store where there is one, else the disk."""
+    if settings.storage_url is None:
+        return DiskStorage(settings.storage_path)
+    # Imported by those who use it: it costs memory and time that a disk does not.
+    from shared.storage.objects import ObjectStorage
+
+    return ObjectStorage(settings.storage_url, settings.storage_path)
