@@ -86,7 +86,7 @@ class ObjectStorage:
             "backoff": _BACKOFF,
         }
         self._store: Any = from_url(url, config=config or None, client_options=client, retry_config=retry)  # type: ignore[call-overload] # one of three kinds
-        self._unfinished = UnfinishedPuts.of(url, env)
+        self._unfinished = UnfinishedPuts.of(url, env, patience)
 
     async def prepare(self) -> None:
         await self._local.prepare()

@@ -23,8 +23,6 @@ from urllib.parse import quote, urlsplit
 from shared.errors import StorageUnavailable
 from shared.storage.disk import in_thread
 
-#: Of one request; a sweep is nobody's who waits.
-_SECONDS = 5.0
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 
@@ -39,9 +37,11 @@ class UnfinishedPuts:
     access_key: str
     secret_key: str = field(repr=False)
     session_token: str = field(default="", repr=False)
+    #: For each request.
+    seconds: float = 5.0
 
     @classmethod
-    def of(cls, url: str, env: Mapping[str, str]) -> UnfinishedPuts | None:
+    def of(cls, url: str, env: Mapping[str, str], seconds: float) -> UnfinishedPuts | None:
         """Return those of a storage's address, or None where they cannot be asked for."""
         access_key, secret_key = env.get("AWS_ACCESS_KEY_ID"), env.get("AWS_SECRET_ACCESS_KEY")
         if not url.startswith("s3://") or not access_key or not secret_key:
@@ -49,8 +49,16 @@ class UnfinishedPuts:
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
         endpoint = env.get("AWS_ENDPOINT_URL") or env.get("AWS_ENDPOINT") or f"https://s3.{region}.amazonaws.com"
-        token = env.get("AWS_SESSION_TOKEN", "")
-        return cls(endpoint.rstrip("/"), region, bucket, f"{prefix}/" if prefix else "", access_key, secret_key, token)
+        return cls(
+            endpoint.rstrip("/"),
+            region,
+            bucket,
+            f"{prefix}/" if prefix else "",
+            access_key,
+            secret_key,
+            env.get("AWS_SESSION_TOKEN", ""),
+            seconds,
+        )
 
     async def sweep(self, older_than_seconds: float) -> int:
         """Abort those that were begun so long ago, a thousand at the most; return how many.
@@ -81,7 +89,7 @@ class UnfinishedPuts:
         path = quote(address.path + path)
         words = "&".join(f"{name}={quote(query[name], safe='')}" for name in sorted(query))
         kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-        with closing(kind(address.netloc, timeout=_SECONDS)) as connection:
+        with closing(kind(address.netloc, timeout=self.seconds)) as connection:
             try:
                 connection.request(method, f"{path}?{words}", headers=self._signed(method, address.netloc, path, words))
                 answer = connection.getresponse()
