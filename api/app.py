@@ -48,7 +48,7 @@ def create_app(
     """Build the falcon application; everything it opens is opened and closed with its lifespan."""
     settings = settings or Settings.from_env()
     ledger = Ledger.connect(settings)
-    storage = open_storage(settings)
+    storage = open_storage(settings, cached=True)
 
     redis = cache_redis = web_client(settings.redis_url, redis_from_url)
     breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)
@@ -62,11 +62,19 @@ def create_app(
     response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name)
     announcer = Announcer(redis, breaker, lifespan.ledger_name)
     listener = Listener(listening, lifespan.ledger_name)
+    listener.on_notice.append(storage.forget_copies)
     settling = Settling(ledger, storage, response_cache, announcer, settings.keep_originals)
     # Before the cache is trusted again, what was committed while it was away must be told to it.
     cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
     lifespan.background = [listener.run]
-    lifespan.to_close = [breaker.close, cache_breaker.close, redis.aclose, cache_redis.aclose, listening.aclose]
+    lifespan.to_close = [
+        breaker.close,
+        cache_breaker.close,
+        redis.aclose,
+        cache_redis.aclose,
+        listening.aclose,
+        storage.close,
+    ]
 
     enqueueing = Enqueueing(ledger, queue)
     waiting = Waiting(ledger, settling, listener)

@@ -88,3 +88,9 @@ class Storage(Protocol):
 
     async def sweep_drafts(self, older_than_seconds: float) -> int:
         """Remove drafts that nobody has written to for so long; return how many."""
+
+    async def forget_copies(self, image_id: str) -> None:
+        """Let go of what this process itself has copied of an image that has changed, or is no more."""
+
+    async def close(self) -> None:
+        """Let go of what this process holds."""

@@ -239,6 +239,12 @@ class DiskStorage:
 
         return await in_thread(self._drafts, sweep)
 
+    async def forget_copies(self, image_id: str) -> None:
+        """There are none."""
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
     def _make_durable_folder(self, folder: Path) -> None:
         """Make a folder whose own entry survives a power cut, whoever made it; blocks."""
         if folder == self._root:

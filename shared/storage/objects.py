@@ -248,6 +248,12 @@ class ObjectStorage:
             swept += await self._unfinished.sweep(older_than_seconds)
         return swept
 
+    async def forget_copies(self, image_id: str) -> None:
+        """There are none."""
+
+    async def close(self) -> None:
+        """Nothing is held: connections go with their time."""
+
 
 class Found:
     """What is under a key, on its way: its whole length, and the bytes that were asked for."""
