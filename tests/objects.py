@@ -95,7 +95,13 @@ def _weed_command(folder: Path, port: int) -> list[str]:
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     ports = {name: free_port() for name in ("master", "volume", "filer")} | {"s3": port}
     command = [str(Path(sys.executable).parent / "weed"), "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3"]
-    command += ["-ip.bind=127.0.0.1", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-master.raftBootstrap"]
+    command += [
+        "-ip.bind=127.0.0.1",
+        f"-s3.config={folder}/s3.json",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-master.raftBootstrap",
+    ]
     command += ["-master.volumeSizeLimitMB=64", "-volume.max=20", "-volume.preStopSeconds=0"]
     for name, number in ports.items():
         command += [f"-{name}.port={number}", f"-{name}.port.grpc={free_port()}"]
