@@ -176,8 +176,8 @@ class CachedObjectStorage(ObjectStorage):
         path = await self._copy_of(key)
         if path is not None:
             try:
-                return await in_thread(path, path.read_bytes, absent=NoSuchKey)
-            except (NoSuchKey, StorageUnavailable):
+                return await asyncio.to_thread(path.read_bytes)
+            except OSError:
                 # It has just made room for another one, or this disk is in trouble: the store has it.
                 self._cache.forget(key)
         return await super().read(key)

@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -33,13 +34,14 @@ def service(trouble: Troublemaker, tmp_path_factory: pytest.TempPathFactory) -> 
     """Two web processes and a worker, which share a ledger and a store, and no folder but the ledger's."""
     folder = tmp_path_factory.mktemp("objects")
     (folder / "ledger").mkdir()
+    where: dict[str, Any] = environment(trouble.address)
     with ended(folder) as services:
         yield services.deploy(
             webs=2,
             ASGI_LOOK_STORAGE=new_prefix(),
             ASGI_LOOK_REDIRECT_BYTES=str(REDIRECTED),
             DATABASE_URL=f"sqlite:///{folder / 'ledger' / 'ledger.sqlite3'}",
-            **environment(trouble.address),
+            **where,
         )
 
 
