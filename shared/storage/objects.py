@@ -24,7 +24,7 @@ from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from shared.cancellation import to_the_end
-from shared.errors import AsgilookError, NoSuchKey, StorageFull, StorageUnavailable
+from shared.errors import AsgilookError, NoSuchKey, SettingsError, StorageFull, StorageUnavailable
 from shared.storage import Draft, Stored
 from shared.storage.disk import PIECE_BYTES, DiskDraft, DiskStorage, in_thread
 from shared.storage.unfinished import UnfinishedPuts
@@ -85,15 +85,26 @@ class ObjectStorage:
             "retry_timeout": timedelta(seconds=patience * 0.8),
             "backoff": _BACKOFF,
         }
-        self._store: Any = from_url(url, config=config or None, client_options=client, retry_config=retry)  # type: ignore[call-overload] # one of three kinds
+        try:
+            self._store: Any = from_url(url, config=config or None, client_options=client, retry_config=retry)  # type: ignore[call-overload] # one of three kinds
+        except (BaseError, ValueError) as exc:
+            # Missing, or malformed: which it is has a name, and what was set is not repeated.
+            name = re.search(r"source: ([A-Z]\w+)", str(exc))
+            raise SettingsError(
+                "ASGI_LOOK_STORAGE: the store's own variables (AWS_…, GOOGLE_…, AZURE_STORAGE_…) do not suffice: "
+                f"{name[1] if name else type(exc).__name__}"
+            ) from None
         self._unfinished = UnfinishedPuts.of(url, env, patience)
 
     async def prepare(self) -> None:
         await self._local.prepare()
         # On a machine without workers nobody else sweeps what a crash has left.
         await self._local.sweep_drafts(_DRAFT_SECONDS)
-        async for _ in self._listed("markers"):
-            break
+        try:
+            async for _ in self._listed("markers"):
+                break
+        except StorageUnavailable as exc:
+            raise StorageUnavailable(f"ASGI_LOOK_STORAGE: the store cannot be used: {exc}") from None
 
     async def draft(self) -> DiskDraft:
         return await self._local.draft()

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import html
 import http.client
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -23,6 +24,10 @@ from urllib.parse import quote, urlsplit
 from shared.errors import StorageUnavailable
 from shared.storage.disk import in_thread
 
+logger = logging.getLogger(__name__)
+
+#: What a store answers that knows no such request, or whose owner does not let us make it.
+_NOT_FOR_US = (403, 405, 501)
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 
@@ -96,8 +101,10 @@ class UnfinishedPuts:
                 body = answer.read()
             except http.client.HTTPException as exc:
                 raise StorageUnavailable(f"unfinished puts: {type(exc).__name__}") from exc
+        if answer.status in _NOT_FOR_US:
+            logger.warning("unfinished puts are not ours to list or abort", extra={"status": answer.status})
         # Another sweep may have been faster.
-        if answer.status >= 300 and answer.status != 404:
+        elif answer.status >= 300 and answer.status != 404:
             raise StorageUnavailable(f"unfinished puts: {answer.status} {answer.reason}")
         return body
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from parts import free_port
 from tests.integration.evidence import comparable, status_of
 from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, Response, ended
@@ -181,3 +183,19 @@ def test_a_web_process_that_starts_again_with_an_empty_disk_serves_all_there_is(
     }
     assert before
     service.until(lambda: status_of(service, waiting.json["id"]) == "ready", what="what was waiting")
+
+
+def test_a_web_process_that_sees_another_prefix_does_not_run(service: Deployed) -> None:
+    stranger = service.start(service.commands["web"], PORT=str(free_port()), ASGI_LOOK_STORAGE=new_prefix())
+
+    assert stranger.wait(30) != 0
+    assert "ASGI_LOOK_STORAGE) and DATABASE_URL to the same values" in service.output
+
+
+def test_the_doctor_finds_nothing_wrong_with_what_the_others_have_stored(service: Deployed) -> None:
+    record = service.upload(small_picture(), wait=20)
+    assert record.status == 201
+
+    doctor = service.start([sys.executable, "-m", "worker.doctor", "--digests"])
+
+    assert doctor.wait(60) == 0, service.output

@@ -297,6 +297,27 @@ async def test_a_bucket_that_is_not_there_is_no_missing_key(
             await asked
 
 
+async def test_what_is_wrong_at_the_start_is_told_with_the_variable_to_set(
+    trouble: Troublemaker, tmp_path: Path, storage: ObjectStorage
+) -> None:
+    trouble.refusal = (403, "InvalidAccessKeyId")
+    trouble.refuse("GET")
+
+    with pytest.raises(StorageUnavailable, match=r"ASGI_LOOK_STORAGE: .*403 Forbidden, InvalidAccessKeyId"):
+        await storage.prepare()
+
+
+async def test_a_store_that_lets_nobody_list_unfinished_puts_hinders_no_sweep(
+    storage: ObjectStorage, trouble: Troublemaker
+) -> None:
+    forgotten = await storage.draft()
+    trouble.refusal = (403, "AccessDenied")
+    trouble.refuse("GET")
+
+    assert await storage.sweep_drafts(-60) == 1
+    await forgotten.discard()
+
+
 async def test_what_else_lies_in_the_bucket_is_not_listed(storage: ObjectStorage) -> None:
     await put(storage, key := original_key(new_id()), b"x")
     for stranger in ("originals/notes.txt", "originals/.keep", f"originals/{new_id()}/below", "renditions/x/y"):
