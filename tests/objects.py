@@ -124,6 +124,9 @@ class Troublemaker:
         #: The headers of the latest request.
         self.headers: dict[str, str] = {}
         self.refusal = (503, "SlowDown")
+        #: Requests under way now, and at the most.
+        self.under_way, self.most_under_way = 0, 0
+        self._counting = threading.Lock()
         #: moto says of every unfinished put that it was begun in 2010; what it is to say instead.
         self.begun: bytes | None = None
         self._released = threading.Event()
@@ -162,6 +165,12 @@ class Troublemaker:
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
+    def count(self, change: int) -> None:
+        """Count a request that begins or ends."""
+        with self._counting:
+            self.under_way += change
+            self.most_under_way = max(self.most_under_way, self.under_way)
+
     def end(self) -> None:
         if self._server is not None:
             self.go_away()
@@ -191,20 +200,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # the name is the library's
         trouble = self.server.trouble
+        trouble.count(1)
+        try:
+            answer = self._served(trouble)
+        finally:
+            # Before it is answered: its client may ask for the next thing then.
+            trouble.count(-1)
+        if answer is not None:
+            self._answer(*answer)
+
+    do_PUT = do_POST = do_DELETE = do_HEAD = do_GET
+
+    def _served(self, trouble: Troublemaker) -> tuple[int, Mapping[str, str], bytes] | None:
+        """Return what to answer: status, headers, body; or None for nothing at all."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         trouble.requests.append((self.command, self.path))
         trouble.headers = dict(self.headers.items())
         if trouble._server is not self.server:
             self.close_connection = True
-            return
+            return None
         if self.command in trouble.ignored:
             trouble._released.wait(60)
             self.close_connection = True
-            return
+            return None
         if self.command in trouble.refused:
             status, code = trouble.refusal
-            self._answer(status, {"Content-Type": "application/xml"}, f"<Error><Code>{code}</Code></Error>".encode())
-            return
+            return status, {"Content-Type": "application/xml"}, f"<Error><Code>{code}</Code></Error>".encode()
         with closing(http.client.HTTPConnection("127.0.0.1", trouble.behind, timeout=30)) as connection:
             connection.request(self.command, self.path, body, dict(self.headers.items()))
             answer = connection.getresponse()
@@ -212,9 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = answer.read()
             if trouble.begun is not None:
                 content = content.replace(b"2010-11-10T20:48:33.000Z", trouble.begun)
-            self._answer(answer.status, headers, content)
-
-    do_PUT = do_POST = do_DELETE = do_HEAD = do_GET
+            return answer.status, headers, content
 
     def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         trouble = self.server.trouble

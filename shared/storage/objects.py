@@ -41,6 +41,8 @@ LEAST_RATE = 1024 * 1024
 #: Bytes past which a put is made of parts of this length, of which so many are on their way at a time.
 PART_BYTES = 5 * 1024 * 1024
 _PARTS_AT_A_TIME = 2
+#: Puts of this process at a time: each takes up to 20 MB while it lasts. The others wait as files, with patience.
+PUTS_AT_A_TIME = 6
 #: A part's time, from its first byte to its answer.
 _PART_SECONDS = 15.0
 _DRAFT_SECONDS = 3600.0
@@ -94,6 +96,7 @@ class ObjectStorage:
                 "ASGI_LOOK_STORAGE: the store's own variables (AWS_…, GOOGLE_…, AZURE_STORAGE_…) do not suffice: "
                 f"{name[1] if name else type(exc).__name__}"
             ) from None
+        self._puts = asyncio.Semaphore(PUTS_AT_A_TIME)
         self._unfinished = UnfinishedPuts.of(url, env, patience)
 
     async def prepare(self) -> None:
@@ -123,15 +126,20 @@ class ObjectStorage:
     async def _put(self, key: str, draft: DiskDraft) -> None:
         media_type = "image/jpeg" if key.startswith("renditions/") else "application/octet-stream"
         length = os.fstat(draft.fileno()).st_size
-        async with _told(key, self._patience + length / LEAST_RATE):
-            await obstore.put_async(
-                self._store,
-                key,
-                draft.path,
-                attributes={"Content-Type": media_type},
-                chunk_size=PART_BYTES,
-                max_concurrency=_PARTS_AT_A_TIME,
-            )
+        async with _told(key, self._patience):
+            await self._puts.acquire()
+        try:
+            async with _told(key, self._patience + length / LEAST_RATE):
+                await obstore.put_async(
+                    self._store,
+                    key,
+                    draft.path,
+                    attributes={"Content-Type": media_type},
+                    chunk_size=PART_BYTES,
+                    max_concurrency=_PARTS_AT_A_TIME,
+                )
+        finally:
+            self._puts.release()
 
     async def carry_over(self, source: str, target: str) -> None:
         await to_the_end(self._carry_over(source, target))

@@ -21,7 +21,7 @@ import pytest
 from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
 from shared.images import original_key
 from shared.storage import objects
-from shared.storage.objects import PART_BYTES, ObjectStorage
+from shared.storage.objects import PART_BYTES, PUTS_AT_A_TIME, ObjectStorage
 from tests.ledgers import new_id
 from tests.objects import ACCESS_KEY, SECRET_KEY, Troublemaker, environment, new_prefix
 from tests.services import put
@@ -181,6 +181,30 @@ async def test_a_large_file_goes_in_parts_and_every_request_carries_its_digest(
     sent = {name.lower(): value for name, value in trouble.headers.items()}
     assert sent["x-amz-content-sha256"] == hashlib.sha256(b"small").hexdigest()
     assert sent["x-amz-checksum-sha256"] == base64.b64encode(hashlib.sha256(b"small").digest()).decode()
+
+
+async def test_of_many_puts_a_few_at_a_time_take_memory(storage: ObjectStorage, trouble: Troublemaker) -> None:
+    """A put holds parts of its file; the others wait on the disk."""
+    keys = [original_key(new_id()) for _ in range(5 * PUTS_AT_A_TIME)]
+    trouble.most_under_way = 0
+
+    await asyncio.gather(*(put(storage, key, b"x") for key in keys))
+
+    assert trouble.most_under_way <= PUTS_AT_A_TIME
+    assert [stored.key async for stored in storage.listing("originals")] == sorted(keys)
+
+
+async def test_who_waits_for_others_puts_in_vain_is_told_within_seconds(
+    storage: ObjectStorage, trouble: Troublemaker
+) -> None:
+    trouble.ignore("PUT")
+
+    async with asyncio.timeout(30):
+        outcomes = await asyncio.gather(
+            *(put(storage, original_key(new_id()), b"x") for _ in range(2 * PUTS_AT_A_TIME)), return_exceptions=True
+        )
+
+    assert {type(outcome) for outcome in outcomes} == {StorageUnavailable}
 
 
 async def test_a_put_that_fails_half_way_leaves_nothing_visible_and_no_parts(
