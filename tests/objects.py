@@ -117,6 +117,8 @@ class Troublemaker:
         self.refused: frozenset[str] = frozenset()
         #: Requests of these methods get no answer.
         self.ignored: frozenset[str] = frozenset()
+        #: Seconds that every answer takes.
+        self.slowness = 0.0
         #: Bytes of an answer's body after which the connection breaks, and how many answers that happens to.
         self.breaks_after, self.breaks = 0, 0
         #: Every request that was made: its method, and its path with the query.
@@ -223,6 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
             trouble._released.wait(60)
             self.close_connection = True
             return None
+        time.sleep(trouble.slowness)
         if self.command in trouble.refused:
             status, code = trouble.refusal
             return status, {"Content-Type": "application/xml"}, f"<Error><Code>{code}</Code></Error>".encode()

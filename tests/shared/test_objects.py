@@ -117,6 +117,20 @@ async def test_a_store_that_refuses_for_a_moment_is_asked_again(
     assert SECRET_KEY not in caplog.text
 
 
+async def test_a_slow_store_is_waited_for_as_long_as_it_answers_in_time(
+    storage: ObjectStorage, trouble: Troublemaker
+) -> None:
+    """What has several exchanges has time for each."""
+    trouble.slowness = PATIENCE / 5
+    key, content = original_key(new_id()), os.urandom(PART_BYTES + 1)
+
+    await put(storage, key, content)
+
+    assert await storage.digest(key) == (len(content), hashlib.sha256(content).hexdigest())
+    await storage.delete_folder("originals")
+    assert not await storage.exists(key)
+
+
 async def test_nothing_is_kept_before_the_store_has_said_so(storage: ObjectStorage, trouble: Troublemaker) -> None:
     """Promise 1, by another's word: what it has not acknowledged, we must not."""
     trouble.refuse("PUT")
