@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -31,8 +30,6 @@ from shared.storage.unfinished import UnfinishedPuts
 
 if TYPE_CHECKING:
     from obstore import GetResult, ObjectMeta
-
-logger = logging.getLogger(__name__)
 
 #: Seconds that one exchange may take, its retries included, bytes apart.
 PATIENCE_SECONDS = 5.0
