@@ -38,7 +38,7 @@ from shared.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
-from shared.storage.disk import DiskStorage
+from shared.storage.backends import open_storage
 
 App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
 
@@ -53,7 +53,7 @@ def create_app(
     settings = settings or Settings.from_env()
     exposition = Exposition() if settings.metrics or settings.metrics_token else None
     ledger = timed(Ledger.connect(settings), LEDGER_SECONDS)
-    storage = timed(DiskStorage(settings.storage_path), STORAGE_SECONDS)
+    storage = timed(open_storage(settings, cached=True), STORAGE_SECONDS)
 
     redis = cache_redis = web_client(settings.redis_url, redis_from_url, settings)
     breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)
@@ -67,6 +67,7 @@ def create_app(
     response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name)
     announcer = Announcer(redis, breaker, lifespan.ledger_name)
     listener = Listener(listening, lifespan.ledger_name)
+    listener.on_notice.append(storage.forget_copies)
     settling = Settling(ledger, storage, response_cache, announcer, settings.keep_originals)
     # Before the cache is trusted again, what was committed while it was away must be told to it.
     cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
@@ -74,7 +75,14 @@ def create_app(
     if cache_redis is not redis:
         lifespan.to_check.append(lambda: check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL"))
     lifespan.background = [listener.run]
-    lifespan.to_close = [breaker.close, cache_breaker.close, redis.aclose, cache_redis.aclose, listening.aclose]
+    lifespan.to_close = [
+        breaker.close,
+        cache_breaker.close,
+        redis.aclose,
+        cache_redis.aclose,
+        listening.aclose,
+        storage.close,
+    ]
 
     enqueueing = Enqueueing(ledger, queue)
     waiting = Waiting(ledger, settling, listener)

@@ -21,6 +21,9 @@ from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
 
+#: Seconds for which the address of a large picture is good: to begin with it, not to pass it on.
+_REDIRECT_SECONDS = 60.0
+
 
 class Pictures:
     """Serves one rendition of an image; both resources below share it."""
@@ -72,6 +75,8 @@ class Pictures:
                 raise await self._missing(image)
             raise Problem("no-such-size")
         key = rendition_key(image.id, image.published or 0, name)
+        if await self._redirected(req, resp, image, rendition, key):
+            return
         if rendition.bytes > MOST_BODY_BYTES:
             await self._stream(req, resp, image, rendition, key)
         else:
@@ -79,14 +84,27 @@ class Pictures:
             allow_copy(req)
         self._set_headers(resp, image, rendition)
 
+    async def _redirected(self, req: Request, resp: Response, image: Image, rendition: Rendition, key: str) -> bool:
+        """Send the client of a large picture to the store itself, where that is wanted; tell whether it was sent."""
+        most = self._settings.redirect_bytes
+        # The address is signed for GET alone.
+        if most is None or rendition.bytes <= most or req.method != "GET":
+            return False
+        decision = _decided(req, image, rendition)
+        if not isinstance(decision, conditional.Whole | conditional.Part):
+            return False
+        address = await self._storage.signed_url(key, _REDIRECT_SECONDS)
+        if address is None:
+            return False
+        if not await self._storage.exists(key):
+            raise NoSuchKey(key)
+        resp.status = falcon.HTTP_302
+        resp.location = address
+        resp.set_header("Cache-Control", "no-store")
+        return True
+
     async def _stream(self, req: Request, resp: Response, image: Image, rendition: Rendition, key: str) -> None:
-        decision = conditional.decide(
-            req.method,
-            req.headers_lower,
-            etag=conditional.strong_etag(rendition.sha256),
-            last_modified=image.modified,
-            length=rendition.bytes,
-        )
+        decision = _decided(req, image, rendition)
         apply_decision(resp, decision, rendition.bytes)
         resp.set_header("X-ASGILook-Cache", "Miss")
         if isinstance(decision, conditional.NotModified):
@@ -114,6 +132,16 @@ class Pictures:
         if wanted is not None:
             await self._enqueueing.enqueue(wanted)
         return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
+
+
+def _decided(req: Request, image: Image, rendition: Rendition) -> conditional.Decision:
+    return conditional.decide(
+        req.method,
+        req.headers_lower,
+        etag=conditional.strong_etag(rendition.sha256),
+        last_modified=image.modified,
+        length=rendition.bytes,
+    )
 
 
 async def _begun(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -35,7 +35,7 @@ async def check_storage(ledger: Ledger, storage: Storage) -> Identity:
         if await storage.has_originals():
             raise MismatchError(
                 "the ledger is new, but the storage already holds originals of another one: "
-                "set DATABASE_URL to their ledger, or ASGI_LOOK_STORAGE_PATH to an empty folder"
+                "set DATABASE_URL to their ledger, or ASGI_LOOK_STORAGE_PATH (or ASGI_LOOK_STORAGE) to an empty place"
             )
         offered = secrets.token_hex(16)
         draft = await storage.draft()
@@ -61,7 +61,8 @@ async def _matching(storage: Storage, identity: Identity) -> Identity:
     if not await holds_marker(storage, identity):
         raise MismatchError(
             "the storage and the ledger do not match: this process sees another storage than the one that the ledger "
-            "belongs to. Set ASGI_LOOK_STORAGE_PATH and DATABASE_URL to the same values for web and worker"
+            "belongs to. Set ASGI_LOOK_STORAGE_PATH (or ASGI_LOOK_STORAGE) and DATABASE_URL to the same values for web "
+            "and worker"
         )
     return identity
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -49,6 +49,8 @@ class Listener:
         self._client = client
         self._ledger_name = ledger_name
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        #: Called with the id of every image of which there is a notice.
+        self.on_notice: list[Callable[[str], Awaitable[None]]] = []
 
     @contextlib.contextmanager
     def listen(self, image_id: str) -> Iterator[asyncio.Event]:
@@ -71,7 +73,7 @@ class Listener:
                     while True:
                         message = await pubsub.get_message(timeout=5.0)
                         if message is not None:
-                            self._pass_on(message)
+                            await self._pass_on(message)
             except (RedisError, OSError) as exc:
                 logger.debug("notices are not heard", extra={"reason": f"{type(exc).__name__}: {exc}"})
             except Exception:
@@ -79,12 +81,14 @@ class Listener:
             # Who waits reads the ledger every second meanwhile.
             await asyncio.sleep(0.5)
 
-    def _pass_on(self, message: dict[str, object]) -> None:
+    async def _pass_on(self, message: dict[str, object]) -> None:
         if message["type"] == "subscribe":
-            waiting = [event for events in self._waiting.values() for event in events]
-        else:
-            data = message["data"]
-            image_id = data.decode("ascii", "replace") if isinstance(data, bytes) else str(data)
-            waiting = list(self._waiting.get(image_id, ()))
-        for event in waiting:
+            for event in [event for events in self._waiting.values() for event in events]:
+                event.set()
+            return
+        data = message["data"]
+        image_id = data.decode("ascii", "replace") if isinstance(data, bytes) else str(data)
+        for event in list(self._waiting.get(image_id, ())):
             event.set()
+        for hear in self.on_notice:
+            await hear(image_id)

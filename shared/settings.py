@@ -23,6 +23,9 @@ class Settings:
     """Everything that can be configured. Sizes are in bytes or pixels, times in seconds."""
 
     storage_path: Path = Path("data")
+    storage_url: str | None = None
+    local_cache_bytes: int = 1024 * 1024 * 1024
+    redirect_bytes: int | None = None
     # Nothing with a password in it is shown by a traceback.
     database_url: str = field(default="", repr=False)
     database_connections: int = 4
@@ -86,6 +89,9 @@ class Settings:
         default = cls()
         return cls(
             storage_path=read("ASGI_LOOK_STORAGE_PATH", _folder, default.storage_path),
+            storage_url=read("ASGI_LOOK_STORAGE", _storage_url, default.storage_url),
+            local_cache_bytes=read("ASGI_LOOK_LOCAL_CACHE_BYTES", _at_least(0), default.local_cache_bytes),
+            redirect_bytes=read("ASGI_LOOK_REDIRECT_BYTES", _at_least(0), default.redirect_bytes),
             database_url=read("DATABASE_URL", _database_url, ""),
             database_connections=read("ASGI_LOOK_DATABASE_CONNECTIONS", _at_least(1), default.database_connections),
             redis_url=read("REDIS_URL", _redis_url, default.redis_url),
@@ -184,6 +190,16 @@ def _usual_cert_reqs(env: Mapping[str, str]) -> str:
     # Heroku's Redis has a certificate that it signed itself, and whose issuer nobody can be told.
     is_on_heroku = env.get("DYNO", "").strip() and not env.get("ASGI_LOOK_REDIS_CA_CERTS", "").strip()
     return "none" if is_on_heroku else Settings.redis_cert_reqs
+
+
+def _storage_url(text: str) -> str:
+    # Nothing of it is repeated: whoever wrote a password into it should not find that in a log as well.
+    if not re.fullmatch(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*/?", text):
+        raise ValueError(
+            "not like s3://bucket/prefix (or gs://, az://): credentials have variables of their own, "
+            "and a folder of a disk is set by ASGI_LOOK_STORAGE_PATH"
+        )
+    return text.rstrip("/")
 
 
 def _colour(text: str) -> tuple[int, int, int]:

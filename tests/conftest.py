@@ -2,4 +2,11 @@
 
 from __future__ import annotations
 
-pytest_plugins = ("tests.postgresql", "tests.ledgers", "tests.valkey", "tests.services", "tests.doors")
+pytest_plugins = (
+    "tests.postgresql",
+    "tests.ledgers",
+    "tests.valkey",
+    "tests.services",
+    "tests.doors",
+    "tests.objects",
+)

@@ -26,7 +26,7 @@ from shared.queue import Queue
 from shared.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
-from shared.storage.disk import DiskStorage
+from shared.storage.backends import open_storage
 from worker import capacity
 from worker.attempts import Attempts
 from worker.consumer import Consumer, Consumers
@@ -55,7 +55,7 @@ async def run(settings: Settings) -> None:
         exposition = Exposition() if settings.metrics_port else None
         ledger = timed(Ledger.connect(settings), LEDGER_SECONDS)
         stack.push_async_callback(ledger.close)
-        storage = timed(DiskStorage(settings.storage_path), STORAGE_SECONDS)
+        storage = timed(open_storage(settings), STORAGE_SECONDS)
         await storage.prepare()
         identity = await check_storage(ledger, storage)
         ledger_name = identity.name

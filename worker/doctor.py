@@ -22,7 +22,7 @@ from shared.images import Image, Original, Owed, Rendition, original_key, rendit
 from shared.ledger import Identity, Ledger, Taken
 from shared.settings import Settings
 from shared.storage import Storage, Stored
-from shared.storage.disk import DiskStorage
+from shared.storage.backends import open_storage
 from worker.diagnosis import (
     MADE_AGAIN,
     YOUNG_SECONDS,
@@ -228,7 +228,7 @@ async def run(settings: Settings, *, most: int, digests: bool, mend: bool) -> in
     """Examine what the settings name; return the exit code."""
     ledger = Ledger.connect(settings, existing=True)
     try:
-        storage = DiskStorage(settings.storage_path)
+        storage = open_storage(settings)
         identity = await check_storage_as_it_is(ledger, storage)
         report = Report(most, mend)
         doctor = Doctor(

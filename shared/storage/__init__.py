@@ -56,6 +56,9 @@ class Storage(Protocol):
     def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
         """Yield the bytes from `first` to `last` (both included) of what is under `key`, in pieces."""
 
+    async def signed_url(self, key: str, seconds: float) -> str | None:
+        """Return an address at which anybody may read what is under `key` for so long, or None where there is none."""
+
     async def open_local(self, key: str) -> BinaryIO:
         """Return what is under `key` as a local file, read-only; the caller closes it."""
 
@@ -85,3 +88,9 @@ class Storage(Protocol):
 
     async def sweep_drafts(self, older_than_seconds: float) -> int:
         """Remove drafts that nobody has written to for so long; return how many."""
+
+    async def forget_copies(self, image_id: str) -> None:
+        """Let go of what this process itself has copied of an image that has changed, or is no more."""
+
+    async def close(self) -> None:
+        """Let go of what this process holds."""

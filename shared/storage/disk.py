@@ -45,17 +45,15 @@ class DiskDraft:
         self._kept = False
 
     async def write(self, chunk: bytes) -> None:
-        with _translated(self.path):
+        with translated(self.path):
             await self._file.write(chunk)
 
     def fileno(self) -> int:
         return self._file.fileno()
 
     async def digest(self) -> tuple[int, str]:
-        with _translated(self.path):
-            await self._file.flush()
-
-        return await _in_thread(self.path, functools.partial(_digest, self.path))
+        await self.flush()
+        return await in_thread(self.path, functools.partial(_digest, self.path))
 
     async def discard(self) -> None:
         def remove() -> None:
@@ -65,13 +63,17 @@ class DiskDraft:
             # What a buffer still holds need not reach a full disk: the file is going anyway.
             await self._file.close()
         if not self._kept:
-            await _in_thread(self.path, remove)
+            await in_thread(self.path, remove)
+
+    async def flush(self) -> None:
+        """Have all that was written be in the file, where others read it."""
+        with translated(self.path):
+            await self._file.flush()
 
     async def sync(self) -> None:
         """Have all that was written survive a power cut, under the temporary name."""
-        with _translated(self.path):
-            await self._file.flush()
-        await _in_thread(self.path, lambda: os.fsync(self._file.fileno()))
+        await self.flush()
+        await in_thread(self.path, lambda: os.fsync(self._file.fileno()))
 
     def rename(self, target: Path) -> None:
         """Move the file into place; blocks."""
@@ -99,11 +101,11 @@ class DiskStorage:
             probe.touch()
             probe.unlink()
 
-        await _in_thread(self._root, make)
+        await in_thread(self._root, make)
 
     async def draft(self) -> DiskDraft:
         path = self._drafts / secrets.token_hex(16)
-        with _translated(path):
+        with translated(path):
             return DiskDraft(path, await aiofiles.open(path, "x+b"))
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
@@ -123,7 +125,7 @@ class DiskStorage:
             for folder in {target.parent for target in targets}:
                 _fsync(folder)
 
-        await _in_thread(self._root, put)
+        await in_thread(self._root, put)
 
     async def carry_over(self, source: str, target: str) -> None:
         def link() -> None:
@@ -140,29 +142,26 @@ class DiskStorage:
                 _fsync(place)
             _fsync(place.parent)
 
-        await _in_thread(self._path(source), link, absent=NoSuchKey)
+        await in_thread(self._path(source), link, absent=NoSuchKey)
 
     async def exists(self, key: str) -> bool:
-        return await _in_thread(self._root, self._path(key).exists)
+        return await in_thread(self._root, self._path(key).exists)
 
     async def read(self, key: str) -> bytes:
-        return await _in_thread(self._path(key), self._path(key).read_bytes, absent=NoSuchKey)
+        return await in_thread(self._path(key), self._path(key).read_bytes, absent=NoSuchKey)
 
     async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
-        path = self._path(key)
-        with _translated(path, absent=NoSuchKey):
-            async with aiofiles.open(path, "rb") as file:
-                await file.seek(first)
-                left = last - first + 1
-                while left > 0 and (piece := await file.read(min(PIECE_BYTES, left))):
-                    left -= len(piece)
-                    yield piece
+        async for piece in stream_file(self._path(key), first, last):
+            yield piece
+
+    async def signed_url(self, key: str, seconds: float) -> str | None:
+        return None
 
     async def open_local(self, key: str) -> BinaryIO:
-        return await _in_thread(self._path(key), lambda: self._path(key).open("rb"), absent=NoSuchKey)
+        return await in_thread(self._path(key), lambda: self._path(key).open("rb"), absent=NoSuchKey)
 
     async def digest(self, key: str) -> tuple[int, str]:
-        return await _in_thread(self._path(key), functools.partial(_digest, self._path(key)), absent=NoSuchKey)
+        return await in_thread(self._path(key), functools.partial(_digest, self._path(key)), absent=NoSuchKey)
 
     async def folders(self, prefix: str) -> list[str]:
         def names() -> list[str]:
@@ -170,11 +169,11 @@ class DiskStorage:
                 return sorted(entry.name for entry in os.scandir(self._path(prefix)) if entry.is_dir())
             return []
 
-        return await _in_thread(self._root, names)
+        return await in_thread(self._root, names)
 
     async def listing(self, prefix: str) -> AsyncIterator[Stored]:
         async for place in self._places(prefix):
-            for stored in await _in_thread(place, functools.partial(self._stored_below, place)):
+            for stored in await in_thread(place, functools.partial(self._stored_below, place)):
                 yield stored
 
     async def _places(self, prefix: str) -> AsyncIterator[Path]:
@@ -182,8 +181,8 @@ class DiskStorage:
         if prefix not in _FANNED_OUT:
             yield self._path(prefix)
             return
-        for days in await _in_thread(self._root, functools.partial(_in_order, self._root / prefix)):
-            for seconds in await _in_thread(days, functools.partial(_in_order, days)):
+        for days in await in_thread(self._root, functools.partial(_in_order, self._root / prefix)):
+            for seconds in await in_thread(days, functools.partial(_in_order, days)):
                 yield seconds
 
     def _stored_below(self, place: Path) -> list[Stored]:
@@ -202,7 +201,7 @@ class DiskStorage:
         def look() -> bool:
             return any(path.is_file() for path in (self._root / "originals").rglob("*"))
 
-        return await _in_thread(self._root, look)
+        return await in_thread(self._root, look)
 
     async def delete(self, key: str) -> None:
         path = self._path(key)
@@ -213,7 +212,7 @@ class DiskStorage:
                 # Open until its name is gone for good: nobody else gets its place on the disk under that name.
                 _fsync(path.parent)
 
-        await _in_thread(self._root, remove)
+        await in_thread(self._root, remove)
 
     async def delete_folder(self, prefix: str) -> None:
         def remove() -> None:
@@ -223,10 +222,10 @@ class DiskStorage:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self._path(prefix))
 
-        await _in_thread(self._root, remove)
+        await in_thread(self._root, remove)
 
     async def free_bytes(self) -> int | None:
-        return await _in_thread(self._root, lambda: shutil.disk_usage(self._root).free)
+        return await in_thread(self._root, lambda: shutil.disk_usage(self._root).free)
 
     async def sweep_drafts(self, older_than_seconds: float) -> int:
         def sweep() -> int:
@@ -238,7 +237,13 @@ class DiskStorage:
                         swept += 1
             return swept
 
-        return await _in_thread(self._drafts, sweep)
+        return await in_thread(self._drafts, sweep)
+
+    async def forget_copies(self, image_id: str) -> None:
+        """There are none."""
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
     def _make_durable_folder(self, folder: Path) -> None:
         """Make a folder whose own entry survives a power cut, whoever made it; blocks."""
@@ -262,6 +267,17 @@ class DiskStorage:
         return self._root.joinpath(kind, *rest)
 
 
+async def stream_file(path: Path, first: int, last: int) -> AsyncIterator[bytes]:
+    """Yield the bytes from `first` to `last` of a file, in pieces. Raises NoSuchKey or StorageUnavailable."""
+    with translated(path, absent=NoSuchKey):
+        async with aiofiles.open(path, "rb") as file:
+            await file.seek(first)
+            left = last - first + 1
+            while left > 0 and (piece := await file.read(min(PIECE_BYTES, left))):
+                left -= len(piece)
+                yield piece
+
+
 def _digest(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
@@ -281,14 +297,16 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-async def _in_thread(path: Path, work: Callable[[], T], absent: type[AsgilookError] = StorageUnavailable) -> T:
-    with _translated(path, absent):
+async def in_thread(path: Path, work: Callable[[], T], absent: type[AsgilookError] = StorageUnavailable) -> T:
+    """Do `work`, which blocks and is about `path`, to its end. Raises StorageUnavailable, StorageFull or `absent`."""
+    with translated(path, absent):
         # A thread goes on when its caller is cancelled: what it writes must not come after its caller's clean-up.
         return await to_the_end(asyncio.to_thread(work))
 
 
 @contextlib.contextmanager
-def _translated(path: Path, absent: type[AsgilookError] = StorageUnavailable) -> Iterator[None]:
+def translated(path: Path, absent: type[AsgilookError] = StorageUnavailable) -> Iterator[None]:
+    """Tell an OSError in our own words; where `path` is a key's, `absent` is what its absence means."""
     try:
         yield
     except FileNotFoundError as exc:

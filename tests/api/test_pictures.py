@@ -438,3 +438,12 @@ async def test_a_picture_deleted_between_row_and_file_is_not_found(service: Serv
 
     with pytest.raises(Problem, match="no-such-image"):
         await served_late(service, image, FULL, None, image)
+
+
+async def test_on_a_disk_nobody_is_sent_elsewhere(start: Start) -> None:
+    """There is no address of the disk's own; ASGI_LOOK_REDIRECT_BYTES is about object stores."""
+    service = await start(redirect_bytes=0)
+    image = await service.worker.ready((640, 360))
+
+    for path in paths_of(image).values():
+        assert (await service.client.simulate_get(path)).status_code == 200

@@ -35,7 +35,7 @@ PLANTED = (
     Planted(
         "no fsync before the rename",
         "shared/storage/disk.py",
-        "        await _in_thread(self.path, lambda: os.fsync(self._file.fileno()))\n",
+        "        await in_thread(self.path, lambda: os.fsync(self._file.fileno()))\n",
         "",
         ["tests/crash/test_power_cut.py"],
     ),

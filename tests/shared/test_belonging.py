@@ -84,7 +84,7 @@ async def test_another_storage_than_the_ledgers_is_refused(
 ) -> None:
     await check_storage(ledger, storage)
 
-    with pytest.raises(MismatchError, match=r"do not match.*ASGI_LOOK_STORAGE_PATH and DATABASE_URL"):
+    with pytest.raises(MismatchError, match=r"do not match.*ASGI_LOOK_STORAGE_PATH.*and DATABASE_URL"):
         await check_storage(ledger, other_storage)
 
 

@@ -14,6 +14,9 @@ from shared.settings import Settings
 #: Every variable, a value for it, and what it makes of which setting.
 VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_STORAGE_PATH", "/tmp/pictures", "storage_path", Path("/tmp/pictures")),  # noqa: S108 - never opened
+    ("ASGI_LOOK_STORAGE", "s3://bucket/some/prefix/", "storage_url", "s3://bucket/some/prefix"),
+    ("ASGI_LOOK_LOCAL_CACHE_BYTES", "0", "local_cache_bytes", 0),
+    ("ASGI_LOOK_REDIRECT_BYTES", "1000", "redirect_bytes", 1000),
     ("DATABASE_URL", "sqlite:////srv/ledger.sqlite3", "database_url", "sqlite:////srv/ledger.sqlite3"),
     (
         "DATABASE_URL",
@@ -86,6 +89,8 @@ WHOLE_NUMBERS_FROM = {
     "ASGI_LOOK_UPLOAD_LEAST_RATE": 0,
     "ASGI_LOOK_MAX_WAITING": 1,
     "ASGI_LOOK_FREE_DISK_FLOOR": 0,
+    "ASGI_LOOK_LOCAL_CACHE_BYTES": 0,
+    "ASGI_LOOK_REDIRECT_BYTES": 0,
     "ASGI_LOOK_MIN_THUMB_SIZE": 1,
     "ASGI_LOOK_MAX_PIXELS": 1,
     "ASGI_LOOK_PICTURE_MAX_AGE": 0,
@@ -106,6 +111,11 @@ BAD_VALUES = [
     *((name, text) for name in SECONDS for text in ("soon", "0", "0.0", "-1", "nan", "inf", "1e3", "٣")),
     *(("ASGI_LOOK_MAX_SIDE", text) for text in ("0", "65501", "many", "1.5", "٣", "-1", "+8000")),
     ("ASGI_LOOK_STORAGE_PATH", __file__),
+    ("ASGI_LOOK_STORAGE", "/srv/pictures"),
+    ("ASGI_LOOK_STORAGE", "s3://"),
+    ("ASGI_LOOK_STORAGE", "http://bucket.example"),
+    ("ASGI_LOOK_STORAGE", "s3://key:secret@bucket/prefix"),
+    ("ASGI_LOOK_STORAGE", "s3://bucket/prefix?secret_access_key=secret"),
     ("ASGI_LOOK_STORAGE_PATH", "~nobody-of-this-name/pictures"),
     ("DATABASE_URL", "ledger.sqlite3"),
     ("DATABASE_URL", "sqlite://"),

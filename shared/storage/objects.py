@@ -1,0 +1,339 @@
+"""Storage in an object store, by obstore: S3 and what speaks like it, Google's, Azure's. Drafts are on a local disk.
+
+Every exchange has its time, retries included; whatever goes wrong is told in our own words. Nothing of the library's
+errors is passed on but a status and a code: they repeat requests, and logs are no place for what those may hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import from_url
+
+from shared.cancellation import to_the_end
+from shared.errors import AsgilookError, NoSuchKey, SettingsError, StorageFull, StorageUnavailable
+from shared.storage import Draft, Stored
+from shared.storage.disk import PIECE_BYTES, DiskDraft, DiskStorage, in_thread
+from shared.storage.unfinished import UnfinishedPuts
+
+if TYPE_CHECKING:
+    from obstore import GetResult, ObjectMeta
+
+#: Seconds that one exchange may take, its retries included, bytes apart.
+PATIENCE_SECONDS = 5.0
+#: Bytes a second that are to be got through, either way, beyond that.
+LEAST_RATE = 1024 * 1024
+#: Bytes past which a put is made of parts of this length, of which so many are on their way at a time.
+PART_BYTES = 5 * 1024 * 1024
+_PARTS_AT_A_TIME = 2
+#: Puts of this process at a time: each takes up to 20 MB while it lasts. The others wait as files, with patience.
+PUTS_AT_A_TIME = 6
+#: A part's time, from its first byte to its answer.
+_PART_SECONDS = 15.0
+_DRAFT_SECONDS = 3600.0
+
+_CLIENT: dict[str, Any] = {
+    "connect_timeout": timedelta(seconds=2),
+    "read_timeout": timedelta(seconds=_PART_SECONDS),
+    # Of a whole request with its body, which may be long: ours are shorter, and follow its length.
+    "timeout": timedelta(hours=1),
+}
+_BACKOFF: dict[str, Any] = {
+    "init_backoff": timedelta(milliseconds=100),
+    "max_backoff": timedelta(seconds=1),
+    "base": 2,
+}
+_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+#: The keys of ours that are listed: whatever else lies in a bucket is none of ours.
+_OURS = re.compile(rf"originals/{_UUID}|renditions/{_UUID}/.+|markers/\w+")
+#: What stores say whose room, or whose owner's, is used up.
+_FULL = re.compile(r"status code: 507|<Code>(QuotaExceeded|XMinioStorageFull|InsufficientStorage)")
+
+
+class ObjectStorage:
+    """The backend of `Storage` below one address like s3://bucket/prefix; `local` is a folder of this machine."""
+
+    def __init__(
+        self, url: str, local: Path, env: Mapping[str, str] = os.environ, patience: float = PATIENCE_SECONDS
+    ) -> None:
+        self._patience = patience
+        self._local = DiskStorage(local)
+        self._drafts = local / "drafts"
+        client, config = dict(_CLIENT), {}
+        if url.startswith("s3://"):
+            # Who sets an address without TLS means it, inside of a machine or of a private network.
+            endpoint = env.get("AWS_ENDPOINT_URL") or env.get("AWS_ENDPOINT") or ""
+            client["allow_http"] = endpoint.startswith("http://")
+            # The store checks what it has received, and says so before it acknowledges.
+            config["checksum_algorithm"] = env.get("AWS_CHECKSUM_ALGORITHM") or "SHA256"
+        # Whoever is refused again and again hears so a little before the patience ends, and why.
+        retry: dict[str, Any] = {
+            "max_retries": 10,
+            "retry_timeout": timedelta(seconds=patience * 0.8),
+            "backoff": _BACKOFF,
+        }
+        try:
+            self._store: Any = from_url(url, config=config or None, client_options=client, retry_config=retry)  # type: ignore[call-overload] # one of three kinds
+        except (BaseError, ValueError) as exc:
+            # Missing, or malformed: which it is has a name, and what was set is not repeated.
+            name = re.search(r"source: ([A-Z]\w+)", str(exc))
+            raise SettingsError(
+                "ASGI_LOOK_STORAGE: the store's own variables (AWS_…, GOOGLE_…, AZURE_STORAGE_…) do not suffice: "
+                f"{name[1] if name else type(exc).__name__}"
+            ) from None
+        self._puts = asyncio.Semaphore(PUTS_AT_A_TIME)
+        self._unfinished = UnfinishedPuts.of(url, env, patience)
+
+    async def prepare(self) -> None:
+        await self._local.prepare()
+        # On a machine without workers nobody else sweeps what a crash has left.
+        await self._local.sweep_drafts(_DRAFT_SECONDS)
+        try:
+            async for _ in self._listed("markers"):
+                break
+        except StorageUnavailable as exc:
+            raise StorageUnavailable(f"ASGI_LOOK_STORAGE: the store cannot be used: {exc}") from None
+
+    async def draft(self) -> DiskDraft:
+        return await self._local.draft()
+
+    async def keep(self, drafts: Mapping[str, Draft]) -> None:
+        await to_the_end(self._keep(drafts))
+
+    async def _keep(self, drafts: Mapping[str, Draft]) -> None:
+        puts = []
+        for key, draft in drafts.items():
+            assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a mistake of ours
+            await draft.flush()
+            puts.append(self._put(key, draft))
+        await _all_of(puts)
+
+    async def _put(self, key: str, draft: DiskDraft) -> None:
+        media_type = "image/jpeg" if key.startswith("renditions/") else "application/octet-stream"
+        length = os.fstat(draft.fileno()).st_size
+        async with _told(key, self._patience):
+            await self._puts.acquire()
+        try:
+            async with _told(key, self._patience + length / LEAST_RATE):
+                await obstore.put_async(
+                    self._store,
+                    key,
+                    draft.path,
+                    attributes={"Content-Type": media_type},
+                    chunk_size=PART_BYTES,
+                    max_concurrency=_PARTS_AT_A_TIME,
+                )
+        finally:
+            self._puts.release()
+
+    async def carry_over(self, source: str, target: str) -> None:
+        await to_the_end(self._carry_over(source, target))
+
+    async def _carry_over(self, source: str, target: str) -> None:
+        async with _told(source, self._patience, absent=NoSuchKey):
+            await obstore.copy_async(self._store, source, target)
+
+    async def exists(self, key: str) -> bool:
+        return await self._head(key) is not None
+
+    async def _head(self, key: str) -> ObjectMeta | None:
+        try:
+            async with _told(key, self._patience, absent=NoSuchKey):
+                return await obstore.head_async(self._store, key)
+        except NoSuchKey:
+            return None
+
+    async def read(self, key: str) -> bytes:
+        return b"".join([piece async for piece in (await self.get(key)).pieces()])
+
+    async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
+        found = await self.get(key, first, last)
+        async for piece in found.pieces():
+            yield piece
+
+    async def get(self, key: str, first: int = 0, last: int | None = None) -> Found:
+        """Ask for the bytes from `first` to `last`, of all unless told; return what comes. Raises NoSuchKey."""
+        options: Any = {} if last is None else {"range": (first, last + 1)}
+        async with _told(key, self._patience, absent=NoSuchKey):
+            return Found(key, await obstore.get_async(self._store, key, options=options), self._patience)
+
+    async def signed_url(self, key: str, seconds: float) -> str | None:
+        async with _told(key, self._patience):
+            return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))
+
+    async def open_local(self, key: str) -> BinaryIO:
+        found = await self.get(key)
+        writable, readable = await in_thread(self._drafts, self._scratch)
+        try:
+            with writable:
+                async for piece in found.pieces():
+                    await in_thread(self._drafts, lambda piece=piece: writable.write(piece))  # type: ignore[misc] # a default is no argument
+        except BaseException:
+            readable.close()
+            raise
+        return readable
+
+    def _scratch(self) -> tuple[BinaryIO, BinaryIO]:
+        """Return a file without a name, open for writing and open for reading; blocks."""
+        descriptor, name = tempfile.mkstemp(dir=self._drafts)
+        path = Path(name)
+        with contextlib.ExitStack() as stack:
+            stack.callback(path.unlink)
+            return open(descriptor, "wb", buffering=0), path.open("rb")
+
+    async def digest(self, key: str) -> tuple[int, str]:
+        digest, length = hashlib.sha256(), 0
+        async for piece in (await self.get(key)).pieces():
+            digest.update(piece)
+            length += len(piece)
+        return length, digest.hexdigest()
+
+    async def folders(self, prefix: str) -> list[str]:
+        async with _told(prefix, self._patience):
+            listed = await obstore.list_with_delimiter_async(self._store, prefix)
+        return sorted(folder.rpartition("/")[2] for folder in listed["common_prefixes"])
+
+    async def listing(self, prefix: str) -> AsyncIterator[Stored]:
+        if prefix.startswith("drafts"):
+            async for stored in self._local.listing(prefix):
+                yield stored
+            return
+        if prefix.startswith("originals/") and (meta := await self._head(prefix)) is not None:
+            # A prefix ends where a folder does: it is not in its own listing.
+            yield _stored(meta)
+        async for meta in self._listed(prefix):
+            if _OURS.fullmatch(meta["path"]):
+                yield _stored(meta)
+
+    async def _listed(self, prefix: str) -> AsyncIterator[ObjectMeta]:
+        pages = obstore.list(self._store, prefix, chunk_size=1000)
+        while True:
+            async with _told(prefix, self._patience):
+                try:
+                    page = await pages.__anext__()
+                except StopAsyncIteration:
+                    return
+            for meta in page:
+                yield meta
+
+    async def has_originals(self) -> bool:
+        async for _ in self.listing("originals"):
+            return True
+        return False
+
+    async def delete(self, key: str) -> None:
+        await to_the_end(self._delete([key]))
+
+    async def delete_folder(self, prefix: str) -> None:
+        await to_the_end(self._delete_folder(prefix))
+
+    async def _delete_folder(self, prefix: str) -> None:
+        # A late attempt may add a file while we remove: two more looks cost little.
+        for _ in range(3):
+            keys = [meta["path"] async for meta in self._listed(prefix)]
+            if not keys:
+                return
+            await self._delete(keys)
+
+    async def _delete(self, keys: list[str]) -> None:
+        # Whether it is an error that nothing is there depends on the store.
+        with contextlib.suppress(NoSuchKey):
+            async with _told(keys[0], self._patience, absent=NoSuchKey):
+                # One alone is asked for in words that every store understands.
+                await obstore.delete_async(self._store, keys if len(keys) > 1 else keys[0])
+
+    async def free_bytes(self) -> int | None:
+        # Of the machine's disk: an upload is a draft there first.
+        return await in_thread(self._drafts, lambda: shutil.disk_usage(self._drafts).free)
+
+    async def sweep_drafts(self, older_than_seconds: float) -> int:
+        swept = await self._local.sweep_drafts(older_than_seconds)
+        if self._unfinished is not None:
+            swept += await self._unfinished.sweep(older_than_seconds)
+        return swept
+
+    async def forget_copies(self, image_id: str) -> None:
+        """There are none."""
+
+    async def close(self) -> None:
+        """Nothing is held: connections go with their time."""
+
+
+class Found:
+    """What is under a key, on its way: its whole length, and the bytes that were asked for."""
+
+    def __init__(self, key: str, result: GetResult, patience: float) -> None:
+        self._key = key
+        self._result = result
+        self._patience = patience
+
+    @property
+    def whole_length(self) -> int:
+        """The length of all that is under the key."""
+        return self._result.meta["size"]
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The bytes that were asked for, or StorageUnavailable where they break off."""
+        first, end = self._result.range
+        left = end - first
+        chunks = self._result.stream(min_chunk_size=PIECE_BYTES // 4)
+        while left > 0:
+            async with _told(self._key, self._patience):
+                try:
+                    chunk = await chunks.__anext__()
+                except StopAsyncIteration:
+                    break
+            left -= len(chunk)
+            for start in range(0, len(chunk), PIECE_BYTES):
+                yield chunk[start : start + PIECE_BYTES]
+        if left:
+            raise StorageUnavailable(f"{left} bytes are missing at the end: {self._key}")
+
+
+async def _all_of(work: Iterable[Awaitable[None]]) -> None:
+    """Do all of it, and only then tell of what went wrong: nothing is to come after its caller's clean-up."""
+    outcomes = await asyncio.gather(*work, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _stored(meta: ObjectMeta) -> Stored:
+    return Stored(meta["path"], meta["size"], meta["last_modified"].timestamp())
+
+
+@contextlib.asynccontextmanager
+async def _told(about: str, seconds: float, absent: type[AsgilookError] = StorageUnavailable) -> AsyncIterator[None]:
+    """Give the store its time, and tell what goes wrong in our own words, which hold nothing of the request."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise StorageUnavailable(f"no answer in {seconds:.0f} s: {about}") from None
+    except FileNotFoundError as exc:
+        if "<Code>NoSuchBucket<" in str(exc):
+            raise StorageUnavailable(f"there is no such bucket: {about}") from None
+        raise absent(f"nothing at {about}") from None
+    except (BaseError, OSError, ValueError) as exc:
+        error = StorageFull if _FULL.search(str(exc)) else StorageUnavailable
+        raise error(f"{_reason(exc)}: {about}") from None
+
+
+def _reason(exc: Exception) -> str:
+    """Return what is worth knowing of a library's error and certainly no secret."""
+    text = str(exc)
+    patterns = (r"status code: (\d{3} [A-Z][A-Za-z ]*)", r"<Code>(\w{1,60})</Code>", r"- (HTTP error: [a-z ]+)")
+    found = [match[1] for pattern in patterns if (match := re.search(pattern, text))]
+    return ", ".join(found) or type(exc).__name__

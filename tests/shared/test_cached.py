@@ -1,0 +1,326 @@
+"""The local cache in front of an object store: bounded, never torn, never in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared.errors import NoSuchKey, StorageUnavailable
+from shared.images import original_key
+from shared.storage import cached
+from shared.storage.cached import CachedObjectStorage, LocalCache
+from tests.ledgers import new_id
+from tests.objects import Troublemaker, environment, new_prefix
+from tests.services import put
+from tests.waiting import until
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUND = 64 * 4096
+
+
+@pytest.fixture
+def url() -> str:
+    return new_prefix()
+
+
+@pytest.fixture
+async def storage(
+    url: str, trouble: Troublemaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[CachedObjectStorage]:
+    for name, value in environment(trouble.address).items():
+        monkeypatch.setenv(name, value)
+    storage = await opened(url, tmp_path)
+    trouble.requests.clear()
+    yield storage
+    await storage.close()
+
+
+async def opened(url: str, folder: Path, bound: int = BOUND) -> CachedObjectStorage:
+    storage = CachedObjectStorage(url, folder, bound, patience=1.0)
+    await storage.prepare()
+    return storage
+
+
+async def rendition(storage: CachedObjectStorage, content: bytes, image_id: str = "", name: str = "a.jpeg") -> str:
+    await put(storage, key := f"renditions/{image_id or new_id()}/1/{name}", content)
+    return key
+
+
+def copies(folder: Path) -> list[Path]:
+    return [path for path in (folder / "cache").rglob("*") if path.is_file() and path.name not in ("lock", "boot")]
+
+
+def gets(trouble: Troublemaker) -> int:
+    return sum(method == "GET" for method, _ in trouble.requests)
+
+
+async def test_what_was_read_once_is_read_from_the_disk(storage: CachedObjectStorage, trouble: Troublemaker) -> None:
+    key = await rendition(storage, content := os.urandom(100_000))
+    assert await storage.read(key) == content
+    trouble.go_away()
+
+    assert await storage.read(key) == content
+    assert b"".join([piece async for piece in storage.stream(key, 10, 99)]) == content[10:100]
+
+
+async def test_of_many_who_ask_at_the_same_time_one_fetches(
+    storage: CachedObjectStorage, trouble: Troublemaker
+) -> None:
+    """A picture that has just been linked to by many is asked for by many."""
+    key = await rendition(storage, b"a rendition")
+    asked = gets(trouble)
+
+    contents = await asyncio.gather(*(storage.read(key) for _ in range(50)))
+
+    assert contents == [b"a rendition"] * 50
+    assert gets(trouble) == asked + 1
+
+
+async def test_who_goes_away_takes_the_copy_of_the_others_not_along(
+    storage: CachedObjectStorage, trouble: Troublemaker
+) -> None:
+    key = await rendition(storage, b"a rendition")
+    trouble.refuse("GET")
+    goes, stays = (asyncio.create_task(storage.read(key)) for _ in range(2))
+    await until(lambda: gets(trouble))
+
+    goes.cancel()
+    trouble.refuse()
+
+    assert await stays == b"a rendition"
+
+
+async def test_an_original_is_not_copied(storage: CachedObjectStorage, tmp_path: Path) -> None:
+    await put(storage, key := original_key(new_id()), b"the original")
+
+    assert await storage.read(key) == b"the original"
+
+    assert copies(tmp_path) == []
+
+
+async def test_what_was_not_used_for_longest_makes_room(
+    storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
+) -> None:
+    keys = [await rendition(storage, bytes([number]) * (BOUND // 4)) for number in range(5)]
+    for key in keys[:4]:
+        await storage.read(key)
+    await storage.read(keys[0])
+
+    await storage.read(keys[4])
+
+    asked = gets(trouble)
+    for number in (0, 2, 3, 4):
+        assert await storage.read(keys[number]) == bytes([number]) * (BOUND // 4)
+    assert gets(trouble) == asked
+    assert await storage.read(keys[1]) == b"\1" * (BOUND // 4)
+    assert gets(trouble) == asked + 1
+    assert storage.cache_bytes <= BOUND
+    assert sum(path.stat().st_size for path in copies(tmp_path)) <= BOUND
+
+
+async def test_a_picture_that_there_is_no_room_for_comes_straight_from_the_store(
+    storage: CachedObjectStorage, tmp_path: Path
+) -> None:
+    key = await rendition(storage, content := os.urandom(BOUND + 1))
+
+    assert await storage.read(key) == content
+    assert b"".join([piece async for piece in storage.stream(key, 0, BOUND)]) == content
+
+    assert copies(tmp_path) == []
+    assert storage.cache_bytes == 0
+
+
+def test_ten_thousand_pictures_of_all_sizes_never_exceed_the_bound(tmp_path: Path) -> None:
+    """Counted as file systems count, by what is on the disk and not by what we believe."""
+    generator, bound = random.Random(5), 1024 * 1024
+    cache = LocalCache(tmp_path, bound)
+    cache.open()
+    most = 0
+    for number in range(10_000):
+        length = generator.choice((0, 1, 700, 4_097, 9_000))
+        key = f"renditions/{new_id()}/1/image.jpeg"
+        gone = cache.make_room(length)
+        assert gone is not None
+        for path in gone:
+            path.unlink()
+        place = cache.place_of(key)
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(bytes(length))
+        cache.give_back(length)
+        cache.note(key, length)
+        if number % 500 == 499:
+            used = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*") if path.suffix == ".jpeg")
+            most = max(most, used)
+    cache.close()
+
+    assert bound // 2 < most <= bound
+
+
+async def test_the_next_process_goes_on_with_the_copies(
+    storage: CachedObjectStorage, trouble: Troublemaker, url: str, tmp_path: Path
+) -> None:
+    key = await rendition(storage, b"a rendition")
+    await storage.read(key)
+    await storage.close()
+
+    successor = await opened(url, tmp_path)
+    asked = gets(trouble)
+
+    assert await successor.read(key) == b"a rendition"
+    assert gets(trouble) == asked
+    await successor.close()
+
+
+async def test_the_next_process_with_less_room_makes_it(storage: CachedObjectStorage, url: str, tmp_path: Path) -> None:
+    for _ in range(8):
+        await storage.read(await rendition(storage, bytes(BOUND // 8)))
+    await storage.close()
+
+    successor = await opened(url, tmp_path, BOUND // 2)
+
+    assert sum(path.stat().st_size for path in copies(tmp_path)) <= BOUND // 2
+    await successor.close()
+
+
+async def test_two_processes_have_a_folder_each(storage: CachedObjectStorage, url: str, tmp_path: Path) -> None:
+    """None evicts, counts or removes what another has."""
+    key = await rendition(storage, b"a rendition")
+    other = await opened(url, tmp_path)
+
+    await asyncio.gather(storage.read(key), other.read(key))
+
+    assert sorted(path.relative_to(tmp_path / "cache").parts[0] for path in copies(tmp_path)) == ["0", "1"]
+    await other.close()
+
+
+async def test_a_process_that_is_killed_leaves_its_folder_to_the_next_and_no_torn_copy(
+    url: str, trouble: Troublemaker, storage: CachedObjectStorage, tmp_path: Path
+) -> None:
+    await storage.close()
+    program = textwrap.dedent("""
+        import asyncio, sys
+        from pathlib import Path
+        from shared.storage.cached import CachedObjectStorage
+
+        async def main():
+            storage = CachedObjectStorage(sys.argv[1], Path(sys.argv[2]), 10_000_000)
+            await storage.prepare()
+            await storage.read(sys.argv[3])
+            print("read", flush=True)
+            place = storage._cache.place_of(sys.argv[3])
+            place.with_name("." + place.name).write_bytes(b"half of")
+            await asyncio.sleep(60)
+
+        asyncio.run(main())
+    """)
+    key = await rendition(storage, b"a rendition")
+    command = [sys.executable, "-c", program, url, str(tmp_path), key]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"read\n"
+    process.kill()
+    await process.wait()
+
+    successor = await opened(url, tmp_path)
+    asked = gets(trouble)
+
+    assert await successor.read(key) == b"a rendition"
+    assert gets(trouble) == asked
+    assert [path.read_bytes() for path in copies(tmp_path)] == [b"a rendition"]
+    await successor.close()
+
+
+async def test_after_a_start_of_the_machine_nothing_that_is_there_is_believed(
+    storage: CachedObjectStorage, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies are not fsynced: after a power cut one may be as long as it should be, and full of zeros."""
+    key = await rendition(storage, b"a rendition")
+    await storage.read(key)
+    await storage.close()
+    (torn,) = copies(tmp_path)
+    torn.write_bytes(bytes(11))
+    (tmp_path / "boot").write_text("another start")
+    monkeypatch.setattr(cached, "_BOOT_ID", tmp_path / "boot")
+
+    successor = await opened(url, tmp_path)
+
+    assert await successor.read(key) == b"a rendition"
+    await successor.close()
+
+
+async def test_a_copy_that_breaks_off_is_no_copy(
+    storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
+) -> None:
+    key = await rendition(storage, os.urandom(100_000))
+    trouble.break_off(after=0)
+
+    with pytest.raises(StorageUnavailable):
+        await storage.read(key)
+
+    assert copies(tmp_path) == []
+    assert storage.cache_bytes == 0
+
+
+async def test_where_no_copy_can_be_written_the_store_is_read(storage: CachedObjectStorage, tmp_path: Path) -> None:
+    key = await rendition(storage, b"a rendition")
+    # Where the copy's folder is to be, there is a file.
+    storage._cache.place_of(key).parent.touch()
+
+    assert await storage.read(key) == b"a rendition"
+    assert b"".join([piece async for piece in storage.stream(key, 0, 3)]) == b"a re"
+    assert storage.cache_bytes == 0
+
+
+async def test_a_copy_that_somebody_has_removed_is_fetched_again(storage: CachedObjectStorage, tmp_path: Path) -> None:
+    key = await rendition(storage, b"a rendition")
+    await storage.read(key)
+    for removed in (1, 2):
+        (copy,) = copies(tmp_path)
+        copy.unlink()
+
+        content = await storage.read(key) if removed == 1 else b"".join([p async for p in storage.stream(key, 0, 99)])
+
+        assert content == b"a rendition"
+        await storage.read(key)
+
+
+async def test_copies_of_what_is_deleted_go_with_it(storage: CachedObjectStorage, tmp_path: Path) -> None:
+    image_id = new_id()
+    for name in ("a.jpeg", "b.jpeg"):
+        await storage.read(await rendition(storage, b"x", image_id, name))
+    other = await rendition(storage, b"stays")
+    await storage.read(other)
+
+    await storage.delete_folder(f"renditions/{image_id}")
+
+    assert [path.read_bytes() for path in copies(tmp_path)] == [b"stays"]
+    with pytest.raises(NoSuchKey):
+        await storage.read(f"renditions/{image_id}/1/a.jpeg")
+
+
+async def test_copies_of_what_another_process_has_deleted_go_at_its_notice_with_those_under_way(
+    storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
+) -> None:
+    image_id = new_id()
+    await storage.read(await rendition(storage, b"x", image_id, "a.jpeg"))
+    under_way = await rendition(storage, b"y", image_id, "b.jpeg")
+    trouble.refuse("GET")
+    reading = asyncio.create_task(storage.read(under_way))
+    before = gets(trouble)
+    await until(lambda: gets(trouble) > before)
+
+    forgetting = asyncio.create_task(storage.forget_copies(image_id))
+    trouble.refuse()
+    await forgetting
+
+    assert await reading == b"y"
+    assert copies(tmp_path) == []
+    assert storage.cache_bytes == 0
