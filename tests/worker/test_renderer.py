@@ -44,6 +44,17 @@ SETTINGS = Settings(render_memory_bytes=384 * 1024 * 1024)
 StartRenderer = Callable[..., Coroutine[None, None, Renderer]]
 
 
+#: Servers that the session's other tests have started from this process: they are none of these tests'.
+_STRANGERS: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def strangers() -> Iterator[None]:
+    _STRANGERS.update(children())
+    yield
+    _STRANGERS.clear()
+
+
 @pytest.fixture
 async def start_renderer() -> AsyncIterator[StartRenderer]:
     """Start renderers whose children obey planted faults; afterwards nothing of them is left."""
@@ -74,7 +85,7 @@ async def start_renderer() -> AsyncIterator[StartRenderer]:
 
 
 def children(of: int | None = None) -> set[int]:
-    """Return the pids of all processes started by one, this one unless told; the dead do not count."""
+    """Return the pids of all processes started by one, this test unless told; the dead do not count."""
     found = set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -84,7 +95,7 @@ def children(of: int | None = None) -> set[int]:
                 continue
             if int(parent) == (of or os.getpid()) and state not in "ZX":
                 found.add(int(folder.name))
-    return found
+    return found - _STRANGERS
 
 
 def is_alive(pid: int) -> bool:
