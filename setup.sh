@@ -31,16 +31,18 @@ is_provided() {
 
 install_from() {
     # Only on top of what is whole: half an installation, or an older one, is thrown away.
-    if ! is_provided requirements.txt; then
+    if ! is_provided requirements-single.txt; then
         said=$(python3 -m venv --clear "$venv" 2>&1) || fail "python3 -m venv failed: $(echo "$said" | tail -n 1)"
     fi
-    rm -f "$venv/requirements.txt" "$venv/requirements-dev.txt"
+    rm -f "$venv"/requirements*.txt
     # The list is whole (.ci/run checks that): left to resolve, pip 23.2, which Python 3.11 brings, would take the newest
     # release of whatever is asked for with extras, and then refuse it for want of a hash.
     "$venv/bin/python" -m pip --disable-pip-version-check --no-input install --quiet --require-hashes --no-deps \
         -r "$here/$1" >"$venv/pip.log" 2>&1 ||
         fail "pip could not install $1 (all of it in .venv/pip.log): $(grep ERROR "$venv/pip.log" | tail -n 1)"
-    # The development file holds all of the other one, at the same versions.
-    [ "$1" = requirements.txt ] || cp "$here/requirements.txt" "$venv/"
-    cp "$here/$1" "$venv/"
+    # Each file holds all of the one before it, at the same versions.
+    for list in requirements-single.txt requirements.txt requirements-dev.txt; do
+        cp "$here/$list" "$venv/"
+        [ "$list" != "$1" ] || break
+    done
 }

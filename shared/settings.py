@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -199,7 +200,13 @@ def _storage_url(text: str) -> str:
             "not like s3://bucket/prefix (or gs://, az://): credentials have variables of their own, "
             "and a folder of a disk is set by ASGI_LOOK_STORAGE_PATH"
         )
+    _need("obstore")
     return text.rstrip("/")
+
+
+def _need(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"needs the package {package}, which is not installed: pip install -r requirements.txt")
 
 
 def _colour(text: str) -> tuple[int, int, int]:
@@ -244,6 +251,7 @@ _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full
 
 def _database_url(text: str) -> str:
     if match := re.match(r"postgres(ql)?(\+asyncpg)?://", text):
+        _need("asyncpg")
         return _postgresql_url(f"postgresql://{text[match.end() :]}")
     if not re.fullmatch(r"sqlite(\+aiosqlite)?:///[^?:][^?]*", text):
         raise ValueError("is neither sqlite:/// and the path of a file, without options, nor begins with postgres://")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from PIL import Image
 
@@ -380,17 +381,28 @@ def test_each_line_of_the_procfile_is_one_simple_command() -> None:
     assert [line for line in lines if re.search(r"[;&|<>`()]", line)] == []
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+LISTS = {"requirements-single.txt": [], "requirements.txt": ["apart"], "requirements-dev.txt": ["apart", "dev"]}
+
+
+def locked_in(name: str) -> dict[str, SpecifierSet]:
+    pins = re.findall(r"^(\S+==\S+)", (HERE / name).read_text(), re.MULTILINE)
+    return {requirement.name: requirement.specifier for requirement in map(Requirement, pins)}
+
+
+@pytest.mark.parametrize("name", LISTS)
 def test_every_dependency_is_locked_within_its_bounds_and_without_an_address(name: str) -> None:
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + (project["optional-dependencies"]["dev"] if "dev" in name else [])
-    text = (HERE / name).read_text()
-    locked = {
-        requirement.name: requirement.specifier
-        for requirement in map(Requirement, re.findall(r"^(\S+==\S+)", text, re.MULTILINE))
-    }
+    wanted = project["dependencies"] + [one for extra in LISTS[name] for one in project["optional-dependencies"][extra]]
 
     for requirement in map(Requirement, wanted):
-        (pin,) = locked[requirement.name]
+        (pin,) = locked_in(name)[requirement.name]
         assert requirement.specifier.contains(Version(pin.version)), requirement
-    assert re.search(r"://|file:|/home|/tmp", text) is None
+    assert re.search(r"://|file:|/home|/tmp", (HERE / name).read_text()) is None
+
+
+def test_each_list_of_dependencies_holds_all_of_the_smaller_one() -> None:
+    """So that ./run may find what ./test has installed, and adds to it only what is missing."""
+    single, whole, dev = (locked_in(name) for name in LISTS)
+
+    assert single.items() < whole.items() < dev.items()
+    assert whole.keys() - single.keys() == {"asyncpg", "obstore"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,24 @@ def test_postgresql_is_named_as_its_own_programs_name_it(scheme: str, rest: str)
 
     assert settings.database_url == f"postgresql://{rest}"
     assert settings.is_on_postgresql
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "package"),
+    [
+        ("DATABASE_URL", "postgres://db.example/asgilook", "asyncpg"),
+        ("ASGI_LOOK_STORAGE", "s3://bucket/prefix", "obstore"),
+    ],
+)
+def test_a_driver_that_is_not_installed_is_named(
+    variable: str, value: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both come with requirements.txt, neither with the shorter list that ./run installs."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+
+    with pytest.raises(SettingsError, match=f"^{variable}: needs the package {package}, .* requirements.txt$"):
+        Settings.from_env({variable: value})
 
 
 def test_settings_cannot_be_changed() -> None:
