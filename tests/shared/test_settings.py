@@ -133,6 +133,8 @@ BAD_VALUES = [
             "postgres://user:?secret@db.example/asgilook",
             "postgres://user:secret@[db.example/asgilook",
             "postgres://user:secret@db.example:port/asgilook",
+            "postgres://user:secret@db.example/asgilook?port=port",
+            "postgres://user:secret@one.example,two.example/asgilook?port=1,2,3",
             "postgres://user:secret@db.example/asgilook?sslmode=sure",
             "postgres://user:secret@db.example/asgilook?sslmode=require&pgbouncer=true",
             "postgres://user:secret@db.example/asgilook?sslmode=require&sslrootcert=system",
@@ -209,6 +211,12 @@ def test_postgresql_is_named_as_its_own_programs_name_it(scheme: str, rest: str)
 
     assert settings.database_url == f"postgresql://{rest}"
     assert settings.is_on_postgresql
+
+
+def test_a_plus_in_postgresqls_address_is_no_space() -> None:
+    settings = Settings.from_env({"DATABASE_URL": "postgres://db.example/asgilook?user=me+you&password=a+b%20c"})
+
+    assert settings.database_url == "postgresql://db.example/asgilook?user=me%2Byou&password=a%2Bb%20c"
 
 
 def test_settings_cannot_be_changed() -> None:
