@@ -98,7 +98,6 @@ def listening_client(url: str, factory: RedisFactory = redis_from_url, settings:
 def _client(url: str, factory: RedisFactory, settings: Settings, most: int, **options: Any) -> Redis:
     if is_tls(url):
         options["ssl_cert_reqs"] = settings.redis_cert_reqs
-        options["ssl_check_hostname"] = settings.redis_cert_reqs == "required"
         options["ssl_ca_certs"] = settings.redis_ca_certs and str(settings.redis_ca_certs)
     return factory(url, max_connections=most, socket_keepalive=True, **options)
 
@@ -155,9 +154,9 @@ class _TlsConnection(SSLConnection):
 
 
 def _tls_context(**options: Any) -> RedisSSLContext:
-    if options.get("ssl_cert_reqs") == "none":
-        # There is no telling whose name it is.
-        options["ssl_check_hostname"] = False
+    # Whoever has a certificate checked has the name in it checked, unless the address says otherwise. Where none is
+    # there is no telling whose name it is.
+    options["ssl_check_hostname"] = options.get("ssl_cert_reqs") != "none" and options.get("ssl_check_hostname", True)
     context = RedisSSLContext(**{name.removeprefix("ssl_"): value for name, value in options.items()})
     context.get()
     return context

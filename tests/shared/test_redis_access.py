@@ -118,6 +118,17 @@ async def test_an_address_has_the_last_word_on_its_own_certificate(valkey: Valke
     assert "cannot be trusted" in await refusal_of(strict)
 
 
+async def test_an_address_that_wants_its_certificate_checked_has_the_name_in_it_checked(
+    valkey: Valkey, doors: Doors
+) -> None:
+    """Where none is checked by default, as on Heroku, it asks for more than an issuer's word."""
+    door = doors.open(valkey.port, name="redis.example")
+    options = f"ssl_cert_reqs=required&ssl_ca_certs={doors.issuer.file}"
+    client = web_client(f"rediss://127.0.0.1:{door.port}/0?{options}", settings=ANY_CERTIFICATE)
+
+    assert "IP address mismatch" in await refusal_of(client)
+
+
 @pytest.mark.parametrize(
     "options", ["ssl_cert_reqs=perhaps", "ssl_colour=red", "colour=red", "ssl_ca_certs=/nowhere", "max_connections=-1"]
 )
