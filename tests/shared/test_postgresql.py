@@ -143,6 +143,17 @@ async def test_whoever_loses_an_image_learns_so_whatever_isolation_the_database_
     assert await claiming is None
 
 
+async def test_a_role_that_may_not_read_its_ledger_is_not_told_to_migrate(
+    postgresql: Postgresql, connected: Connected, settings: Settings
+) -> None:
+    """A release run as the owner is not enough where the service has a role of its own."""
+    postgresql.execute("CREATE ROLE stranger LOGIN")
+    ledger = connected(settings.database_url.replace(f"{postgresql.user}@", "stranger@"))
+
+    with pytest.raises(NothingCommitted, match="permission denied"):
+        await ledger.identity()
+
+
 # A commit of which nobody knows
 
 
