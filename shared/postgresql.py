@@ -150,9 +150,10 @@ def _refuse_closed(connection: Any, record: object, proxy: object) -> None:
 
 def _limit(connection: Connection) -> None:
     # In the transaction, not for the session: behind PgBouncer a session belongs to everybody.
-    connection.exec_driver_sql(
-        _set_locally(idle_in_transaction_session_timeout=IDLE_SECONDS, lock_timeout=LOCK_SECONDS)
-    )
+    limits = _set_locally(idle_in_transaction_session_timeout=IDLE_SECONDS, lock_timeout=LOCK_SECONDS)
+    # What is acknowledged is on PostgreSQL's disk, whatever its default; one that asks for more than that is kept.
+    durable = "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
+    connection.exec_driver_sql(f"{limits}, {durable}")
 
 
 def _judge(context: ExceptionContext) -> None:

@@ -94,6 +94,20 @@ async def test_a_transaction_has_its_time_outs_and_its_session_is_left_as_it_was
     assert (outside, prepared) == (["0", "0"], 0)
 
 
+@pytest.mark.parametrize(("default", "ours"), [("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")])
+async def test_a_commit_is_on_disk_whatever_the_database_is_set_to(
+    connected: Connected, settings: Settings, default: str, ours: str
+) -> None:
+    """An upload is acknowledged after it: what a crash of the server could take back is no promise."""
+    name = settings.database_url.rpartition("/")[2]
+    execute(settings.database_url, f"ALTER DATABASE {name} SET synchronous_commit = {default}")
+
+    async with connected()._engine.begin() as connection:
+        inside = (await connection.exec_driver_sql("SHOW synchronous_commit")).scalar_one()
+
+    assert inside == ours
+
+
 async def test_of_two_who_wait_for_each_other_one_is_told_so_and_nothing_of_it_is_there(
     ledger: Ledger, settings: Settings
 ) -> None:
