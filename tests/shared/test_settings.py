@@ -180,6 +180,12 @@ def test_a_bad_value_is_refused_with_its_variables_name(name: str, text: str) ->
     assert "secr" not in message
 
 
+def test_a_plus_in_postgresqls_address_is_no_space() -> None:
+    settings = Settings.from_env({"DATABASE_URL": "postgres://db.example/asgilook?user=me+you&password=a+b%20c"})
+
+    assert settings.database_url == "postgresql://db.example/asgilook?user=me%2Byou&password=a%2Bb%20c"
+
+
 @pytest.mark.parametrize(
     ("text", "flag"),
     [("1", True), ("true", True), ("YES", True), ("on", True), ("0", False), ("False", False), ("no", False)],
@@ -211,12 +217,6 @@ def test_postgresql_is_named_as_its_own_programs_name_it(scheme: str, rest: str)
 
     assert settings.database_url == f"postgresql://{rest}"
     assert settings.is_on_postgresql
-
-
-def test_a_plus_in_postgresqls_address_is_no_space() -> None:
-    settings = Settings.from_env({"DATABASE_URL": "postgres://db.example/asgilook?user=me+you&password=a+b%20c"})
-
-    assert settings.database_url == "postgresql://db.example/asgilook?user=me%2Byou&password=a%2Bb%20c"
 
 
 def test_settings_cannot_be_changed() -> None:
