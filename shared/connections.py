@@ -13,7 +13,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.connection import AbstractConnection, RedisSSLContext, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as ConnectionLost
 
 from shared import metrics
@@ -73,7 +73,7 @@ def web_client(url: str, factory: RedisFactory = redis_from_url, settings: Setti
     """Return a client that never retries: somebody is waiting, so long as its breaker allows for a whole exchange."""
     # The listener has the one that is missing, also where it listens to another server: better than one too many.
     most = settings.redis_max_connections - 1
-    return _client(url, factory, settings, most, retry=Retry(NoBackoff(), 0))
+    return _client(url, factory, settings, most, retry=Retry(NoBackoff(), 0), retry_on_error=[ReadOnlyError])
 
 
 def worker_client(url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS) -> Redis:
@@ -86,7 +86,7 @@ def worker_client(url: str, factory: RedisFactory = redis_from_url, settings: Se
         socket_timeout=WORKER_DEADLINE,
         socket_connect_timeout=WORKER_DEADLINE,
         retry=Retry(ExponentialBackoff(cap=1, base=0.05), 1),
-        retry_on_error=[ConnectionLost],
+        retry_on_error=[ConnectionLost, ReadOnlyError],
     )
 
 
@@ -96,9 +96,10 @@ def listening_client(url: str, factory: RedisFactory = redis_from_url, settings:
 
 
 def _client(url: str, factory: RedisFactory, settings: Settings, most: int, **options: Any) -> Redis:
+    # What is in `retry_on_error` drops its connection, however few retries there are. A Redis that may only be read is
+    # what it was: since a failover the address leads to another, while the old one is still there, a replica.
     if is_tls(url):
         options["ssl_cert_reqs"] = settings.redis_cert_reqs
-        options["ssl_check_hostname"] = settings.redis_cert_reqs == "required"
         options["ssl_ca_certs"] = settings.redis_ca_certs and str(settings.redis_ca_certs)
     return factory(url, max_connections=most, socket_keepalive=True, **options)
 
@@ -155,9 +156,9 @@ class _TlsConnection(SSLConnection):
 
 
 def _tls_context(**options: Any) -> RedisSSLContext:
-    if options.get("ssl_cert_reqs") == "none":
-        # There is no telling whose name it is.
-        options["ssl_check_hostname"] = False
+    # Whoever has a certificate checked has the name in it checked, unless the address says otherwise. Where none is
+    # there is no telling whose name it is.
+    options["ssl_check_hostname"] = options.get("ssl_cert_reqs") != "none" and options.get("ssl_check_hostname", True)
     context = RedisSSLContext(**{name.removeprefix("ssl_"): value for name, value in options.items()})
     context.get()
     return context

@@ -5,24 +5,30 @@ prometheus_client is imported here only, and only where metrics are asked for.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shared import metrics
 from shared.errors import AsgilookError
 from shared.ledger import Ledger
 from shared.queue import Queue
 
+T = TypeVar("T")
+
 #: Prometheus' text format.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+#: Seconds until ledger and Redis must have told what is waiting: who scrapes waits for ten, and wants the rest as well.
+_ASK_SECONDS = 2.0
 
 _FOLDERS = "asgilook-metrics-"
 #: Locks that this process keeps as long as it lives.
@@ -41,6 +47,7 @@ class Exposition:
         import prometheus_client
         from prometheus_client.multiprocess import MultiProcessCollector
 
+        self._asking: dict[str, asyncio.Future[Any]] = {}
         self._prometheus = prometheus_client
         self._registry = prometheus_client.CollectorRegistry()
         metrics.switch_on(prometheus_client, prometheus_client.CollectorRegistry() if folder else self._registry)
@@ -52,15 +59,33 @@ class Exposition:
     async def text(self, ledger: Ledger, queue: Queue) -> bytes:
         """Return all of it. What cannot be told at this moment is left out."""
         gauges = _Gauges()
-        with suppress(AsgilookError):
-            waiting = await ledger.waiting()
+        waiting, workers = await asyncio.gather(
+            self._asked("waiting", ledger.waiting), self._asked("workers", queue.workers_alive)
+        )
+        if waiting is not None:
             gauges.add("asgilook_images_waiting", "Images that are queued.", waiting.queued)
             gauges.add("asgilook_images_processing", "Images in an attempt's hands.", waiting.processing)
             gauges.add("asgilook_oldest_waiting_seconds", "Seconds that the oldest queued one waits.", waiting.seconds)
-        with suppress(AsgilookError):
-            gauges.add("asgilook_workers_alive", "Workers whose loop turns.", len(await queue.workers_alive()))
+        if workers is not None:
+            gauges.add("asgilook_workers_alive", "Workers whose loop turns.", len(workers))
         counted: bytes = self._prometheus.generate_latest(self._registry)
         return counted + self._prometheus.generate_latest(gauges)
+
+    async def _asked(self, what: str, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """Return the answer, or None where there is none now. What takes longer goes on, and is not asked twice."""
+        asking = self._asking.get(what)
+        if asking is None:
+            asking = self._asking[what] = asyncio.ensure_future(ask())
+            asking.add_done_callback(lambda done: self._answered(what, done))
+        await asyncio.wait([asking], timeout=_ASK_SECONDS)
+        with suppress(AsgilookError):
+            return asking.result() if asking.done() else None
+        return None
+
+    def _answered(self, what: str, done: asyncio.Future[Any]) -> None:
+        del self._asking[what]
+        if not done.cancelled():
+            done.exception()  # seen: there may be nobody left who waits for it
 
 
 class _Gauges:

@@ -134,7 +134,7 @@ class Ledger:
             try:
                 revision = (await connection.exec_driver_sql("SELECT version_num FROM alembic_version")).scalar_one()
             except (DBAPIError, NoResultFound) as exc:
-                if isinstance(exc, DBAPIError) and "alembic_version" not in str(exc.orig):
+                if isinstance(exc, DBAPIError) and not _has_no_table(exc):
                     raise
                 raise LedgerNotMigrated("the ledger has no tables yet: run `python -m shared.migrations`") from exc
             if revision < REVISION:
@@ -523,6 +523,12 @@ class Ledger:
 async def _has_rows(connection: AsyncConnection, condition: ColumnElement[bool]) -> bool:
     query = select(images.c.id).where(condition, _is_due).limit(1)
     return (await connection.execute(query)).one_or_none() is not None
+
+
+def _has_no_table(error: DBAPIError) -> bool:
+    # PostgreSQL's SQLSTATE of an undefined table: who may not read one is told its name as well.
+    state = getattr(error.orig, "sqlstate", None)
+    return "no such table" in str(error.orig) if state is None else state == "42P01"
 
 
 def _new(image_id: str, original: Original, request: str | None) -> dict[str, Any]:

@@ -260,6 +260,9 @@ def _database_url(text: str) -> str:
 
 def _postgresql_url(text: str) -> str:
     # What is wrong is not repeated: a password may be in it, wherever it went astray.
+    head, *query = text.split("?", 1)
+    # To libpq a + is a +; the driver takes it for a space.
+    text = "?".join([head, *(options.replace("+", "%2B") for options in query)])
     try:
         parts = urlsplit(text)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
@@ -269,6 +272,9 @@ def _postgresql_url(text: str) -> str:
         raise ValueError("has a # or a second @ in it: in a password they are %23 and %40")
     if not re.fullmatch(r"([^@]*@)?(\[[^]]*\]|[^:,]*)(:\d+)?(,(\[[^]]*\]|[^:,]*)(:\d+)?)*", parts.netloc):
         raise ValueError("its port is no number; in a password, : and / are %3A and %2F")
+    hosts, ports = (options.get(name, parts.netloc.rpartition("@")[2]).count(",") + 1 for name in ("host", "port"))
+    if not re.fullmatch(r"(\d+(,\d+)*)?", options.get("port", ""), re.ASCII) or ports not in (1, hosts):
+        raise ValueError("its port is no number, or there are more or fewer ports than hosts")
     if not options.keys() <= set(_POSTGRESQL_OPTIONS):
         raise ValueError(f"has an option after its ? that is not one of {', '.join(_POSTGRESQL_OPTIONS)}")
     mode = options.get("sslmode", "prefer")

@@ -50,6 +50,10 @@ class Door:
         """Fail over: every connection is lost, and the next ones lead to another Redis."""
         self._run(self._lead_to(port))
 
+    def lead_newcomers_to(self, port: int) -> None:
+        """Lead to another Redis whoever connects from now on; who is connected stays so."""
+        self._leads_to = port
+
     def close(self) -> None:
         self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)

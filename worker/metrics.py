@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a client has for its request, and between two tries at a port that somebody else has.
 _PATIENCE_SECONDS = 5.0
+#: Connections at once; more are hung up on, or strangers could use up the files that a worker may open.
+_MOST_CONNECTIONS = 16
 
 
 class MetricsPort:
@@ -26,6 +28,7 @@ class MetricsPort:
         self._exposition = exposition
         self._ledger = ledger
         self._queue = queue
+        self._open = 0
 
     async def run(self) -> None:
         """Answer until cancelled. A port that is taken keeps no worker from working: it is tried again and again."""
@@ -44,6 +47,10 @@ class MetricsPort:
             await server.serve_forever()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._open == _MOST_CONNECTIONS:
+            writer.transport.abort()
+            return
+        self._open += 1
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -57,6 +64,7 @@ class MetricsPort:
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # a scrape that went wrong; there will be another one
         finally:
+            self._open -= 1
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()

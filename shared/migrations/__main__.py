@@ -17,8 +17,7 @@ from shared.settings import Settings
 
 def migrate(settings: Settings) -> None:
     """Create or upgrade the ledger that the settings name."""
-    database = make_url(settings.database_url).database
-    if database is not None and not settings.is_on_postgresql:
+    if not settings.is_on_postgresql and (database := make_url(settings.database_url).database) is not None:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))

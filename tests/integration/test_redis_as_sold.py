@@ -51,11 +51,11 @@ def upload(service: Deployed) -> str:
     return str(answer.json["id"])
 
 
-def test_a_service_on_a_sold_redis_works_within_its_bounds_and_survives_a_failover(
+def test_a_service_on_a_sold_redis_works_within_its_bounds_and_survives_failovers(
     services: Services, start_valkey: StartValkey, doors: Doors
 ) -> None:
-    """The failover is to an empty server, in the middle of uploads."""
-    first, second, cache = (sold(start_valkey) for _ in range(3))
+    """Both are to an empty server, in the middle of uploads: the old one is gone, or stays as a replica."""
+    first, second, third, cache = (sold(start_valkey) for _ in range(4))
     door, cache_door = doors.open(first.port), doors.open(cache.port)
     service = services.deploy(
         REDIS_URL=f"rediss://{CREDENTIALS}@127.0.0.1:{door.port}/0",
@@ -75,6 +75,10 @@ def test_a_service_on_a_sold_redis_works_within_its_bounds_and_survives_a_failov
         uploads = [pool.submit(upload, service) for _ in range(40)]
         service.until(lambda: sum(done.done() for done in uploads) >= 10, what="the first uploads")
         door.lead_to(second.port)
+        service.until(lambda: sum(done.done() for done in uploads) >= 20, what="more uploads")
+        with closing(client_of(second)) as client:
+            client.replicaof("127.0.0.1", third.port)
+        door.lead_newcomers_to(third.port)
         image_ids = {done.result() for done in uploads}
 
     # Some without Redis, maybe: the door is as slow as this busy process.
@@ -87,7 +91,7 @@ def test_a_service_on_a_sold_redis_works_within_its_bounds_and_survives_a_failov
     service.until(service.is_ready, what="every part's health")
     # Web and worker; where a connection is given up, the next may be there before its end is seen.
     assert max(door.most, cache_door.most) <= 3 * MOST
-    for valkey in (first, second, cache):
+    for valkey in (first, second, third, cache):
         assert_nothing_was_denied(valkey)
     assert "secret" not in service.output
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import subprocess
@@ -131,6 +132,33 @@ async def test_what_cannot_be_told_now_is_left_out(
 
     assert ("asgilook_images_waiting",) not in counted
     assert counted["asgilook_workers_alive",] == 0
+
+
+async def test_who_asks_while_the_ledger_is_silent_is_told_what_was_counted(
+    ledger: Ledger, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it is silent is among it. One question at a time is enough, and takes one connection."""
+    monkeypatch.setattr(exposition, "_ASK_SECONDS", 0.05)
+    questions, speaks = 0, asyncio.Event()
+
+    async def wait() -> Waiting:
+        nonlocal questions
+        questions += 1
+        await speaks.wait()
+        return Waiting(queued=3, processing=0, seconds=1.0)
+
+    monkeypatch.setattr(ledger, "waiting", wait)
+    asked = Exposition()
+
+    async with asyncio.timeout(20):
+        silent = [await told(asked, ledger, queue) for _ in range(3)]
+        speaks.set()
+        spoken = await told(asked, ledger, queue)
+
+    assert [("asgilook_images_waiting",) in counted for counted in silent] == [False] * 3
+    assert [counted["asgilook_workers_alive",] for counted in silent] == [0] * 3
+    assert questions == 1
+    assert spoken["asgilook_images_waiting",] == 3
 
 
 @pytest.fixture

@@ -94,6 +94,20 @@ async def test_a_transaction_has_its_time_outs_and_its_session_is_left_as_it_was
     assert (outside, prepared) == (["0", "0"], 0)
 
 
+@pytest.mark.parametrize(("default", "ours"), [("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")])
+async def test_a_commit_is_on_disk_whatever_the_database_is_set_to(
+    connected: Connected, settings: Settings, default: str, ours: str
+) -> None:
+    """An upload is acknowledged after it: what a crash of the server could take back is no promise."""
+    name = settings.database_url.rpartition("/")[2]
+    execute(settings.database_url, f"ALTER DATABASE {name} SET synchronous_commit = {default}")
+
+    async with connected()._engine.begin() as connection:
+        inside = (await connection.exec_driver_sql("SHOW synchronous_commit")).scalar_one()
+
+    assert inside == ours
+
+
 async def test_of_two_who_wait_for_each_other_one_is_told_so_and_nothing_of_it_is_there(
     ledger: Ledger, settings: Settings
 ) -> None:
@@ -123,6 +137,35 @@ async def test_rows_in_another_sweeps_hands_are_passed_over_at_once(ledger: Ledg
 
     await other.close()
     assert sorted(row.image.id for row in taken) == sorted(row.id for row in rows[1:])
+
+
+async def test_whoever_loses_an_image_learns_so_whatever_isolation_the_database_is_set_to(
+    connected: Connected, settings: Settings
+) -> None:
+    """Where all are serialized a loser gets an error, and its worker takes the ledger for one in trouble."""
+    name = settings.database_url.rpartition("/")[2]
+    execute(settings.database_url, f"ALTER DATABASE {name} SET default_transaction_isolation = serializable")
+    ledger = connected()
+    image = await queued(ledger)
+    other = await asyncpg.connect(settings.database_url)
+    async with other.transaction():
+        await other.execute("UPDATE images SET status = 'processing' WHERE id = $1", image.id)
+        claiming = asyncio.create_task(ledger.claim(image.id, "host:1"))
+        await until(lambda: sessions(settings, "wait_event_type = 'Lock'"))
+    await other.close()
+
+    assert await claiming is None
+
+
+async def test_a_role_that_may_not_read_its_ledger_is_not_told_to_migrate(
+    postgresql: Postgresql, connected: Connected, settings: Settings
+) -> None:
+    """A release run as the owner is not enough where the service has a role of its own."""
+    postgresql.execute("CREATE ROLE stranger LOGIN")
+    ledger = connected(settings.database_url.replace(f"{postgresql.user}@", "stranger@"))
+
+    with pytest.raises(NothingCommitted, match="permission denied"):
+        await ledger.identity()
 
 
 # A commit of which nobody knows
@@ -259,6 +302,76 @@ async def test_a_server_that_answers_nothing_is_unavailable_in_seconds_and_used_
 
     assert await ledger.get(image.id) == image
     assert await newcomer.get(image.id) == image
+
+
+async def test_connections_to_a_server_that_answers_nothing_are_closed_at_once_and_without_a_word(
+    own_postgresql: Postgresql, connected: Connected, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever is told to end has so many seconds; each connection would take those of a command, one by one."""
+    ledger = connected(own_postgresql.database())
+    await asyncio.gather(*(ledger.now() for _ in range(8)))
+    own_postgresql.freeze()
+
+    async with asyncio.timeout(20):
+        await ledger.close()
+
+    assert caplog.records == []
+
+
+@pytest.fixture
+def deaf() -> Iterator[int]:
+    """A port that takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://{user}@127.0.0.1:{deaf},127.0.0.1:{port}/{name}?connect_timeout=1",
+        "postgresql://{user}@/{name}?host=127.0.0.1,127.0.0.1&port={deaf},{port}&connect_timeout=1",
+        "postgresql://{user}@127.0.0.1:{deaf}/{name}?host=127.0.0.1&port={port}",
+        "postgresql://{user}@127.0.0.1,localhost/{name}?port={port}&target_session_attrs=read-write",
+    ],
+)
+async def test_a_host_that_is_silent_does_not_take_the_time_of_the_next_one(
+    postgresql: Postgresql, connected: Connected, settings: Settings, deaf: int, address: str
+) -> None:
+    """The machine of the old primary may be gone altogether. What follows the ? counts, as it does to libpq."""
+    name = settings.database_url.rpartition("/")[2]
+    url = address.format(user=postgresql.user, deaf=deaf, port=postgresql.port, name=name)
+
+    ledger = connected(Settings.from_env({"DATABASE_URL": url}).database_url)
+
+    assert await ledger.now() > 0
+
+
+async def test_of_several_hosts_the_one_that_may_be_written_to_is_found(
+    own_postgresql: Postgresql, postgresql: Postgresql, connected: Connected, settings: Settings
+) -> None:
+    name = settings.database_url.rpartition("/")[2]
+    own_postgresql.execute(f"CREATE DATABASE {name}")
+    own_postgresql.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    hosts = f"127.0.0.1:{own_postgresql.port},127.0.0.1:{postgresql.port}"
+    url = f"postgresql://{postgresql.user}@{hosts}/{name}?target_session_attrs=read-write"
+    await asyncio.to_thread(migrate, replace(settings, database_url=url))
+
+    image = await queued(connected(url))
+
+    assert await connected().get(image.id) == image
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("postgresql://me@127.0.0.1:1,[::1]:1/x", r"127\.0\.0\.1:1,\[::1\]:1"),
+        ("postgresql://me@/x?host=/no/such/folder", "/no/such/folder"),
+        ("postgresql://me@%2Fno%2Fsuch%2Ffolder/x", "/no/such/folder"),
+    ],
+)
+async def test_who_cannot_be_reached_is_named(connected: Connected, address: str, place: str) -> None:
+    with pytest.raises(NothingCommitted, match=f"^PostgreSQL at {place} cannot be reached: "):
+        await connected(address).now()
 
 
 async def test_who_finds_that_its_server_may_only_be_read_asks_for_another_next(

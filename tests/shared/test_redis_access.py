@@ -24,7 +24,7 @@ from shared.connections import (
 from shared.errors import RedisRefuses, SettingsError
 from shared.settings import Settings
 from tests.doors import Doors
-from tests.valkey import Valkey
+from tests.valkey import StartValkey, Valkey
 from tests.waiting import until
 
 ANY_CERTIFICATE = Settings(redis_cert_reqs="none")
@@ -116,6 +116,17 @@ async def test_an_address_has_the_last_word_on_its_own_certificate(valkey: Valke
         await check_access(lenient, breaker, "REDIS_URL")
 
     assert "cannot be trusted" in await refusal_of(strict)
+
+
+async def test_an_address_that_wants_its_certificate_checked_has_the_name_in_it_checked(
+    valkey: Valkey, doors: Doors
+) -> None:
+    """Where none is checked by default, as on Heroku, it asks for more than an issuer's word."""
+    door = doors.open(valkey.port, name="redis.example")
+    options = f"ssl_cert_reqs=required&ssl_ca_certs={doors.issuer.file}"
+    client = web_client(f"rediss://127.0.0.1:{door.port}/0?{options}", settings=ANY_CERTIFICATE)
+
+    assert "IP address mismatch" in await refusal_of(client)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +274,38 @@ async def test_a_connection_that_takes_longer_than_a_request_waits_comes_about_a
                 return False
 
         await until(is_answered)
+
+
+@pytest.mark.parametrize("make", [web_client, worker_client])
+@pytest.mark.parametrize("in_transaction", [True, False])
+async def test_who_is_left_with_a_redis_that_may_only_be_read_asks_for_another(
+    start_valkey: StartValkey, doors: Doors, make: Callable[..., Redis], in_transaction: bool
+) -> None:
+    """A failover makes a replica of the old master, which keeps the connections that it has."""
+    old, new = start_valkey(), start_valkey()
+    door = doors.open(old.port)
+    client = make(f"rediss://127.0.0.1:{door.port}/0", settings=ANY_CERTIFICATE)
+
+    async def write() -> None:
+        async with client.pipeline(transaction=in_transaction) as pipe:
+            pipe.set("key", "value")
+            await pipe.execute()
+
+    async with breaker_of(client) as breaker:
+        await asyncio.gather(*(breaker.call(write) for _ in range(20)))
+        admin = redis_from_url(old.url)
+        await admin.replicaof("127.0.0.1", new.port)
+        await admin.aclose()
+        door.lead_newcomers_to(new.port)
+
+        async def is_written() -> bool:
+            try:
+                await breaker.call(write)
+            except RedisAway:
+                return False
+            return True
+
+        await until(is_written)
 
 
 async def test_who_leaves_while_a_connection_is_made_leaves_no_task_behind(valkey: Valkey) -> None:

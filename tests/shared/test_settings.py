@@ -134,6 +134,8 @@ BAD_VALUES = [
             "postgres://user:?secret@db.example/asgilook",
             "postgres://user:secret@[db.example/asgilook",
             "postgres://user:secret@db.example:port/asgilook",
+            "postgres://user:secret@db.example/asgilook?port=port",
+            "postgres://user:secret@one.example,two.example/asgilook?port=1,2,3",
             "postgres://user:secret@db.example/asgilook?sslmode=sure",
             "postgres://user:secret@db.example/asgilook?sslmode=require&pgbouncer=true",
             "postgres://user:secret@db.example/asgilook?sslmode=require&sslrootcert=system",
@@ -177,6 +179,12 @@ def test_a_bad_value_is_refused_with_its_variables_name(name: str, text: str) ->
     assert message.startswith(f"{name}: ")
     assert len(message) > len(name) + 10
     assert "secr" not in message
+
+
+def test_a_plus_in_postgresqls_address_is_no_space() -> None:
+    settings = Settings.from_env({"DATABASE_URL": "postgres://db.example/asgilook?user=me+you&password=a+b%20c"})
+
+    assert settings.database_url == "postgresql://db.example/asgilook?user=me%2Byou&password=a%2Bb%20c"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -80,6 +81,23 @@ async def test_who_does_not_come_to_an_end_is_hung_up_on(port: int, request_byte
     with contextlib.suppress(ConnectionResetError):  # what it sent is not read to its end
         assert await answer_to(port, request_bytes) == b""
 
+    assert b"200 OK" in await answer_to(port, GET + b"Authorization: Bearer scrape-me\r\n\r\n")
+
+
+async def test_strangers_take_no_more_of_a_workers_files_than_a_few(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.metrics._PATIENCE_SECONDS", 120.0)
+    await answer_to(port, b"\r\n\r\n")  # it is there
+    before = len(os.listdir("/proc/self/fd"))
+    strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
+
+    async with asyncio.timeout(30):
+        assert await strangers[-1][0].read() == b""
+
+    # Both ends are ours here.
+    assert len(os.listdir("/proc/self/fd")) <= before + 60 + 16
+    for _, writer in strangers:
+        writer.close()
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
     assert b"200 OK" in await answer_to(port, GET + b"Authorization: Bearer scrape-me\r\n\r\n")
 
 
