@@ -262,6 +262,10 @@ def _request_id(headers: Headers) -> str:
     return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
+def _asks_to_wait(headers: Headers) -> bool:
+    return any(name == b"prefer" and b"wait" in value.lower() for name, value in headers)
+
+
 def _with(headers: Headers, name: bytes, value: bytes) -> Headers:
     return headers if any(present == name for present, _ in headers) else [*headers, (name, value)]
 
@@ -271,7 +275,8 @@ def _count(scope: Scope, response: _Response, seconds: float) -> None:
     method = scope["method"] if scope["method"] in _METHODS else "other"
     route = scope.get("asgilook.route") or "none"
     metrics.REQUESTS.add(method, route, str(response.status or "client gone"))
-    metrics.REQUEST_SECONDS.observe(seconds, method, route)
+    # Seconds that were asked for say nothing about us.
+    metrics.REQUEST_SECONDS.observe(seconds, method, route, "yes" if _asks_to_wait(scope["headers"]) else "no")
 
 
 def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
