@@ -18,6 +18,7 @@ from api.metrics import Metrics, RouteNoting
 from api.pictures import Jpeg, Pictures, Thumbnail
 from api.uploads import Uploads
 from api.waiting import Waiting
+from shared import tracing
 from shared.belonging import check_redis, check_storage, keep_standing
 from shared.cancellation import cancel
 from shared.connections import (
@@ -39,6 +40,7 @@ from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
 from shared.storage.backends import open_storage
+from shared.tracing import traced
 
 App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
 
@@ -52,8 +54,10 @@ def create_app(
     """Build the falcon application; everything it opens is opened and closed with its lifespan."""
     settings = settings or Settings.from_env()
     exposition = Exposition() if settings.metrics or settings.metrics_token else None
-    ledger = timed(Ledger.connect(settings), LEDGER_SECONDS)
-    storage = timed(open_storage(settings, cached=True), STORAGE_SECONDS)
+    if settings.tracing:
+        tracing.switch_on("web")
+    ledger = traced(timed(Ledger.connect(settings), LEDGER_SECONDS), "ledger")
+    storage = traced(timed(open_storage(settings, cached=True), STORAGE_SECONDS), "storage")
 
     redis = cache_redis = web_client(settings.redis_url, redis_from_url, settings)
     breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)
@@ -63,7 +67,7 @@ def create_app(
     listening = listening_client(settings.redis_url, redis_from_url, settings)
     lifespan = Lifespan(ledger, storage, redis, breaker)
 
-    queue = Queue(redis, breaker, lifespan.ledger_name)
+    queue = traced(Queue(redis, breaker, lifespan.ledger_name), "queue")
     response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name)
     announcer = Announcer(redis, breaker, lifespan.ledger_name)
     listener = Listener(listening, lifespan.ledger_name)
@@ -82,6 +86,7 @@ def create_app(
         cache_redis.aclose,
         listening.aclose,
         storage.close,
+        tracing.close,
     ]
 
     enqueueing = Enqueueing(ledger, queue)
@@ -91,8 +96,9 @@ def create_app(
 
     app: App = falcon.asgi.App()
     app.add_middleware(lifespan)
-    if exposition is not None:
+    if exposition is not None or settings.tracing:
         app.add_middleware(RouteNoting())
+    if exposition is not None:
         app.add_route("/metrics", Metrics(exposition, settings.metrics_token, ledger, queue))
     app.add_middleware(ResponseCaching(response_cache))
     paths.register(app.router_options)

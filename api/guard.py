@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from shared import logs, metrics
+from shared import logs, metrics, tracing
 from shared.errors import AsgilookError
 from shared.settings import Settings
 
@@ -77,7 +77,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            with tracing.request(scope["method"], scope["headers"]):
+                await self._serve(scope, receive, send)
         elif scope["type"] == "websocket":
             # Closed before it was accepted: the server answers the handshake with 403.
             await send({"type": "websocket.close", "code": 1000})
@@ -262,6 +263,10 @@ def _request_id(headers: Headers) -> str:
     return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
+def _asks_to_wait(headers: Headers) -> bool:
+    return any(name == b"prefer" and b"wait" in value.lower() for name, value in headers)
+
+
 def _with(headers: Headers, name: bytes, value: bytes) -> Headers:
     return headers if any(present == name for present, _ in headers) else [*headers, (name, value)]
 
@@ -270,8 +275,10 @@ def _count(scope: Scope, response: _Response, seconds: float) -> None:
     # What a client makes up must not become a label.
     method = scope["method"] if scope["method"] in _METHODS else "other"
     route = scope.get("asgilook.route") or "none"
+    tracing.answered(method, route, response.status)
     metrics.REQUESTS.add(method, route, str(response.status or "client gone"))
-    metrics.REQUEST_SECONDS.observe(seconds, method, route)
+    # Seconds that were asked for say nothing about us.
+    metrics.REQUEST_SECONDS.observe(seconds, method, route, "yes" if _asks_to_wait(scope["headers"]) else "no")
 
 
 def _log_access(scope: Scope, response: _Response, seconds: float) -> None:

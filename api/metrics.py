@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import Any
 
 from falcon.asgi import Request, Response
@@ -31,7 +33,13 @@ class Metrics:
 
 
 class RouteNoting:
-    """Falcon middleware that tells the guard which template a request matched: that is a label, its path is none."""
+    """Falcon middleware that tells the guard which template a request matched: a label, which its path must not be."""
 
     async def process_resource(self, req: Request, resp: Response, resource: Any, params: dict[str, Any]) -> None:
-        req.scope["asgilook.route"] = req.uri_template
+        req.scope["asgilook.route"] = _readable(req.uri_template)
+
+
+@cache
+def _readable(template: str) -> str:
+    """Return a template without the names of our converters: there are as many as there are routes."""
+    return re.sub(r"\{(\w+):\w+\}", r"{\1}", template)

@@ -17,7 +17,7 @@ from falcon.asgi.multipart import BodyPart
 from falcon.media import MultipartFormHandler
 
 from api.problems import TROUBLE_SECONDS, Problem
-from shared import logs, metrics
+from shared import logs, metrics, tracing
 from shared.cancellation import to_the_end
 from shared.errors import LedgerUnavailable, NothingCommitted
 from shared.formats import SIGNATURE_BYTES, TAKEN, media_type_of
@@ -122,7 +122,8 @@ class Uploads:
         began = time.monotonic()
         draft = await self._storage.draft()
         try:
-            original = await self._fill(draft, req)
+            with tracing.span("receive"):
+                original = await self._fill(draft, req)
             # From here on a client that goes away changes nothing: what is durable is committed, too.
             image = await to_the_end(self._store(draft, original))
             metrics.UPLOAD_BYTES.observe(original.bytes)

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -49,8 +49,13 @@ class Service:
 
 
 @contextmanager
-def run_service(folder: Path, *, ledger_script: str = "", workers: int = 1, **settings: str) -> Iterator[Service]:
-    """Run a service for the block; the ledger's `ledger_script` may add triggers that note what is to be measured."""
+def run_service(
+    folder: Path, *, ledger_script: str = "", workers: int = 1, metrics_ports: Sequence[int] = (), **settings: str
+) -> Iterator[Service]:
+    """Run a service for the block; the ledger's `ledger_script` may add triggers that note what is to be measured.
+
+    With `metrics_ports` there is a worker for each of them, and web answers /metrics, too.
+    """
     valkey_port, web_port = free_port(), free_port()
     env = {
         **os.environ,
@@ -73,8 +78,10 @@ def run_service(folder: Path, *, ledger_script: str = "", workers: int = 1, **se
         until(lambda: not release.is_running)
         with closing(sqlite3.connect(service.ledger_file)) as ledger:
             ledger.executescript(ledger_script)
-        parts.append(Part("web", commands["web"], env).start())
-        service.workers.extend(Part("worker", commands["worker"], env).start() for _ in range(workers))
+        counted = {"ASGI_LOOK_METRICS": "1"} if metrics_ports else {}
+        parts.append(Part("web", commands["web"], env | counted).start())
+        workers_more = [{"ASGI_LOOK_METRICS_PORT": str(port)} for port in metrics_ports] or [{}] * workers
+        service.workers.extend(Part("worker", commands["worker"], env | more).start() for more in workers_more)
         parts.extend(service.workers)
         until(service.is_ready)
         yield service

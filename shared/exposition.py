@@ -12,8 +12,9 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ASK_SECONDS = 2.0
 
 _FOLDERS = "asgilook-metrics-"
+#: What stands in the place of a process id in the name of the file of all that have died.
+_DEAD = "dead"
 #: Locks that this process keeps as long as it lives.
 _LOCKS: list[int] = []
 
@@ -49,9 +52,11 @@ class Exposition:
 
         self._asking: dict[str, asyncio.Future[Any]] = {}
         self._prometheus = prometheus_client
+        self._folder = folder
         self._registry = prometheus_client.CollectorRegistry()
         metrics.switch_on(prometheus_client, prometheus_client.CollectorRegistry() if folder else self._registry)
         if folder is not None:
+            _add_up_the_dead(folder)
             MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
         else:
             prometheus_client.ProcessCollector(registry=self._registry)
@@ -68,7 +73,8 @@ class Exposition:
             gauges.add("asgilook_oldest_waiting_seconds", "Seconds that the oldest queued one waits.", waiting.seconds)
         if workers is not None:
             gauges.add("asgilook_workers_alive", "Workers whose loop turns.", len(workers))
-        counted: bytes = self._prometheus.generate_latest(self._registry)
+        with _locked(self._folder, fcntl.LOCK_SH) if self._folder else nullcontext():
+            counted: bytes = self._prometheus.generate_latest(self._registry)
         return counted + self._prometheus.generate_latest(gauges)
 
     async def _asked(self, what: str, ask: Callable[[], Awaitable[T]]) -> T | None:
@@ -123,6 +129,49 @@ def _folder_of_siblings() -> Path:
         if other != folder:
             _remove_if_dead(other)
     return folder
+
+
+def _add_up_the_dead(folder: Path) -> None:
+    """Put what siblings that have died counted into one file of each kind, or there would be more at each restart."""
+    from prometheus_client.mmap_dict import MmapedDict
+
+    with _locked(folder, fcntl.LOCK_EX):
+        for kind in ("counter", "histogram"):
+            dead = [path for path in folder.glob(f"{kind}_*.db") if not _is_alive(path.stem.partition("_")[2])]
+            total, added = folder / f"{kind}_{_DEAD}.db", folder / f"{kind}.new"
+            if dead in ([], [total]):
+                continue
+            sums: defaultdict[str, float] = defaultdict(float)
+            for path in dead:
+                for key, value, _, _ in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]
+                    sums[key] += value
+            added.unlink(missing_ok=True)
+            file = MmapedDict(added)  # type: ignore[no-untyped-call]
+            for key, value in sums.items():
+                file.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+            file.close()  # type: ignore[no-untyped-call]
+            added.replace(total)
+            for path in dead:
+                if path != total:
+                    path.unlink()
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass  # somebody else's by now: its file waits for another time
+    return True
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Keep the others from reading while one adds up, or they would count twice what is in both files."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, how)
+        yield
 
 
 def _remove_if_dead(folder: Path) -> None:

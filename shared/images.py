@@ -75,6 +75,8 @@ class Image:
     request: str | None
     created: float
     modified: float
+    #: Where the trace of what asked for its rendering is to be continued: a traceparent of W3C's.
+    trace: str | None = None
 
     @property
     def thumbnails(self) -> list[Rendition]:

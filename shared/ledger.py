@@ -39,6 +39,7 @@ from shared.errors import LedgerNotMigrated, LedgerUnavailable, NothingCommitted
 from shared.images import Image, Original, Owed, Rendition, Size, Status
 from shared.schema import REVISION, images, inline, ledger, now
 from shared.settings import Settings
+from shared.tracing import traceparent
 
 T = TypeVar("T")
 
@@ -321,6 +322,7 @@ class Ledger:
             wake=images.c.wake + 1,
             due=now() + WAKE_SECONDS,
             worker=None,
+            trace=traceparent(),
         )
 
     async def claim_thumbnails(self, image_id: str, wake: int, worker: str) -> Image | None:
@@ -360,6 +362,7 @@ class Ledger:
             losses=0,
             error_type=None,
             error_detail=None,
+            trace=traceparent(),
             modified=now(),
         )
 
@@ -545,6 +548,7 @@ def _new(image_id: str, original: Original, request: str | None) -> dict[str, An
         "original_sha256": original.sha256,
         "renditions": "{}",
         "request": request,
+        "trace": traceparent(),
         "created": now(),
         "modified": now(),
     }
@@ -606,4 +610,5 @@ def _image(row: Row[Any]) -> Image:
         request=row.request,
         created=row.created,
         modified=row.modified,
+        trace=row.trace,
     )

@@ -61,13 +61,20 @@ class Histogram:
 
 _ALL: list[Counter | Histogram] = []
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+# From an answer out of the cache to a picture at its time limit; from a copy on the disk to a ledger that is locked.
+# The long ones lie past round numbers: who asks to wait for 10 or 20 s is answered right after them.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5.5, 11, 21, 31, 61)
+_SHORT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _BYTES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000)
 
 REQUESTS = Counter("asgilook_requests", "Requests, by what they were answered.", "method", "route", "status")
 REQUEST_SECONDS = Histogram(
-    "asgilook_request_seconds", "Seconds from a request to its answer's end.", "method", "route", up_to=_SECONDS
+    "asgilook_request_seconds",
+    "Seconds from a request to its answer's end, apart for those that ask to wait (Prefer).",
+    "method",
+    "route",
+    "waited",
+    up_to=_SECONDS,
 )
 UPLOAD_BYTES = Histogram("asgilook_upload_bytes", "Bytes of the originals that were committed.", up_to=_BYTES)
 UPLOAD_SECONDS = Histogram("asgilook_upload_seconds", "Seconds from a body's begin to its commit.", up_to=_SECONDS)

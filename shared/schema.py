@@ -23,7 +23,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from shared.images import Owed, Status
 
 #: The migration that this code needs; an older ledger is refused at start.
-REVISION = "0001"
+REVISION = "0002"
 
 metadata = MetaData()
 
@@ -53,6 +53,7 @@ images = Table(
     Column("request", String(128)),
     Column("created", Double, nullable=False),
     Column("modified", Double, nullable=False),
+    Column("trace", String(55)),
 )
 
 #: One row: who this ledger is, the storage it belongs to, and the counter behind `images.sequence`.

@@ -62,6 +62,7 @@ class Settings:
     metrics: bool = False
     metrics_token: str | None = field(default=None, repr=False)
     metrics_port: int | None = None
+    tracing: bool = False
 
     def __post_init__(self) -> None:
         if not self.database_url:
@@ -129,6 +130,7 @@ class Settings:
             metrics=read("ASGI_LOOK_METRICS", _flag, default.metrics),
             metrics_token=read("ASGI_LOOK_METRICS_TOKEN", _token, default.metrics_token),
             metrics_port=read("ASGI_LOOK_METRICS_PORT", _between(1, 65_535), default.metrics_port),
+            tracing=_names_a_receiver(env),
         )
 
 
@@ -221,6 +223,13 @@ def _token(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):
         raise ValueError("not a bearer token: letters, digits and ._~+/- only, then = at the end")
     return text
+
+
+def _names_a_receiver(env: Mapping[str, str]) -> bool:
+    """Tell whether OpenTelemetry's own variables, which its library reads, say where traces are to be sent."""
+    is_off = env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return not is_off and any(env.get(name, "").strip() for name in names)
 
 
 def _log_level(text: str) -> str:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from shared import logs
+from shared import logs, tracing
 from shared.belonging import check_redis, check_storage, keep_standing
 from shared.cancellation import cancel
 from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, check_access, worker_client
@@ -27,6 +27,7 @@ from shared.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage.backends import open_storage
+from shared.tracing import traced
 from worker import capacity
 from worker.attempts import Attempts
 from worker.consumer import Consumer, Consumers
@@ -53,9 +54,12 @@ async def run(settings: Settings) -> None:
     name = worker_name()
     async with contextlib.AsyncExitStack() as stack:
         exposition = Exposition() if settings.metrics_port else None
-        ledger = timed(Ledger.connect(settings), LEDGER_SECONDS)
+        if settings.tracing:
+            tracing.switch_on("worker")
+            stack.push_async_callback(tracing.close)
+        ledger = traced(timed(Ledger.connect(settings), LEDGER_SECONDS), "ledger")
         stack.push_async_callback(ledger.close)
-        storage = timed(open_storage(settings), STORAGE_SECONDS)
+        storage = traced(timed(open_storage(settings), STORAGE_SECONDS), "storage")
         await storage.prepare()
         identity = await check_storage(ledger, storage)
         ledger_name = identity.name
@@ -75,7 +79,7 @@ async def run(settings: Settings) -> None:
             await check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL")
         await check_redis(redis, breaker, ledger_name)
 
-        queue = Queue(redis, breaker, lambda: ledger_name)
+        queue = traced(Queue(redis, breaker, lambda: ledger_name), "queue")
         cache = ResponseCache(cache_redis, cache_breaker, lambda: ledger_name)
         announcer = Announcer(redis, breaker, lambda: ledger_name)
         settling = Settling(ledger, storage, cache, announcer, settings.keep_originals)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from shared import logs, metrics
+from shared import logs, metrics, tracing
 from shared.connections import RedisAway
 from shared.errors import (
     AsgilookError,
@@ -108,6 +108,7 @@ class Attempts:
             task.cancel()
 
     async def _run(self, claim: Claim, work: Work) -> None:
+        began = time.time_ns()
         try:
             image = await self._claimed(claim)
         except LedgerUnavailable as exc:
@@ -118,6 +119,10 @@ class Attempts:
             return
         logs.image_id.set(image.id)
         logs.request_id.set(image.request)
+        with tracing.attempt(image, began):
+            await self._hold(image, work)
+
+    async def _hold(self, image: Image, work: Work) -> None:
         try:
             outcome = await self._attempt(image, work)
             if outcome is not None:
@@ -125,7 +130,7 @@ class Attempts:
         except AsgilookError as exc:
             # The lease runs out, or the sweep settles: nothing is lost by leaving it there.
             logger.warning("an attempt was left to the sweep", extra={"reason": str(exc), "attempt": image.attempt})
-            metrics.ATTEMPTS.add("left to the sweep", type(exc).__name__)
+            _count("left to the sweep", type(exc).__name__)
             self.pause.begin()
 
     async def _claimed(self, claim: Claim) -> Image | None:
@@ -148,7 +153,7 @@ class Attempts:
             self.pause.forget()
             seconds = time.monotonic() - began
             logger.info("published", extra=blame | {"seconds": round(seconds, 3)})
-            metrics.ATTEMPTS.add("published", "")
+            _count("published", "")
             metrics.ATTEMPT_SECONDS.observe(seconds)
             return row
         except LeaseLost:
@@ -194,9 +199,9 @@ class Attempts:
         """Remove what this attempt stored, unless its commit went through after all; return the row to follow up."""
         latest = await self._ledger.get(image.id)
         if latest is not None and latest.published == image.attempt:
-            metrics.ATTEMPTS.add("published", "")
+            _count("published", "")
             return latest
-        metrics.ATTEMPTS.add(*((outcome, why) if row is not None else ("taken", "")))
+        _count(*((outcome, why) if row is not None else ("taken", "")))
         if row is None:
             # Whatever was said before: a file of theirs that is gone, say, is how this attempt may have noticed.
             logger.info("others have taken the image from this attempt", extra={"attempt": image.attempt})
@@ -210,7 +215,8 @@ class Attempts:
                 await self._queue.enqueue(row)
         elif row.owed is Owed.TOKENS:
             # Leftovers alone are thumbnails given up: owing them keeps requests away until the sweep pays.
-            await self._settling.settle(row)
+            with tracing.span("settle"):
+                await self._settling.settle(row)
 
     @contextlib.asynccontextmanager
     async def _lease(self, image: Image) -> AsyncIterator[None]:
@@ -246,3 +252,8 @@ class Attempts:
         finally:
             renewing.cancel()
             await asyncio.wait([renewing])
+
+
+def _count(outcome: str, why: str) -> None:
+    metrics.ATTEMPTS.add(outcome, why)
+    tracing.ended(outcome, why)

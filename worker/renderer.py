@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
-from shared import metrics
+from shared import metrics, tracing
 from shared.cancellation import to_the_end
 from shared.errors import (
     ChildLost,
@@ -195,6 +195,7 @@ class Opened:
         """
         order = {"sizes": [list(size) for size in outputs], "background": list(self._settings.background)}
         with ExitStack() as stack:
+            stack.enter_context(tracing.span("render"))
             scratches = [stack.enter_context(Scratch(size)) for size in outputs]
             async with self._budget.hold(math.prod(self.size)):
                 reply = await self._ask({"render": order}, (scratch.fileno() for scratch in scratches))
@@ -203,9 +204,11 @@ class Opened:
                 raise self._child.distrust("claimed to have rendered what it had not")
             await self._take_over(scratches, outputs)
             self._child.is_idle = True
-        # A child may have been taken over: what it calls its stages is no label of ours.
-        for stage in STAGES & stages.keys():
-            metrics.RENDER_SECONDS.observe(stages[stage] / 1000, stage, self.format)
+            # A child may have been taken over: what it calls its stages is no label of ours.
+            seconds = {stage: stages[stage] / 1000 for stage in STAGES & stages.keys()}
+            tracing.note(format=self.format, **{f"{stage}_seconds": took for stage, took in seconds.items()})
+        for stage, took in seconds.items():
+            metrics.RENDER_SECONDS.observe(took, stage, self.format)
         logger.info(
             "rendered",
             extra={"pid": self._child.process.pid, "format": self.format, "size": list(self.size), "stages": stages},

@@ -50,7 +50,7 @@ async def test_a_request_counts_for_the_route_that_it_took(start: Start) -> None
 
     counted = [line for line in text.splitlines() if line.startswith("asgilook_requests_total{")]
     assert counted == [
-        'asgilook_requests_total{method="GET",route="/images/{image_id:image_id}",status="404"} 1.0',
+        'asgilook_requests_total{method="GET",route="/images/{image_id}",status="404"} 1.0',
         'asgilook_requests_total{method="GET",route="none",status="404"} 1.0',
         'asgilook_requests_total{method="other",route="/images",status="400"} 1.0',
         'asgilook_requests_total{method="GET",route="/images",status="200"} 1.0',
