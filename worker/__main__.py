@@ -57,7 +57,7 @@ async def run(settings: Settings) -> None:
         stack.push_async_callback(ledger.close)
         storage = timed(open_storage(settings), STORAGE_SECONDS)
         await storage.prepare()
-        identity = await check_storage(ledger, storage)
+        identity = await check_storage(ledger, storage, settings)
         ledger_name = identity.name
 
         redis = worker_client(settings.redis_url, settings=settings)
@@ -73,7 +73,7 @@ async def run(settings: Settings) -> None:
         await check_access(redis, breaker, "REDIS_URL")
         if cache_redis is not redis:
             await check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL")
-        await check_redis(redis, breaker, ledger_name)
+        await check_redis(redis, breaker, ledger_name, settings)
 
         queue = Queue(redis, breaker, lambda: ledger_name)
         cache = ResponseCache(cache_redis, cache_breaker, lambda: ledger_name)
