@@ -19,8 +19,11 @@ logger = logging.getLogger(__name__)
 #: Seconds that a ledger's name stands in Redis; whoever is alive renews it.
 _STANDS_SECONDS = 5
 _RENEWED_EVERY_SECONDS = 2.0
-#: Seconds after which another ledger's name can only be there because somebody renews it.
-_PATIENCE_SECONDS = 8.0
+#: Seconds after which another ledger's name can only be there because somebody renews it: whoever is refused is to
+#: know it within ten, its start included.
+_PATIENCE_SECONDS = 6.0
+#: Seconds that an answer may take, and for which a Redis that is away at the start is asked again.
+_SLOWNESS_SECONDS = 2.0
 _KEY = "asgilook:ledger"
 
 
@@ -85,10 +88,10 @@ async def check_redis(client: Redis, breaker: CircuitBreaker, ledger_name: str, 
         try:
             # Nobody is waiting yet: a slow Redis is asked patiently, so that a slip does not pass for an absence.
             standing = await breaker.call(
-                lambda: _stand(client, ledger_name), extra_seconds=_PATIENCE_SECONDS / 4, even_if_open=True
+                lambda: _stand(client, ledger_name), extra_seconds=_SLOWNESS_SECONDS, even_if_open=True
             )
         except RedisAway:
-            if waited < _PATIENCE_SECONDS / 4:
+            if waited < _SLOWNESS_SECONDS:
                 await asyncio.sleep(1.0)
                 waited += 1.0
                 continue

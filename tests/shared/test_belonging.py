@@ -186,7 +186,7 @@ async def test_a_redis_that_is_away_is_no_mismatch(
     settings: Settings,
 ) -> None:
     """Promise 2: Redis is expendable, at start as well."""
-    monkeypatch.setattr("shared.belonging._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("shared.belonging._SLOWNESS_SECONDS", 0.0)
     redis_server.connected = False
 
     await check_redis(redis, breaker, "one", settings)
