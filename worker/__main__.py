@@ -17,6 +17,7 @@ from shared import logs
 from shared.belonging import check_redis, check_storage, keep_standing
 from shared.cancellation import cancel
 from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, check_access, worker_client
+from shared.ending import Requests
 from shared.errors import AsgilookError
 from shared.exposition import Exposition
 from shared.ledger import Ledger
@@ -165,9 +166,12 @@ def main() -> int:
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     """Return events that the first and the second SIGTERM or SIGINT set."""
     first, second = asyncio.Event(), asyncio.Event()
+    requests = Requests()
 
     def hear() -> None:
-        (second if first.is_set() else first).set()
+        request = requests.hear()
+        if request is not None:
+            (first if request == 1 else second).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, hear)
