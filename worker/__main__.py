@@ -124,16 +124,13 @@ async def run(settings: Settings) -> None:
 
 
 async def check(settings: Settings) -> int:
-    """Tell whether a worker of this host is alive: 0 if so, else 1."""
+    """Tell whether a worker of this host is alive: 0 if so, 1 if not. Raises AsgilookError where it cannot be told."""
     ledger = Ledger.connect(settings)
     redis = worker_client(settings.redis_url, settings=settings)
     breaker = CircuitBreaker(redis, WORKER_DEADLINE)
     try:
         identity = await ledger.identity()
         names = await Queue(redis, breaker, lambda: identity.name).workers_alive()
-    except AsgilookError as exc:
-        print(f"asgilook: whether a worker is alive cannot be told: {exc}", file=sys.stderr)
-        return 1
     finally:
         await breaker.close()
         await redis.aclose()
@@ -147,7 +144,11 @@ async def check(settings: Settings) -> int:
 def main() -> int:
     """Run or check; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m worker", description="Render what is uploaded.")
-    parser.add_argument("--check", action="store_true", help="tell whether a worker of this host is alive")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="tell whether a worker of this host is alive: exit code 0, 1 if none is, 2 where that cannot be told",
+    )
     arguments = parser.parse_args()
     try:
         settings = Settings.from_env()
@@ -158,6 +159,10 @@ def main() -> int:
         logs.configure(settings.log_level)
         asyncio.run(run(settings))
     except (AsgilookError, OSError) as exc:
+        if arguments.check:
+            # Told apart, or who restarts a dead worker would restart those that wait for Redis, too.
+            print(f"asgilook: whether a worker is alive cannot be told: {exc}", file=sys.stderr)
+            return 2
         print(f"asgilook: the worker cannot run: {exc}", file=sys.stderr)
         return 1
     return 0

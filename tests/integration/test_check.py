@@ -73,7 +73,7 @@ def test_without_redis_the_service_is_degraded_and_the_check_says_that_it_cannot
         200,
         {"status": "degraded", "redis": "away", "cache": "away", "workers": "unknown"},
     )
-    assert checked.returncode == 1
+    assert checked.returncode == 2
     assert checked.stderr.count("\n") == 1
     assert checked.stderr.startswith("asgilook: ")
     service.start_valkey()

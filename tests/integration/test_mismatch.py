@@ -180,7 +180,7 @@ def on_heroku(env: Mapping[str, str], *command: str) -> subprocess.CompletedProc
     [
         (["shared.migrations"], 1),
         (["worker"], 1),
-        (["worker", "--check"], 1),
+        (["worker", "--check"], 2),
         (["worker.doctor"], 2),
         (["uvicorn", "api.asgi:application"], 3),
     ],
