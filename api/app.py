@@ -65,7 +65,7 @@ def create_app(
         cache_redis = web_client(settings.cache_redis_url, redis_from_url, settings)
         cache_breaker = CircuitBreaker(cache_redis, WEB_DEADLINE)
     listening = listening_client(settings.redis_url, redis_from_url, settings)
-    lifespan = Lifespan(ledger, storage, redis, breaker)
+    lifespan = Lifespan(settings, ledger, storage, redis, breaker)
 
     queue = traced(Queue(redis, breaker, lifespan.ledger_name), "queue")
     response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name)
@@ -118,10 +118,13 @@ def create_app(
 class Lifespan:
     """Falcon middleware that opens what the app needs, makes sure that its parts belong together, and closes them."""
 
-    def __init__(self, ledger: Ledger, storage: Storage, redis: Redis, breaker: CircuitBreaker) -> None:
+    def __init__(
+        self, settings: Settings, ledger: Ledger, storage: Storage, redis: Redis, breaker: CircuitBreaker
+    ) -> None:
         self.to_check: list[Callable[[], Any]] = []
         self.background: list[Callable[[], Any]] = []
         self.to_close: list[Callable[[], Any]] = []
+        self._settings = settings
         self._ledger = ledger
         self._storage = storage
         self._redis = redis
@@ -139,10 +142,10 @@ class Lifespan:
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         await self._storage.prepare()
-        self._identity = await check_storage(self._ledger, self._storage)
+        self._identity = await check_storage(self._ledger, self._storage, self._settings)
         for check in self.to_check:
             await check()
-        await check_redis(self._redis, self._breaker, self._identity.name)
+        await check_redis(self._redis, self._breaker, self._identity.name, self._settings)
         standing = keep_standing(self._redis, self._breaker, self._identity.name)
         self._tasks = [asyncio.create_task(coroutine) for coroutine in (standing, *(run() for run in self.background))]
 

@@ -10,6 +10,7 @@ import sys
 
 from api.app import create_app
 from api.connection import Connection
+from api.ending import EndingAtOnce
 from api.guard import Guard
 from api.problems import raw_problem
 from shared import logs
@@ -24,7 +25,9 @@ def create_application() -> Guard:
     settings = Settings.from_env()
     logs.configure(settings.log_level)
     Connection.configure(settings)
-    return Guard(create_app(settings), settings, raw_problem)
+    app = create_app(settings)
+    app.add_middleware(EndingAtOnce())
+    return Guard(app, settings, raw_problem)
 
 
 def die_with_supervisor() -> None:

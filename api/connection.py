@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from api import cors
 from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS
 from api.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
@@ -88,6 +89,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.timeout_keep_alive = self.settings.keep_alive_seconds  # type: ignore[assignment] # it is only waited for
         self.url = b""
         self.headers = []
         self._head_bytes = 0
@@ -328,6 +330,7 @@ class Connection(HttpToolsProtocol):
             (b"cache-control", b"no-store"),
             (b"connection", b"close"),
             *SAFETY_HEADERS,
+            *cors.headers_for(self.settings.cors_origins, dict(self.headers).get(b"origin")),
         ]
         lines = [b"%s: %s\r\n" % header for header in headers]
         self.transport.write(b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body]))

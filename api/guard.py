@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from api import cors
 from shared import logs, metrics, tracing
 from shared.errors import AsgilookError
 from shared.settings import Settings
@@ -36,6 +37,8 @@ SAFETY_HEADERS: Headers = [
 ]
 
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
+#: Characters of an address, be it IPv4's within IPv6.
+_MOST_ADDRESS = 45
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 log = logging.getLogger("api.access")
@@ -59,7 +62,8 @@ class Guard:
     - A path that is not plain ASCII, holds an escape or begins with two slashes is none of ours: 404.
     - A request that the server cancels, at the end of its grace, is answered 503.
     - Each request has an id for the logs, and one line in them.
-    - Each answer has the headers that keep a browser from taking it for more than it is.
+    - Each answer has the headers that keep a browser from taking it for more than it is, and those that tell it which
+      other origins' scripts may read it. Their preflights are answered here.
     """
 
     def __init__(
@@ -90,10 +94,15 @@ class Guard:
         # A pipelined request starts in the context of the one before it.
         logs.image_id.set(None)
         body = _RequestBody(receive, self._settings, self._clock, announced=_announces_a_body(scope["headers"]))
-        response = _Response(send, body)
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
+        response = _Response(send, body, cors.headers_for(self._settings.cors_origins, origin))
+        preflight = cors.preflight_headers(self._settings.cors_origins, scope["method"], scope["headers"])
         started = self._clock()
         try:
-            if _is_plain(scope):
+            if preflight is not None:
+                await response.send({"type": "http.response.start", "status": 204, "headers": preflight})
+                await response.send({"type": "http.response.body", "body": b""})
+            elif _is_plain(scope):
                 await self._app(scope, body.receive, response.send)
             else:
                 await self._refuse(scope, response, 404, "No path of this service is spelled like this.")
@@ -204,9 +213,10 @@ class _RequestBody:
 class _Response:
     """The sending side: notes what is answered, and closes the connection with care where the body was not read."""
 
-    def __init__(self, send: Send, body: _RequestBody) -> None:
+    def __init__(self, send: Send, body: _RequestBody, more: Headers) -> None:
         self._send = send
         self._body = body
+        self._more = more
         self._lingers = False
         self.status: int | None = None
         self.bytes = 0
@@ -225,7 +235,7 @@ class _Response:
         await self._send(event)
 
     def _start(self, event: Event) -> Event:
-        headers: Headers = list(event.get("headers", []))
+        headers: Headers = [*event.get("headers", []), *self._more]
         self.status = event["status"]
         self.cache = next((value.decode("latin-1") for name, value in headers if name == b"x-asgilook-cache"), None)
         for name, value in SAFETY_HEADERS:
@@ -290,6 +300,9 @@ def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
         "bytes": response.bytes,
         "milliseconds": round(seconds * 1000, 1),
     }
+    if scope.get("client"):
+        # Whoever connects; or whom X-Forwarded-For names, where the server trusts who connects to say so.
+        extra["client"] = scope["client"][0][:_MOST_ADDRESS]
     if response.cache is not None:
         extra["cache"] = response.cache
     log.info("answered" if response.status else "client went away", extra=extra)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from redis.connection import parse_url
 
@@ -25,6 +25,7 @@ class Settings:
 
     storage_path: Path = Path("data")
     storage_url: str | None = None
+    allow_local: bool = False
     local_cache_bytes: int = 1024 * 1024 * 1024
     redirect_bytes: int | None = None
     # Nothing with a password in it is shown by a traceback.
@@ -57,6 +58,8 @@ class Settings:
     render_wall_seconds: float = 40.0
     render_memory_bytes: int = 1536 * 1024 * 1024
     grace_seconds: int = 20
+    keep_alive_seconds: float = 75.0
+    cors_origins: tuple[str, ...] = ()
     log_level: str = "INFO"
     host: str = "0.0.0.0"  # noqa: S104 - where the Procfile has web listen, too
     metrics: bool = False
@@ -66,7 +69,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.database_url:
-            object.__setattr__(self, "database_url", f"sqlite:///{self.storage_path / 'ledger.sqlite3'}")
+            object.__setattr__(self, "database_url", _ledger_in(self.storage_path))
         if not self.cache_redis_url:
             object.__setattr__(self, "cache_redis_url", self.redis_url)
 
@@ -74,6 +77,37 @@ class Settings:
     def is_on_postgresql(self) -> bool:
         """Whether the ledger is on PostgreSQL, and not a file."""
         return self.database_url.startswith("postgresql://")
+
+    @property
+    def storage_variable(self) -> str:
+        """The variable that says where originals and renditions are."""
+        return "ASGI_LOOK_STORAGE_PATH" if self.storage_url is None else "ASGI_LOOK_STORAGE"
+
+    @property
+    def storage_place(self) -> str:
+        """That variable, and what it comes to: nothing in it is private."""
+        return f"{self.storage_variable}={self.storage_url or self.storage_path.absolute()}"
+
+    @property
+    def ledger_variable(self) -> str:
+        """The variable that says where the ledger is: the storage's own where the ledger is a file in it."""
+        is_in_storage = self.database_url == _ledger_in(self.storage_path) and self.storage_url is None
+        return "ASGI_LOOK_STORAGE_PATH" if is_in_storage else "DATABASE_URL"
+
+    @property
+    def ledger_place(self) -> str:
+        """That variable, and what it comes to, without a user or a password."""
+        if self.ledger_variable != "DATABASE_URL":
+            return self.storage_place
+        if not self.is_on_postgresql:
+            return f"DATABASE_URL=sqlite:///{Path(self.database_url.partition(':///')[2]).absolute()}"
+        parts = urlsplit(self.database_url)
+        # Two ledgers may differ in their schema alone, which `options` choose.
+        kept = [
+            (name, value) for name, value in parse_qsl(parts.query) if name in ("host", "port", "dbname", "options")
+        ]
+        query = f"?{urlencode(kept)}" if kept else ""
+        return f"DATABASE_URL=postgres://{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
@@ -89,9 +123,10 @@ class Settings:
                 raise SettingsError(f"{name}: {exc}") from exc
 
         default = cls()
-        return cls(
+        settings = cls(
             storage_path=read("ASGI_LOOK_STORAGE_PATH", _folder, default.storage_path),
             storage_url=read("ASGI_LOOK_STORAGE", _storage_url, default.storage_url),
+            allow_local=read("ASGI_LOOK_ALLOW_LOCAL", _flag, default.allow_local),
             local_cache_bytes=read("ASGI_LOOK_LOCAL_CACHE_BYTES", _at_least(0), default.local_cache_bytes),
             redirect_bytes=read("ASGI_LOOK_REDIRECT_BYTES", _at_least(0), default.redirect_bytes),
             database_url=read("DATABASE_URL", _database_url, ""),
@@ -125,6 +160,8 @@ class Settings:
                 "ASGI_LOOK_RENDER_MEMORY_BYTES", _at_least(256 * 1024 * 1024), default.render_memory_bytes
             ),
             grace_seconds=read("ASGI_LOOK_GRACE_SECONDS", _at_least(0), default.grace_seconds),
+            keep_alive_seconds=read("ASGI_LOOK_KEEP_ALIVE_SECONDS", _seconds, default.keep_alive_seconds),
+            cors_origins=read("ASGI_LOOK_CORS_ORIGINS", _origins, default.cors_origins),
             log_level=read("ASGI_LOOK_LOG_LEVEL", _log_level, default.log_level),
             host=read("HOST", str, default.host),
             metrics=read("ASGI_LOOK_METRICS", _flag, default.metrics),
@@ -132,6 +169,27 @@ class Settings:
             metrics_port=read("ASGI_LOOK_METRICS_PORT", _between(1, 65_535), default.metrics_port),
             tracing=_names_a_receiver(env),
         )
+        if _is_on_heroku(env) and not settings.allow_local:
+            settings._refuse_local()
+        return settings
+
+    def _refuse_local(self) -> None:
+        """Raise SettingsError where anything that counts would be on a disk that does not last."""
+        missing = []
+        if self.storage_url is None:
+            missing.append("ASGI_LOOK_STORAGE to an object store, like s3://bucket/prefix")
+        if not self.is_on_postgresql:
+            missing.append("DATABASE_URL to PostgreSQL, as an add-on does it")
+        if missing:
+            raise SettingsError(
+                f"{' and '.join(text.partition(' ')[0] for text in missing)}: DYNO is set, as on Heroku, where every "
+                f"restart empties a dyno's disk, and no other dyno sees it. Set {', and '.join(missing)}; or, where "
+                "all may be lost or the disk is a lasting one, ASGI_LOOK_ALLOW_LOCAL=1"
+            )
+
+
+def _ledger_in(folder: Path) -> str:
+    return f"sqlite:///{folder / 'ledger.sqlite3'}"
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -191,8 +249,12 @@ def _cert_reqs(text: str) -> str:
 
 def _usual_cert_reqs(env: Mapping[str, str]) -> str:
     # Heroku's Redis has a certificate that it signed itself, and whose issuer nobody can be told.
-    is_on_heroku = env.get("DYNO", "").strip() and not env.get("ASGI_LOOK_REDIS_CA_CERTS", "").strip()
-    return "none" if is_on_heroku else Settings.redis_cert_reqs
+    is_unknowable = _is_on_heroku(env) and not env.get("ASGI_LOOK_REDIS_CA_CERTS", "").strip()
+    return "none" if is_unknowable else Settings.redis_cert_reqs
+
+
+def _is_on_heroku(env: Mapping[str, str]) -> bool:
+    return bool(env.get("DYNO", "").strip())
 
 
 def _storage_url(text: str) -> str:
@@ -230,6 +292,20 @@ def _names_a_receiver(env: Mapping[str, str]) -> bool:
     is_off = env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     return not is_off and any(env.get(name, "").strip() for name in names)
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(dict.fromkeys(text.replace(",", " ").split()))
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("* stands for every origin: alone, or not at all")
+    for origin in origins:
+        # As a browser sends it (RFC 6454, section 7), or it never matches. "null" is anybody's, and so nobody's.
+        match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", origin)
+        if origin != "*" and (match is None or (match[1], match[3]) in (("http", ":80"), ("https", ":443"))):
+            raise ValueError(
+                f"not * nor origins like https://www.example.com, in lower case, without path and usual port: {origin}"
+            )
+    return origins
 
 
 def _log_level(text: str) -> str:

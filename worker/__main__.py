@@ -17,6 +17,7 @@ from shared import logs, tracing
 from shared.belonging import check_redis, check_storage, keep_standing
 from shared.cancellation import cancel
 from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, check_access, worker_client
+from shared.ending import Requests
 from shared.errors import AsgilookError
 from shared.exposition import Exposition
 from shared.ledger import Ledger
@@ -61,7 +62,7 @@ async def run(settings: Settings) -> None:
         stack.push_async_callback(ledger.close)
         storage = traced(timed(open_storage(settings), STORAGE_SECONDS), "storage")
         await storage.prepare()
-        identity = await check_storage(ledger, storage)
+        identity = await check_storage(ledger, storage, settings)
         ledger_name = identity.name
 
         redis = worker_client(settings.redis_url, settings=settings)
@@ -77,7 +78,7 @@ async def run(settings: Settings) -> None:
         await check_access(redis, breaker, "REDIS_URL")
         if cache_redis is not redis:
             await check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL")
-        await check_redis(redis, breaker, ledger_name)
+        await check_redis(redis, breaker, ledger_name, settings)
 
         queue = traced(Queue(redis, breaker, lambda: ledger_name), "queue")
         cache = ResponseCache(cache_redis, cache_breaker, lambda: ledger_name)
@@ -127,16 +128,13 @@ async def run(settings: Settings) -> None:
 
 
 async def check(settings: Settings) -> int:
-    """Tell whether a worker of this host is alive: 0 if so, else 1."""
+    """Tell whether a worker of this host is alive: 0 if so, 1 if not. Raises AsgilookError where it cannot be told."""
     ledger = Ledger.connect(settings)
     redis = worker_client(settings.redis_url, settings=settings)
     breaker = CircuitBreaker(redis, WORKER_DEADLINE)
     try:
         identity = await ledger.identity()
         names = await Queue(redis, breaker, lambda: identity.name).workers_alive()
-    except AsgilookError as exc:
-        print(f"asgilook: whether a worker is alive cannot be told: {exc}", file=sys.stderr)
-        return 1
     finally:
         await breaker.close()
         await redis.aclose()
@@ -150,7 +148,11 @@ async def check(settings: Settings) -> int:
 def main() -> int:
     """Run or check; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m worker", description="Render what is uploaded.")
-    parser.add_argument("--check", action="store_true", help="tell whether a worker of this host is alive")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="tell whether a worker of this host is alive: exit code 0, 1 if none is, 2 where that cannot be told",
+    )
     arguments = parser.parse_args()
     try:
         settings = Settings.from_env()
@@ -161,6 +163,10 @@ def main() -> int:
         logs.configure(settings.log_level)
         asyncio.run(run(settings))
     except (AsgilookError, OSError) as exc:
+        if arguments.check:
+            # Told apart, or who restarts a dead worker would restart those that wait for Redis, too.
+            print(f"asgilook: whether a worker is alive cannot be told: {exc}", file=sys.stderr)
+            return 2
         print(f"asgilook: the worker cannot run: {exc}", file=sys.stderr)
         return 1
     return 0
@@ -169,9 +175,12 @@ def main() -> int:
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     """Return events that the first and the second SIGTERM or SIGINT set."""
     first, second = asyncio.Event(), asyncio.Event()
+    requests = Requests()
 
     def hear() -> None:
-        (second if first.is_set() else first).set()
+        request = requests.hear()
+        if request is not None:
+            (first if request == 1 else second).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, hear)

@@ -229,7 +229,7 @@ async def run(settings: Settings, *, most: int, digests: bool, mend: bool) -> in
     ledger = Ledger.connect(settings, existing=True)
     try:
         storage = open_storage(settings)
-        identity = await check_storage_as_it_is(ledger, storage)
+        identity = await check_storage_as_it_is(ledger, storage, settings)
         report = Report(most, mend)
         doctor = Doctor(
             ledger, storage, identity, report, keep_originals=settings.keep_originals, digests=digests, mend=mend

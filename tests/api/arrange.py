@@ -309,7 +309,7 @@ async def introduce(settings: Settings) -> None:
     """Have a new ledger and a new storage belong together."""
     ledger, storage = Ledger.connect(settings), DiskStorage(settings.storage_path)
     await storage.prepare()
-    await check_storage(ledger, storage)
+    await check_storage(ledger, storage, settings)
     await ledger.close()
 
 

@@ -68,7 +68,6 @@ class RunningServer:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                timeout_keep_alive=75,
                 timeout_graceful_shutdown=0,
             )
         )

@@ -114,7 +114,7 @@ async def test_uvicorn_has_what_the_connection_stands_on() -> None:
     assert ours <= {name for name in dir(HttpToolsProtocol) if callable(getattr(HttpToolsProtocol, name))}
     assert {
         *("connections", "cycle", "flow", "headers", "loop", "parser", "pipeline", "scope", "transport"),
-        "timeout_keep_alive_task",
+        *("timeout_keep_alive", "timeout_keep_alive_task"),
     } <= vars(protocol).keys()
     assert callable(protocol._unset_keepalive_if_required)
     assert callable(HttpToolsProtocol._start_asgi_task)

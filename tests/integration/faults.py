@@ -9,14 +9,16 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
+from shared.ending import ONE_REQUEST_SECONDS
 from tests.integration.evidence import row_of, rows_of, status_of
-from tests.integration.service import Deployed, Response, Service
+from tests.integration.service import Deployed, Response, Service, until
 from tests.worker.pictures import encoded, photo, swapping_profile
 
 
@@ -62,6 +64,12 @@ def freeze(process: subprocess.Popen[bytes]) -> None:
 def thaw(process: subprocess.Popen[bytes]) -> None:
     """Let a frozen process go on."""
     process.send_signal(signal.SIGCONT)
+
+
+def let_request_pass() -> None:
+    """Return when a signal would be heard as another request to end, by whoever has heard the one before."""
+    heard = time.monotonic()
+    until(lambda: time.monotonic() - heard > ONE_REQUEST_SECONDS)
 
 
 @contextmanager

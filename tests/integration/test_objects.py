@@ -189,7 +189,7 @@ def test_a_web_process_that_sees_another_prefix_does_not_run(service: Deployed) 
     stranger = service.start(service.commands["web"], PORT=str(free_port()), ASGI_LOOK_STORAGE=new_prefix())
 
     assert stranger.wait(30) != 0
-    assert "ASGI_LOOK_STORAGE) and DATABASE_URL to the same values" in service.output
+    assert "Set them to the same values for web and worker" in service.output
 
 
 def test_the_doctor_finds_nothing_wrong_with_what_the_others_have_stored(service: Deployed) -> None:

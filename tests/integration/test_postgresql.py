@@ -53,7 +53,8 @@ def test_an_upload_becomes_a_picture_and_who_has_another_ledger_refuses_to_start
     assert doctor.returncode == 0
     assert not (service.data / "ledger.sqlite3").exists()
     assert other.wait(30) == 1
-    assert "the storage already holds originals of another one: set DATABASE_URL" in service.output
+    assert "the storage already holds originals of another one." in service.output
+    assert "Set DATABASE_URL to the ledger of these originals" in service.output
     postgresql.drop(other_url)
 
 

@@ -15,6 +15,7 @@ from shared.connections import CircuitBreaker
 from shared.errors import MismatchError
 from shared.images import original_key
 from shared.ledger import Ledger
+from shared.settings import Settings
 from shared.storage import Storage
 from shared.storage.disk import DiskStorage
 from tests.databases import database
@@ -36,13 +37,13 @@ async def other_storage(tmp_path: Path) -> DiskStorage:
 
 
 async def test_a_new_ledger_and_an_empty_storage_belong_together_from_then_on(
-    ledger: Ledger, storage: Storage, settings_files: Path
+    ledger: Ledger, storage: Storage, settings_files: Path, settings: Settings
 ) -> None:
-    identity = await check_storage(ledger, storage)
+    identity = await check_storage(ledger, storage, settings)
 
     assert await ledger.identity() == identity
     assert [path.name for path in settings_files.glob("markers/*")] == [identity.marker]
-    assert await check_storage(ledger, storage) == identity
+    assert await check_storage(ledger, storage, settings) == identity
 
 
 @pytest.fixture
@@ -51,114 +52,122 @@ def settings_files(storage: DiskStorage) -> Path:
 
 
 async def test_processes_that_start_at_once_agree_on_one_marker(
-    ledger: Ledger, storage: Storage, settings_files: Path
+    ledger: Ledger, storage: Storage, settings_files: Path, settings: Settings
 ) -> None:
-    names = await asyncio.gather(*(check_storage(ledger, storage) for _ in range(5)))
+    names = await asyncio.gather(*(check_storage(ledger, storage, settings) for _ in range(5)))
 
     assert len(set(names)) == 1
     assert len(list(settings_files.glob("markers/*"))) == 1
     assert list(settings_files.glob("drafts/*")) == []
 
 
-async def test_who_only_looks_adopts_nothing(ledger: Ledger, storage: Storage, settings_files: Path) -> None:
+async def test_who_only_looks_adopts_nothing(
+    ledger: Ledger, storage: Storage, settings_files: Path, settings: Settings
+) -> None:
     with pytest.raises(MismatchError):
-        await check_storage_as_it_is(ledger, storage)
+        await check_storage_as_it_is(ledger, storage, settings)
 
     assert (await ledger.identity()).marker is None
     assert list(settings_files.glob("markers/*")) == []
-    identity = await check_storage(ledger, storage)
-    assert await check_storage_as_it_is(ledger, storage) == identity
+    identity = await check_storage(ledger, storage, settings)
+    assert await check_storage_as_it_is(ledger, storage, settings) == identity
 
 
 async def test_who_only_looks_refuses_another_storage_too(
-    ledger: Ledger, storage: Storage, other_storage: DiskStorage
+    ledger: Ledger, storage: Storage, other_storage: DiskStorage, settings: Settings
 ) -> None:
-    await check_storage(ledger, storage)
+    await check_storage(ledger, storage, settings)
 
     with pytest.raises(MismatchError):
-        await check_storage_as_it_is(ledger, other_storage)
+        await check_storage_as_it_is(ledger, other_storage, settings)
 
 
 async def test_another_storage_than_the_ledgers_is_refused(
-    ledger: Ledger, storage: Storage, other_storage: Storage
+    ledger: Ledger, storage: Storage, other_storage: Storage, settings: Settings
 ) -> None:
-    await check_storage(ledger, storage)
+    await check_storage(ledger, storage, settings)
 
-    with pytest.raises(MismatchError, match=r"do not match.*ASGI_LOOK_STORAGE_PATH.*and DATABASE_URL"):
-        await check_storage(ledger, other_storage)
+    with pytest.raises(MismatchError, match=r"do not match.*ASGI_LOOK_STORAGE_PATH=/.* same values"):
+        await check_storage(ledger, other_storage, settings)
 
 
 async def test_processes_with_two_storages_that_start_at_once_do_not_both_run(
-    ledger: Ledger, storage: Storage, other_storage: Storage
+    ledger: Ledger, storage: Storage, other_storage: Storage, settings: Settings
 ) -> None:
     outcomes = await asyncio.gather(
-        check_storage(ledger, storage), check_storage(ledger, other_storage), return_exceptions=True
+        check_storage(ledger, storage, settings), check_storage(ledger, other_storage, settings), return_exceptions=True
     )
 
     assert sorted(isinstance(outcome, MismatchError) for outcome in outcomes) == [False, True]
 
 
-async def test_a_new_ledger_does_not_adopt_a_storage_with_originals(ledger: Ledger, storage: Storage) -> None:
+async def test_a_new_ledger_does_not_adopt_a_storage_with_originals(
+    ledger: Ledger, storage: Storage, settings: Settings
+) -> None:
     """Somebody has lost or mistyped the ledger: its pictures are not to be taken over by another."""
     await put(storage, original_key(new_id()), b"somebody's")
 
     with pytest.raises(MismatchError, match=r"already holds originals.*DATABASE_URL"):
-        await check_storage(ledger, storage)
+        await check_storage(ledger, storage, settings)
 
     assert (await ledger.identity()).marker is None
 
 
-async def test_a_ledger_with_a_marker_may_have_originals(ledger: Ledger, storage: Storage) -> None:
-    name = await check_storage(ledger, storage)
+async def test_a_ledger_with_a_marker_may_have_originals(ledger: Ledger, storage: Storage, settings: Settings) -> None:
+    name = await check_storage(ledger, storage, settings)
     await put(storage, original_key(new_id()), b"ours")
 
-    assert await check_storage(ledger, storage) == name
+    assert await check_storage(ledger, storage, settings) == name
 
 
 async def test_a_storage_emptied_behind_the_ledgers_back_is_refused(
-    ledger: Ledger, storage: Storage, settings_files: Path
+    ledger: Ledger, storage: Storage, settings_files: Path, settings: Settings
 ) -> None:
-    await check_storage(ledger, storage)
+    await check_storage(ledger, storage, settings)
     for marker in settings_files.glob("markers/*"):
         marker.unlink()
 
     with pytest.raises(MismatchError, match=r"do not match"):
-        await check_storage(ledger, storage)
+        await check_storage(ledger, storage, settings)
 
 
 # Ledger and Redis
 
 
-async def test_the_first_ledger_stands_in_redis_for_five_seconds(redis: Redis, breaker: CircuitBreaker) -> None:
-    await check_redis(redis, breaker, "one")
+async def test_the_first_ledger_stands_in_redis_for_five_seconds(
+    redis: Redis, breaker: CircuitBreaker, settings: Settings
+) -> None:
+    await check_redis(redis, breaker, "one", settings)
 
     assert await redis.get("asgilook:ledger") == b"one"
     assert 0 < await redis.ttl("asgilook:ledger") <= 5
 
 
-async def test_processes_of_one_ledger_share_redis(redis: Redis, breaker: CircuitBreaker) -> None:
-    await check_redis(redis, breaker, "one")
-    await check_redis(redis, breaker, "one")
+async def test_processes_of_one_ledger_share_redis(redis: Redis, breaker: CircuitBreaker, settings: Settings) -> None:
+    await check_redis(redis, breaker, "one", settings)
+    await check_redis(redis, breaker, "one", settings)
 
 
 async def test_a_second_ledger_on_one_redis_is_refused_when_patience_ends(
-    redis: Redis, breaker: CircuitBreaker, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, breaker: CircuitBreaker, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.setattr("shared.belonging._PATIENCE_SECONDS", 0.0)
-    await check_redis(redis, breaker, "one")
+    await check_redis(redis, breaker, "one", settings)
 
-    with pytest.raises(MismatchError, match=r"\(one, not other\).*DATABASE_URL.*REDIS_URL"):
-        await check_redis(redis, breaker, "other")
+    with pytest.raises(
+        MismatchError, match=r"\(one, not other\).*(DATABASE_URL|STORAGE_PATH)=.* same value .*REDIS_URL"
+    ):
+        await check_redis(redis, breaker, "other", settings)
 
     assert await redis.get("asgilook:ledger") == b"one"
 
 
 async def test_the_name_of_a_ledger_that_is_gone_makes_way(
-    redis: Redis, breaker: CircuitBreaker, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, breaker: CircuitBreaker, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     """Its time is over within five seconds: patience is longer, so that a new ledger may follow an old one."""
-    await check_redis(redis, breaker, "gone")
-    checking = asyncio.create_task(check_redis(redis, breaker, "new"))
+    await check_redis(redis, breaker, "gone", settings)
+    checking = asyncio.create_task(check_redis(redis, breaker, "new", settings))
     await asyncio.wait([checking], timeout=0.01)
     waits = not checking.done()
 
@@ -170,13 +179,17 @@ async def test_the_name_of_a_ledger_that_is_gone_makes_way(
 
 
 async def test_a_redis_that_is_away_is_no_mismatch(
-    redis: Redis, breaker: CircuitBreaker, redis_server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
+    redis: Redis,
+    breaker: CircuitBreaker,
+    redis_server: fakeredis.FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
 ) -> None:
     """Promise 2: Redis is expendable, at start as well."""
-    monkeypatch.setattr("shared.belonging._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("shared.belonging._SLOWNESS_SECONDS", 0.0)
     redis_server.connected = False
 
-    await check_redis(redis, breaker, "one")
+    await check_redis(redis, breaker, "one", settings)
 
 
 @pytest.fixture

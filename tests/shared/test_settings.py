@@ -16,6 +16,7 @@ from shared.settings import Settings
 VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_STORAGE_PATH", "/tmp/pictures", "storage_path", Path("/tmp/pictures")),  # noqa: S108 - never opened
     ("ASGI_LOOK_STORAGE", "s3://bucket/some/prefix/", "storage_url", "s3://bucket/some/prefix"),
+    ("ASGI_LOOK_ALLOW_LOCAL", "1", "allow_local", True),
     ("ASGI_LOOK_LOCAL_CACHE_BYTES", "0", "local_cache_bytes", 0),
     ("ASGI_LOOK_REDIRECT_BYTES", "1000", "redirect_bytes", 1000),
     ("DATABASE_URL", "sqlite:////srv/ledger.sqlite3", "database_url", "sqlite:////srv/ledger.sqlite3"),
@@ -53,6 +54,13 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_RENDER_WALL_SECONDS", "12.5", "render_wall_seconds", 12.5),
     ("ASGI_LOOK_RENDER_MEMORY_BYTES", "536870912", "render_memory_bytes", 536_870_912),
     ("ASGI_LOOK_GRACE_SECONDS", "7", "grace_seconds", 7),
+    ("ASGI_LOOK_KEEP_ALIVE_SECONDS", "620", "keep_alive_seconds", 620.0),
+    (
+        "ASGI_LOOK_CORS_ORIGINS",
+        "https://www.example.com, http://localhost:3000",
+        "cors_origins",
+        ("https://www.example.com", "http://localhost:3000"),
+    ),
     ("ASGI_LOOK_LOG_LEVEL", "debug", "log_level", "DEBUG"),
     ("HOST", "127.0.0.1", "host", "127.0.0.1"),
     ("ASGI_LOOK_METRICS", "1", "metrics", True),
@@ -103,6 +111,7 @@ WHOLE_NUMBERS_FROM = {
 }
 SECONDS = (
     "ASGI_LOOK_HEADER_SECONDS",
+    "ASGI_LOOK_KEEP_ALIVE_SECONDS",
     "ASGI_LOOK_DOWNLOAD_STALL_SECONDS",
     "ASGI_LOOK_UPLOAD_STALL_SECONDS",
     "ASGI_LOOK_RENDER_WALL_SECONDS",
@@ -165,6 +174,22 @@ BAD_VALUES = [
     ("ASGI_LOOK_METRICS", "perhaps"),
     ("ASGI_LOOK_METRICS_TOKEN", "secret with spaces"),
     *(("ASGI_LOOK_METRICS_PORT", text) for text in ("0", "65536", "many", "-1")),
+    ("ASGI_LOOK_ALLOW_LOCAL", "perhaps"),
+    *(
+        ("ASGI_LOOK_CORS_ORIGINS", text)
+        for text in (
+            "www.example.com",
+            "https://www.example.com/",
+            "https://www.example.com/path",
+            "https://WWW.example.com",
+            "https://www.example.com:443",
+            "http://www.example.com:80",
+            "https://*.example.com",
+            "https://me@www.example.com",
+            "* https://www.example.com",
+            "https://www.example.com null",
+        )
+    ),
     ("ASGI_LOOK_BACKGROUND", "white"),
     ("ASGI_LOOK_BACKGROUND", "#fff"),
     ("ASGI_LOOK_LOG_LEVEL", "LOUD"),
@@ -237,6 +262,78 @@ def test_a_driver_that_is_not_installed_is_named(
 
     with pytest.raises(SettingsError, match=f"^{variable}: needs the package {package}, .* requirements.txt$"):
         Settings.from_env({variable: value})
+
+
+ON_HEROKU = {"DYNO": "web.1"}
+OBJECTS = {"ASGI_LOOK_STORAGE": "s3://bucket/prefix"}
+POSTGRESQL = {"DATABASE_URL": "postgres://me:secret@db.example/asgilook"}
+
+
+@pytest.mark.parametrize(
+    ("env", "missing", "present"),
+    [
+        ({}, "ASGI_LOOK_STORAGE and DATABASE_URL: DYNO is set", None),
+        (POSTGRESQL, "ASGI_LOOK_STORAGE: DYNO is set", "DATABASE_URL"),
+        (OBJECTS, "DATABASE_URL: DYNO is set", "ASGI_LOOK_STORAGE "),
+        (OBJECTS | {"DATABASE_URL": "sqlite:////srv/ledger.sqlite3"}, "DATABASE_URL: ", "ASGI_LOOK_STORAGE "),
+        (POSTGRESQL | {"ASGI_LOOK_STORAGE_PATH": "/srv"}, "ASGI_LOOK_STORAGE: ", "DATABASE_URL"),
+        ({"ASGI_LOOK_ALLOW_LOCAL": "0"}, "ASGI_LOOK_STORAGE and DATABASE_URL: ", None),
+    ],
+)
+def test_on_heroku_what_is_on_a_disk_is_refused(env: dict[str, str], missing: str, present: str | None) -> None:
+    """A path that is set is no wish to lose what is in it: settings are copied from one place to another."""
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env(ON_HEROKU | env)
+
+    message = str(refused.value)
+    assert message.startswith(missing)
+    assert "ASGI_LOOK_ALLOW_LOCAL=1" in message
+    assert present is None or present not in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize("env", [OBJECTS | POSTGRESQL, {"ASGI_LOOK_ALLOW_LOCAL": "1"}, {"DYNO": " "}])
+def test_on_heroku_what_lasts_is_taken_and_so_is_what_is_asked_for_on_purpose(env: dict[str, str]) -> None:
+    Settings.from_env(ON_HEROKU | env)
+
+
+@pytest.mark.parametrize(
+    ("env", "storage", "ledger"),
+    [
+        ({"ASGI_LOOK_STORAGE_PATH": "/srv"}, "ASGI_LOOK_STORAGE_PATH=/srv", "ASGI_LOOK_STORAGE_PATH=/srv"),
+        ({}, f"ASGI_LOOK_STORAGE_PATH={Path('data').absolute()}", f"ASGI_LOOK_STORAGE_PATH={Path('data').absolute()}"),
+        (
+            OBJECTS | {"ASGI_LOOK_STORAGE_PATH": "/srv"},
+            "ASGI_LOOK_STORAGE=s3://bucket/prefix",
+            "DATABASE_URL=sqlite:////srv/ledger.sqlite3",
+        ),
+        (
+            OBJECTS | POSTGRESQL,
+            "ASGI_LOOK_STORAGE=s3://bucket/prefix",
+            "DATABASE_URL=postgres://db.example/asgilook",
+        ),
+        (
+            {
+                "ASGI_LOOK_STORAGE_PATH": "/srv",
+                "DATABASE_URL": "postgres:///?user=me&password=secret&host=db.example&dbname=one&options=-csearch_path%3Dx",
+            },
+            "ASGI_LOOK_STORAGE_PATH=/srv",
+            "DATABASE_URL=postgres:///?host=db.example&dbname=one&options=-csearch_path%3Dx",
+        ),
+    ],
+)
+def test_places_are_named_by_the_variables_in_use_and_without_passwords(
+    env: dict[str, str], storage: str, ledger: str
+) -> None:
+    settings = Settings.from_env(env)
+
+    assert settings.storage_place == storage
+    assert settings.ledger_place == ledger
+    assert ledger.startswith(f"{settings.ledger_variable}=")
+
+
+def test_every_origin_may_be_allowed() -> None:
+    assert Settings.from_env({"ASGI_LOOK_CORS_ORIGINS": "*"}).cors_origins == ("*",)
 
 
 def test_settings_cannot_be_changed() -> None:

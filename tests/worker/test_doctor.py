@@ -39,9 +39,9 @@ SIZES = {FULL: SIZE, "320x180.jpeg": (320, 180), "160x90.jpeg": (160, 90)}
 
 
 @pytest.fixture(autouse=True)
-async def identity(ledger: Ledger, storage: DiskStorage) -> Identity:
+async def identity(ledger: Ledger, storage: DiskStorage, settings: Settings) -> Identity:
     """The ledger and the storage belong together."""
-    return await check_storage(ledger, storage)
+    return await check_storage(ledger, storage, settings)
 
 
 def old_id(seconds: float = LONG) -> str:

@@ -43,9 +43,9 @@ def attempts(ledger: Ledger, storage: Storage, queue: Queue, settling: Settling)
 
 
 @pytest.fixture
-async def identity(ledger: Ledger, storage: Storage) -> Identity:
+async def identity(ledger: Ledger, storage: Storage, settings: Settings) -> Identity:
     """The ledger and the storage belong together."""
-    return await check_storage(ledger, storage)
+    return await check_storage(ledger, storage, settings)
 
 
 @pytest.fixture
