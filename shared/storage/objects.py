@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -280,6 +280,12 @@ class ObjectStorage:
         return swept
 
     async def forget_copies(self, image_id: str) -> None:
+        """There are none."""
+
+    async def check_copies(self, which_are_ready: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
+        """There are none."""
+
+    async def clear_abandoned_copies(self) -> None:
         """There are none."""
 
     async def close(self) -> None:
