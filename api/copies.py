@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 #: one, for a request that had read the row before.
 _EVERY_SECONDS = 600.0
 #: Seconds between two looks, however often Redis comes and goes.
-_LEAST_SECONDS = 10.0
+_LEAST_SECONDS = 5.0
 
 
 class Copies:
