@@ -26,7 +26,7 @@ from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, SettingsError, StorageFull, StorageUnavailable
 from shared.storage import Draft, Stored
 from shared.storage.disk import PIECE_BYTES, DiskDraft, DiskStorage, in_thread
-from shared.storage.unfinished import UnfinishedPuts
+from shared.storage.unfinished import UnfinishedPuts, endpoint_of
 
 if TYPE_CHECKING:
     from obstore import GetResult, ObjectMeta
@@ -76,8 +76,7 @@ class ObjectStorage:
         client, config = dict(_CLIENT), {}
         if url.startswith("s3://"):
             # Who sets an address without TLS means it, inside of a machine or of a private network.
-            endpoint = env.get("AWS_ENDPOINT_URL") or env.get("AWS_ENDPOINT") or ""
-            client["allow_http"] = endpoint.startswith("http://")
+            client["allow_http"] = endpoint_of(env).startswith("http://")
             # The store checks what it has received, and says so before it acknowledges.
             config["checksum_algorithm"] = env.get("AWS_CHECKSUM_ALGORITHM") or "SHA256"
         # Whoever is refused again and again hears so a little before the patience ends, and why.

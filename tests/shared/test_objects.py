@@ -357,6 +357,25 @@ async def test_a_store_that_lets_nobody_list_unfinished_puts_hinders_no_sweep(
     await forgotten.discard()
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"])
+async def test_a_store_is_found_by_each_of_the_usual_names_also_by_the_sweep(
+    trouble: Troublemaker, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Some who sell a store set one of them, some another."""
+    env = environment(trouble.address)
+    env[name] = env.pop("AWS_ENDPOINT_URL")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    for variable, value in env.items():
+        monkeypatch.setenv(variable, value)
+    storage = ObjectStorage(url, tmp_path, env, patience=PATIENCE)
+
+    await storage.prepare()
+    trouble.requests.clear()
+    assert await storage.sweep_drafts(3600) == 0
+
+    assert [method for method, path in trouble.requests if "uploads=" in path] == ["GET"]
+
+
 async def test_what_else_lies_in_the_bucket_is_not_listed(storage: ObjectStorage) -> None:
     await put(storage, key := original_key(new_id()), b"x")
     for stranger in ("originals/notes.txt", "originals/.keep", f"originals/{new_id()}/below", "renditions/x/y"):
