@@ -73,10 +73,8 @@ def tell(what: str, seconds: float, rounds: list[list[tuple[float, float]]]) -> 
     """
     medians = [[statistics.median(times) for times in zip(*taken, strict=True)] for taken in rounds]
     store, copy = (statistics.median(times) for times in zip(*medians, strict=True))
-    fast_store, fast_copy = (
-        statistics.quantiles(times, n=10)[0]
-        for times in zip(*(both for taken in rounds for both in taken), strict=True)
-    )
+    everything = zip(*(both for taken in rounds for both in taken), strict=True)
+    fast_store, fast_copy = (statistics.quantiles(times, n=10)[0] for times in everything)
     ratios = [far / near for far, near in medians]
     print(
         f"{what:9} {seconds * 1000:4.0f} ms away   store {store:7.2f} ms   copy {copy:6.3f} ms   "
