@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from api import paths, problems
 from api.cache import ResponseCaching
+from api.copies import Copies
 from api.health import Alive, Ready
 from api.images import Enqueueing, ImageList, ImageRecord, Retry
 from api.metrics import Metrics, RouteNoting
@@ -71,14 +72,13 @@ def create_app(
     response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name)
     announcer = Announcer(redis, breaker, lifespan.ledger_name)
     listener = Listener(listening, lifespan.ledger_name)
-    listener.on_notice.append(storage.forget_copies)
     settling = Settling(ledger, storage, response_cache, announcer, settings.keep_originals)
     # Before the cache is trusted again, what was committed while it was away must be told to it.
     cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
     lifespan.to_check = [lambda: check_access(redis, breaker, "REDIS_URL")]
     if cache_redis is not redis:
         lifespan.to_check.append(lambda: check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL"))
-    lifespan.background = [listener.run]
+    lifespan.background = [listener.run, Copies(ledger, storage, listener).run]
     lifespan.to_close = [
         breaker.close,
         cache_breaker.close,

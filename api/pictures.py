@@ -101,6 +101,8 @@ class Pictures:
         resp.status = falcon.HTTP_302
         resp.location = address
         resp.set_header("Cache-Control", "no-store")
+        # Of pages of other origins, browsers follow a redirect only where it may be theirs as well.
+        resp.set_header("Cross-Origin-Resource-Policy", "cross-origin")
         return True
 
     async def _stream(self, req: Request, resp: Response, image: Image, rendition: Rendition, key: str) -> None:

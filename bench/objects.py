@@ -1,21 +1,29 @@
-"""What a copy on the web process's disk is worth: `python -m bench.objects`, beside an object store of its own.
+"""What a copy on the web process's disk is worth, and what it takes up: `python -m bench.objects`, some minutes.
 
-Thumbnails are read from the store and from their copies, in one run and one process: as the store here answers, which
-is on the same machine, and as one does that is `LATENCY` away, which is little. Then the same over HTTP, Redis' copies
-forgotten before each request. Last, ten thousand pictures pass through a small cache, and what it takes up is watched.
+A thumbnail from the object store and from its copy, by turns, five rounds of each: in one process as storage is asked,
+then over HTTP, of two web processes of which one makes no copies, Redis' copies of answers removed before each request.
+The store is moto's server on this machine (or SeaweedFS: see tests/objects.py), as near as it is and behind a door that
+makes it as far away as stores are that one can rent.
+
+Last, ten thousand pictures are got through a web process with a small cache, and what that takes up is watched.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
+import signal
+import sqlite3
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -26,170 +34,295 @@ import uuid_utils
 from PIL import Image
 from redis import Redis
 
-from bench.service import run_service
+from bench.service import Service, run_service, until
+from parts import Part, free_port, read_procfile
 from shared.storage.cached import CachedObjectStorage
-from shared.storage.objects import ObjectStorage
+from shared.storage.objects import PUTS_AT_A_TIME, ObjectStorage
+from tests.doors import Door
 from tests.objects import ObjectServer, environment, new_prefix
 
-THUMBNAILS = 300
+ROUNDS = 5
+THUMBNAILS = 100
 THUMBNAIL_BYTES = 12_000
-#: Seconds between asking a store for something and its first byte, of one in the same region.
-LATENCY = 0.015
+#: Over HTTP, of each round.
+REQUESTS = 30
+#: Seconds there and back: this machine's own; near; what Amazon says of small objects (0.1 to 0.2 to the first byte).
+AWAY = (0.0, 0.03, 0.1)
 PICTURES = 10_000
+CLIENTS = 8
 BOUND = 16 * 1024 * 1024
 
 
-class Distant(asyncio.Protocol):
-    """One end of a pipe through which what is sent arrives later."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._other: asyncio.Transport | None = None
-        self._early: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._connecting = asyncio.ensure_future(self._connect())
-
-    async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        near = self._transport
-
-        class Answers(asyncio.Protocol):
-            def data_received(self, data: bytes) -> None:
-                near.write(data)  # type: ignore[attr-defined] # a stream's transport
-
-            def connection_lost(self, exc: Exception | None) -> None:
-                near.close()
-
-        self._other, _ = await loop.create_connection(Answers, "127.0.0.1", self._port)
-        for data in self._early:
-            self._other.write(data)
-
-    def data_received(self, data: bytes) -> None:
-        asyncio.get_running_loop().call_later(LATENCY, self._pass_on, data)
-
-    def _pass_on(self, data: bytes) -> None:
-        if self._other is None:
-            self._early.append(data)
-        else:
-            self._other.write(data)
+@contextlib.contextmanager
+def store_away(server: ObjectServer, seconds: float) -> Iterator[str]:
+    """Yield an address at which the store is so far away."""
+    if not seconds:
+        yield server.address
+        return
+    door = Door(server.port, None, seconds / 2)
+    try:
+        yield f"http://127.0.0.1:{door.port}"
+    finally:
+        door.close()
 
 
-async def milliseconds(read: Callable[[str], Awaitable[bytes]], keys: list[str]) -> list[float]:
-    """Return how long each read took."""
-    took = []
+def tell(what: str, seconds: float, rounds: list[list[tuple[float, float]]]) -> None:
+    """Print the median of the rounds' medians, each round's ratio, and the ratio of the fastest tenths.
+
+    The last is what is left of the difference to a busy machine.
+    """
+    medians = [[statistics.median(times) for times in zip(*taken, strict=True)] for taken in rounds]
+    store, copy = (statistics.median(times) for times in zip(*medians, strict=True))
+    everything = zip(*(both for taken in rounds for both in taken), strict=True)
+    fast_store, fast_copy = (statistics.quantiles(times, n=10)[0] for times in everything)
+    ratios = [far / near for far, near in medians]
+    print(
+        f"{what:9} {seconds * 1000:4.0f} ms away   store {store:7.2f} ms   copy {copy:6.3f} ms   "
+        f"{statistics.median(ratios):6.1f} times   (rounds: {', '.join(f'{ratio:.1f}' for ratio in ratios)}; "
+        f"fastest tenth: {fast_store:.2f} and {fast_copy:.3f} ms, {fast_store / fast_copy:.1f} times)",
+        flush=True,
+    )
+
+
+async def compare(address: str, seconds: float, folder: Path) -> None:
+    """Tell what a thumbnail costs from the store and from its copy, where storage is asked."""
+    os.environ.update(environment(address))
+    storage = CachedObjectStorage(new_prefix(), folder, 1024**3)
+    await storage.prepare()
+    keys = await fill(storage, THUMBNAILS)
+    direct = super(CachedObjectStorage, storage).read
     for key in keys:
-        began = time.perf_counter()
-        content = await read(key)
-        took.append((time.perf_counter() - began) * 1000)
-        assert len(content) == THUMBNAIL_BYTES  # noqa: S101 - what is measured is what is meant
-    return took
+        await storage.read(key)
+    rounds = [
+        [(await milliseconds(direct, key), await milliseconds(storage.read, key)) for key in keys]
+        for _ in range(ROUNDS)
+    ]
+    await storage.close()
+    tell("storage", seconds, rounds)
 
 
-async def fill(storage: ObjectStorage, count: int, length: int) -> list[str]:
+async def fill(storage: ObjectStorage, count: int) -> list[str]:
     """Keep so many renditions; return their keys."""
 
     async def keep(key: str) -> None:
         draft = await storage.draft()
-        await draft.write(os.urandom(length))
+        await draft.write(os.urandom(THUMBNAIL_BYTES))
         await storage.keep({key: draft})
         await draft.discard()
 
     keys = [f"renditions/{uuid_utils.uuid7()}/1/320x180.jpeg" for _ in range(count)]
-    for start in range(0, count, 16):
-        await asyncio.gather(*(keep(key) for key in keys[start : start + 16]))
+    for start in range(0, count, PUTS_AT_A_TIME):
+        await asyncio.gather(*(keep(key) for key in keys[start : start + PUTS_AT_A_TIME]))
     return keys
 
 
-async def compare(name: str, address: str, folder: Path) -> None:
-    """Print what a thumbnail costs from the store and from its copy."""
-    os.environ.update(environment(address))
-    storage = CachedObjectStorage(new_prefix(), folder, 1024**3)
-    await storage.prepare()
-    keys = await fill(storage, THUMBNAILS, THUMBNAIL_BYTES)
-    direct = super(CachedObjectStorage, storage).read
-    await milliseconds(direct, keys[:20])
-    from_store = await milliseconds(direct, keys)
-    await milliseconds(storage.read, keys)
-    from_copy = await milliseconds(storage.read, keys)
-    store, copy = statistics.median(from_store), statistics.median(from_copy)
-    print(f"{name:34}  store {store:7.2f} ms   copy {copy:6.3f} ms   {store / copy:5.0f} times")
-    await storage.close()
+async def milliseconds(read: Callable[[str], Awaitable[bytes]], key: str) -> float:
+    began = time.perf_counter()
+    content = await read(key)
+    took = (time.perf_counter() - began) * 1000
+    assert len(content) == THUMBNAIL_BYTES  # noqa: S101 - what is measured is what is meant
+    return took
 
 
-async def overflow(address: str, folder: Path) -> None:
-    """Print what a small cache takes up at the most while many pictures pass through."""
-    os.environ.update(environment(address))
-    storage = CachedObjectStorage(new_prefix(), folder, BOUND)
-    await storage.prepare()
-    most = 0
-    for _ in range(PICTURES // 500):
-        keys = await fill(storage, 500, THUMBNAIL_BYTES)
-        for start in range(0, len(keys), 20):
-            await asyncio.gather(*(storage.read(key) for key in keys[start : start + 20]))
-        used = sum(path.stat().st_blocks * 512 for path in (folder / "cache").rglob("*.jpeg"))
-        most = max(most, used)
-    print(f"{PICTURES:,} pictures through a cache of {BOUND:,} bytes: at most {most:,} on the disk")
-    await storage.close()
-
-
-def over_http(name: str, address: str, folder: Path) -> None:
-    """Print what a GET of a thumbnail costs, the store asked or not."""
-    folder.mkdir()
-    settings: dict[str, Any] = {"ASGI_LOOK_STORAGE": new_prefix(), **environment(address)}
+def picture() -> bytes:
+    """Return an upload with a thumbnail of about 12 kB."""
     pixels = np.random.default_rng(1).integers(0, 255, (45, 80, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((640, 360)).save(buffer, "PNG")
-    with run_service(folder, **settings) as service, closing(HTTPConnection("127.0.0.1", service.web_port)) as web:
-        redis = Redis(port=service.valkey_port)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def client_of(port: int) -> Iterator[Callable[..., bytes]]:
+    """Yield who makes requests over one connection, and ends the measurement where one is refused."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as web:
 
         def request(method: str, path: str, body: bytes | None = None) -> bytes:
-            web.request(method, path, body, {"Prefer": "wait=20", "Content-Type": "image/png"} if body else {})
+            web.request(method, path, body, {"Prefer": "wait=20"} if body else {})
             answer = web.getresponse()
             content = answer.read()
-            if answer.status >= 300:
-                raise SystemExit(f"{method} {path}: {answer.status} {content!r}")
+            if answer.status >= 300 or answer.headers["X-ASGILook-Cache"] == "Hit":
+                raise SystemExit(f"{method} {path}: {answer.status}, {answer.headers['X-ASGILook-Cache']}")
             return content
 
-        paths = [json.loads(request("POST", "/images", buffer.getvalue()))["thumbnails"][0] for _ in range(60)]
-        time.sleep(1)  # the notices of their publication have been heard
-        took: list[list[float]] = []
-        for _ in range(2):
-            took.append([])
-            for path in paths:
-                redis.flushall()
-                began = time.perf_counter()
-                request("GET", path)
-                took[-1].append((time.perf_counter() - began) * 1000)
-        redis.close()
-    store, copy = (statistics.median(times) for times in took)
-    print(f"{name:34}  store {store:7.2f} ms   copy {copy:6.3f} ms   {store / copy:5.1f} times")
+        yield request
 
 
-async def distant(port: int) -> asyncio.Server:
-    """Return a server that is the same one, further away."""
-    return await asyncio.get_running_loop().create_server(lambda: Distant(port), "127.0.0.1", 0)
-
-
-async def measure(folder: Path) -> None:
-    server = ObjectServer(folder / "server")
+@contextlib.contextmanager
+def another_web(service: Service, folder: Path, **settings: str) -> Iterator[tuple[int, int]]:
+    """Run a second web process of the service; yield its port and its process's id."""
+    port = free_port()
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "REDIS_URL": f"redis://127.0.0.1:{service.valkey_port}/0",
+        "ASGI_LOOK_STORAGE_PATH": str(folder),
+        "ASGI_LOOK_LOG_LEVEL": "WARNING",
+        **settings,
+    }
+    part = Part("web", read_procfile()["web"], env).start()
     try:
-        far = await distant(server.port)
-        far_address = f"http://127.0.0.1:{far.sockets[0].getsockname()[1]}"
-        await compare("a store on this machine", server.address, folder / "near")
-        await compare(f"a store {LATENCY * 1000:.0f} ms away", far_address, folder / "far")
-        await asyncio.to_thread(over_http, "over HTTP, on this machine", server.address, folder / "http-near")
-        await asyncio.to_thread(over_http, f"over HTTP, {LATENCY * 1000:.0f} ms away", far_address, folder / "http-far")
-        await overflow(server.address, folder / "small")
-        far.close()
+        assert part.process is not None  # noqa: S101 - it was started
+        until(lambda: Service(0, port, part, [], folder).is_ready())
+        yield port, part.process.pid
     finally:
-        server.end()
+        assert part.process is not None  # noqa: S101 - it was started
+        part.process.terminate()
+        part.process.wait()
+
+
+def over_http(address: str, seconds: float, folder: Path) -> None:
+    """Tell what a GET of a thumbnail costs, of a web process without copies and of one with them."""
+    folder.mkdir()
+    store: dict[str, Any] = {"ASGI_LOOK_STORAGE": new_prefix(), **environment(address)}
+    with (
+        run_service(folder, **store) as service,
+        another_web(service, folder, **store, ASGI_LOOK_LOCAL_CACHE_BYTES="0") as (port, _),
+        client_of(service.web_port) as with_copies,
+        client_of(port) as without,
+        closing(Redis(port=service.valkey_port)) as redis,
+    ):
+        upload = picture()
+        paths = [json.loads(with_copies("POST", "/images", upload))["thumbnails"][0] for _ in range(REQUESTS)]
+
+        def milliseconds_of(request: Callable[..., bytes], path: str) -> float:
+            for key in redis.scan_iter("asgilook:*:response:*"):
+                redis.delete(key)
+            began = time.perf_counter()
+            request("GET", path)
+            return (time.perf_counter() - began) * 1000
+
+        def all_are_copied() -> bool:
+            # Again where the notice of an image's publication, which was on its way yet, has taken its copies.
+            for path in paths:
+                milliseconds_of(with_copies, path)
+            return sum(1 for _ in (folder / "cache").rglob("*.jpeg")) == REQUESTS
+
+        until(all_are_copied, "not all are copied")
+        rounds = [
+            [(milliseconds_of(without, path), milliseconds_of(with_copies, path)) for path in paths]
+            for _ in range(ROUNDS)
+        ]
+    tell("over HTTP", seconds, rounds)
+
+
+def overflow(address: str, folder: Path) -> None:
+    """Tell what a small cache takes up while many pictures are got through it by several clients."""
+    folder.mkdir()
+    os.environ.update(environment(address))
+    url = new_prefix()
+    store: dict[str, Any] = {"ASGI_LOOK_STORAGE": url}
+    with run_service(folder, **store) as service, client_of(service.web_port) as request:
+        record = json.loads(request("POST", "/images", picture()))
+        paths = asyncio.run(multiplied(service, record, url, folder / "copier"))
+        # With a folder, and so a cache, of its own.
+        store |= {"ASGI_LOOK_LOCAL_CACHE_BYTES": str(BOUND), "DATABASE_URL": f"sqlite:///{service.ledger_file}"}
+        (own := folder / "own").mkdir()
+        with another_web(service, own, **store) as (port, process):
+            print(f"{'pictures':>10} {'du, bytes':>12} {'at the most':>12}   of {BOUND:,}")
+            with (
+                Watch(own / "cache", process) as watch,
+                ThreadPoolExecutor(CLIENTS) as clients,
+                closing(Redis(port=service.valkey_port)) as redis,
+            ):
+                for start in range(0, PICTURES, PICTURES // 10):
+                    part = paths[start : start + PICTURES // 10]
+                    shares = [(port, part[number::CLIENTS]) for number in range(CLIENTS)]
+                    list(clients.map(get_all, *zip(*shares, strict=True)))
+                    print(f"{start + len(part):10,} {on_disk(own / 'cache'):12,} {watch.most:12,}", flush=True)
+                    redis.flushall()
+            print(f"looked {watch.looks:,} times meanwhile: {'within' if watch.most <= BOUND else 'PAST'} the bound")
+
+
+def get_all(port: int, paths: list[str]) -> None:
+    with client_of(port) as request:
+        for path in paths:
+            request("GET", path)
+
+
+async def multiplied(service: Service, record: dict[str, Any], url: str, folder: Path) -> list[str]:
+    """Have ten thousand images with a thumbnail of their own each, as if all had been uploaded; return the paths."""
+    name = str(record["thumbnails"][0]).rpartition("/")[2]
+    storage = ObjectStorage(url, folder)
+    await storage.prepare()
+    thumbnail = await storage.read(f"renditions/{record['id']}/1/{name}")
+    ids = [str(uuid_utils.uuid7()) for _ in range(PICTURES)]
+
+    async def keep(image_id: str) -> None:
+        draft = await storage.draft()
+        # As long as the ledger says.
+        await draft.write(thumbnail[:-36] + image_id.encode())
+        await storage.keep({f"renditions/{image_id}/1/{name}": draft})
+        await draft.discard()
+
+    for start in range(0, PICTURES, PUTS_AT_A_TIME):
+        await asyncio.gather(*(keep(image_id) for image_id in ids[start : start + PUTS_AT_A_TIME]))
+    with closing(sqlite3.connect(service.ledger_file, timeout=30)) as ledger, ledger:
+        columns = [row[1] for row in ledger.execute("PRAGMA table_info(images)")]
+        values = ", ".join({"id": "?", "sequence": "? + 1000"}.get(column, column) for column in columns)
+        ledger.executemany(
+            f"INSERT INTO images SELECT {values} FROM images WHERE id = ?",  # noqa: S608 - names of columns
+            [(image_id, number, record["id"]) for number, image_id in enumerate(ids)],
+        )
+    return [f"/thumbnails/{image_id}/{name}" for image_id in ids]
+
+
+class Watch(threading.Thread):
+    """Looks again and again, for the block, at what a folder takes up, its process stopped for each look.
+
+    Otherwise a copy that goes during a look and the one that comes for it would both be counted.
+    """
+
+    def __init__(self, folder: Path, process: int) -> None:
+        super().__init__(daemon=True)
+        self._folder = folder
+        self._process = process
+        self._ended = threading.Event()
+        self.most = self.looks = 0
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.02):
+            os.kill(self._process, signal.SIGSTOP)
+            os.waitpid(self._process, os.WUNTRACED)
+            self.most = max(self.most, on_disk(self._folder))
+            self.looks += 1
+            os.kill(self._process, signal.SIGCONT)
+
+
+def on_disk(folder: Path) -> int:
+    """Return what a folder takes up, as `du` counts: files, those under way, and folders."""
+    used = folder.stat().st_blocks * 512
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                used += on_disk(Path(entry.path)) if entry.is_dir() else entry.stat().st_blocks * 512
+    return used
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(Path(folder)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = ObjectServer(folder / "server")
+        try:
+            for seconds in AWAY:
+                with store_away(server, seconds) as address:
+                    asyncio.run(compare(address, seconds, folder / f"storage-{seconds}"))
+            for seconds in AWAY:
+                with store_away(server, seconds) as address:
+                    over_http(address, seconds, folder / f"http-{seconds}")
+            overflow(server.address, folder / "small")
+        finally:
+            server.end()
     return 0
 
 

@@ -163,6 +163,15 @@ class Ledger:
         found = await self._select(select(images).where(images.c.id == image_id))
         return found[0] if found else None
 
+    async def which_are_ready(self, image_ids: Sequence[str]) -> set[str]:
+        """Return those of these images that are ready."""
+
+        async def work(connection: AsyncConnection) -> set[str]:
+            rows = await connection.execute(select(images.c.id, images.c.status).where(images.c.id.in_(image_ids)))
+            return {row.id for row in rows if row.status == Status.READY}
+
+        return await self._read(work)
+
     async def list_ready(self, after: int | None, limit: int, newest_first: bool) -> list[Image]:
         """Return ready images in order of their sequence, beginning behind `after`, which need not exist."""
         column, rows = images.c.sequence, select(images).where(_ready)

@@ -51,6 +51,8 @@ class Listener:
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         #: Called with the id of every image of which there is a notice.
         self.on_notice: list[Callable[[str], Awaitable[None]]] = []
+        #: Called whenever notices may have been missed: at every subscription, the first among them.
+        self.on_gap: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def listen(self, image_id: str) -> Iterator[asyncio.Event]:
@@ -85,6 +87,8 @@ class Listener:
         if message["type"] == "subscribe":
             for event in [event for events in self._waiting.values() for event in events]:
                 event.set()
+            for missed in self.on_gap:
+                missed()
             return
         data = message["data"]
         image_id = data.decode("ascii", "replace") if isinstance(data, bytes) else str(data)

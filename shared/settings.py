@@ -259,7 +259,8 @@ def _is_on_heroku(env: Mapping[str, str]) -> bool:
 
 def _storage_url(text: str) -> str:
     # Nothing of it is repeated: whoever wrote a password into it should not find that in a log as well.
-    if not re.fullmatch(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*/?", text):
+    # A part of dots alone would be taken for a way up.
+    if not re.fullmatch(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/(?!\.+(/|$))[A-Za-z0-9._-]+)*/?", text):
         raise ValueError(
             "not like s3://bucket/prefix (or gs://, az://): credentials have variables of their own, "
             "and a folder of a disk is set by ASGI_LOOK_STORAGE_PATH"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -91,6 +91,12 @@ class Storage(Protocol):
 
     async def forget_copies(self, image_id: str) -> None:
         """Let go of what this process itself has copied of an image that has changed, or is no more."""
+
+    async def check_copies(self, which_are_ready: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
+        """Let go of what this process itself has copied of images that are not ready any more."""
+
+    async def clear_abandoned_copies(self) -> None:
+        """Remove what processes of this machine have copied that are no more."""
 
     async def close(self) -> None:
         """Let go of what this process holds."""

@@ -18,7 +18,10 @@ def open_storage(settings: Settings, *, cached: bool = False) -> Storage:
     if cached and settings.local_cache_bytes:
         from shared.storage.cached import CachedObjectStorage
 
-        return CachedObjectStorage(settings.storage_url, settings.storage_path, settings.local_cache_bytes)
+        # At the floor itself uploads would be refused, for as long as the copies stay.
+        return CachedObjectStorage(
+            settings.storage_url, settings.storage_path, settings.local_cache_bytes, 2 * settings.free_disk_floor
+        )
     from shared.storage.objects import ObjectStorage
 
     return ObjectStorage(settings.storage_url, settings.storage_path)

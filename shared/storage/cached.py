@@ -5,7 +5,7 @@ which is asked first. Each process has a folder of its own, where nobody else co
 
     cache/{number}/lock                         held by the process that has the folder; its successor takes both over
     cache/{number}/boot                         the start of the machine that the copies are of
-    cache/{number}/{xx}/{id}.{attempt}.{name}   a copy; its name begins with a point until it is whole
+    cache/{number}/{x}/{id}.{attempt}.{name}    a copy; its name begins with a point until it is whole
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import fcntl
 import logging
 import shutil
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from shared.cancellation import cancel
 from shared.errors import NoSuchKey, StorageUnavailable
 from shared.images import renditions_prefix
 from shared.storage.disk import in_thread, stream_file
@@ -29,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 #: What a file takes up is counted in these, as file systems do.
 _BLOCK_BYTES = 4096
+#: What a name takes up in its folder, at the most.
+_NAME_BYTES = 128
+#: Folders that copies are in, by the last digit of their image's id, which is random; and what is there besides copies.
+_FOLDERS = 16
+FIXED_BYTES = (_FOLDERS + 3) * _BLOCK_BYTES
+#: Images that the ledger is asked about at a time.
+_PAGE = 500
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -37,7 +45,7 @@ class LocalCache:
 
     def __init__(self, root: Path, bound: int) -> None:
         self._root = root
-        self._bound = bound
+        self._bound = bound - FIXED_BYTES
         self._folder = root
         self._lock: IO[bytes] | None = None
         #: Bytes on the disk by key, the one used last at the end.
@@ -48,7 +56,7 @@ class LocalCache:
 
     @property
     def total(self) -> int:
-        """Bytes on the disk, those under way included."""
+        """Bytes that copies take up on the disk, those under way included."""
         return self._copied + self._under_way
 
     def open(self) -> None:
@@ -72,10 +80,20 @@ class LocalCache:
         boot, now = self._folder / "boot", _BOOT_ID.read_text() if _BOOT_ID.exists() else ""
         if now and boot.exists() and boot.read_text() == now:
             return
-        for entry in self._folder.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
+        _clear(self._folder)
         boot.write_text(now)
+
+    def clear_abandoned(self) -> None:
+        """Remove what is in the folders that nobody has: of processes that have ended without a successor; blocks."""
+        for folder in self._root.iterdir():
+            if folder != self._folder and folder.is_dir():
+                with (folder / "lock").open("ab") as lock, contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _clear(folder)
+
+    def images(self) -> list[str]:
+        """Return the images that there are copies of."""
+        return list(self._keys_of)
 
     def _take_stock(self) -> None:
         found: list[tuple[float, str, int]] = []
@@ -90,8 +108,10 @@ class LocalCache:
             image_id, attempt, rendition = name.split(".", 2)
             self.note(f"renditions/{image_id}/{attempt}/{rendition}", length)
         # There may be less room than there was.
-        for path in self.make_room(0) or ():
-            path.unlink()
+        while self._copied > self._bound and self._bytes:
+            oldest = next(iter(self._bytes))
+            self.forget(oldest)
+            self.place_of(oldest).unlink()
 
     def close(self) -> None:
         """Leave the folder to who comes next."""
@@ -109,15 +129,19 @@ class LocalCache:
     def place_of(self, key: str) -> Path:
         """Return where a key's copy is to be."""
         _, image_id, attempt, name = key.split("/")
-        return self._folder / image_id[-2:] / f"{image_id}.{attempt}.{name}"
+        return self._folder / image_id[-1] / f"{image_id}.{attempt}.{name}"
 
-    def make_room(self, length: int) -> list[Path] | None:
-        """Reserve room for so many bytes; return the copies that have to go for it, or None where all is under way."""
-        if self._under_way + _on_disk(length) > self._bound:
+    def make_room(self, length: int, spare: int | None = None) -> list[Path] | None:
+        """Reserve room for so many bytes; return the copies that have to go for it, or None where that is not enough.
+
+        `spare` is what may be taken of the disk beyond what the copies have, or has to be given back to it.
+        """
+        most = self._bound if spare is None else min(self._bound, self._copied + spare)
+        if self._under_way + _on_disk(length) > most:
             return None
         self._under_way += _on_disk(length)
         gone = []
-        while self.total > self._bound:
+        while self.total > most:
             gone.append(self.place_of(next(iter(self._bytes))))
             self.forget(next(iter(self._bytes)))
         return gone
@@ -152,13 +176,19 @@ class LocalCache:
 
 
 class CachedObjectStorage(ObjectStorage):
-    """An object store whose renditions are read through a cache on this machine's disk."""
+    """An object store whose renditions are read through a cache on this machine's disk.
 
-    def __init__(self, url: str, local: Path, bound: int, **options: Any) -> None:
+    `floor` bytes of the disk are left free for drafts: an upload is refused where they have no room.
+    """
+
+    def __init__(self, url: str, local: Path, bound: int, floor: int = 0, **options: Any) -> None:
         super().__init__(url, local, **options)
         self._folder = local / "cache"
         self._cache = LocalCache(self._folder, bound)
+        self._floor = floor
         self._fills: dict[str, asyncio.Task[Path | None]] = {}
+        #: The keys of those whose copies are not to be kept.
+        self._unwanted: set[str] = set()
 
     @property
     def cache_bytes(self) -> int:
@@ -170,6 +200,8 @@ class CachedObjectStorage(ObjectStorage):
         await in_thread(self._folder, self._cache.open)
 
     async def close(self) -> None:
+        # Whoever has the folder next counts what is there.
+        await cancel(*self._fills.values())
         self._cache.close()
 
     async def read(self, key: str) -> bytes:
@@ -198,15 +230,25 @@ class CachedObjectStorage(ObjectStorage):
     async def delete_folder(self, prefix: str) -> None:
         await super().delete_folder(prefix)
         await self._drop(prefix)
+        if under_way := [fill for key, fill in self._fills.items() if key.startswith(f"{prefix}/")]:
+            await asyncio.wait(under_way)
 
     async def forget_copies(self, image_id: str) -> None:
         await self._drop(renditions_prefix(image_id))
 
+    async def check_copies(self, which_are_ready: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
+        images = self._cache.images()
+        for start in range(0, len(images), _PAGE):
+            page = images[start : start + _PAGE]
+            for image_id in set(page) - await which_are_ready(page):
+                await self.forget_copies(image_id)
+
+    async def clear_abandoned_copies(self) -> None:
+        await in_thread(self._folder, self._cache.clear_abandoned)
+
     async def _drop(self, prefix: str) -> None:
-        # What is on its way would come after us.
-        under_way = [fill for key, fill in self._fills.items() if key.startswith(f"{prefix}/")]
-        if under_way:
-            await asyncio.wait(under_way)
+        # What is on its way goes when it comes: nobody has to wait for it.
+        self._unwanted.update(key for key in self._fills if key.startswith(f"{prefix}/"))
         if paths := self._cache.forget_below(prefix):
             await in_thread(self._folder, lambda: _remove(paths))
 
@@ -225,13 +267,18 @@ class CachedObjectStorage(ObjectStorage):
 
     def _filled(self, key: str, fill: asyncio.Task[Path | None]) -> None:
         del self._fills[key]
+        self._unwanted.discard(key)
         if not fill.cancelled():
             fill.exception()  # seen, also where everybody has gone
 
     async def _fill(self, key: str) -> Path | None:
         found = await self.get(key)
         length = found.whole_length
-        gone = self._cache.make_room(length)
+        try:
+            free = await in_thread(self._folder, lambda: shutil.disk_usage(self._folder).free)
+        except StorageUnavailable:
+            return None
+        gone = self._cache.make_room(length, free - self._floor)
         if gone is None:
             return None
         place = self._cache.place_of(key)
@@ -243,7 +290,11 @@ class CachedObjectStorage(ObjectStorage):
                     await in_thread(begun, lambda piece=piece: file.write(piece))  # type: ignore[misc] # a default is no argument
             finally:
                 await in_thread(begun, file.close)
-            await in_thread(begun, lambda: begun.rename(place))
+            if key not in self._unwanted:
+                await in_thread(begun, lambda: begun.rename(place))
+            if key in self._unwanted:
+                await in_thread(begun, lambda: _remove([begun, place]))
+                return None
         except StorageUnavailable as exc:
             # The store's trouble or this disk's: who asks the store itself is told which.
             logger.info("no copy could be made", extra={"key": key, "reason": str(exc)})
@@ -267,8 +318,14 @@ def _remove(paths: list[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+
+
 def _on_disk(length: int) -> int:
-    return -(-length // _BLOCK_BYTES) * _BLOCK_BYTES
+    return -(-length // _BLOCK_BYTES) * _BLOCK_BYTES + _NAME_BYTES
 
 
 def _image_of(key: str) -> str:

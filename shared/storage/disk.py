@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -240,6 +240,12 @@ class DiskStorage:
         return await in_thread(self._drafts, sweep)
 
     async def forget_copies(self, image_id: str) -> None:
+        """There are none."""
+
+    async def check_copies(self, which_are_ready: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
+        """There are none."""
+
+    async def clear_abandoned_copies(self) -> None:
         """There are none."""
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -26,14 +26,14 @@ from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, SettingsError, StorageFull, StorageUnavailable
 from shared.storage import Draft, Stored
 from shared.storage.disk import PIECE_BYTES, DiskDraft, DiskStorage, in_thread
-from shared.storage.unfinished import UnfinishedPuts
+from shared.storage.unfinished import UnfinishedPuts, endpoint_of
 
 if TYPE_CHECKING:
     from obstore import GetResult, ObjectMeta
 
 #: Seconds that one exchange may take, its retries included, bytes apart.
 PATIENCE_SECONDS = 5.0
-#: Bytes a second that are to be got through, either way, beyond that.
+#: Bytes a second that a put is to get through beyond that.
 LEAST_RATE = 1024 * 1024
 #: Bytes past which a put is made of parts of this length, of which so many are on their way at a time.
 PART_BYTES = 5 * 1024 * 1024
@@ -58,6 +58,8 @@ _BACKOFF: dict[str, Any] = {
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: The keys of ours that are listed: whatever else lies in a bucket is none of ours.
 _OURS = re.compile(rf"originals/{_UUID}|renditions/{_UUID}/.+|markers/\w+")
+#: What stores say who have not even the bucket.
+_NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)<")
 #: What stores say whose room, or whose owner's, is used up.
 _FULL = re.compile(r"status code: 507|<Code>(QuotaExceeded|XMinioStorageFull|InsufficientStorage)")
 
@@ -74,8 +76,7 @@ class ObjectStorage:
         client, config = dict(_CLIENT), {}
         if url.startswith("s3://"):
             # Who sets an address without TLS means it, inside of a machine or of a private network.
-            endpoint = env.get("AWS_ENDPOINT_URL") or env.get("AWS_ENDPOINT") or ""
-            client["allow_http"] = endpoint.startswith("http://")
+            client["allow_http"] = endpoint_of(env).startswith("http://")
             # The store checks what it has received, and says so before it acknowledges.
             config["checksum_algorithm"] = env.get("AWS_CHECKSUM_ALGORITHM") or "SHA256"
         # Whoever is refused again and again hears so a little before the patience ends, and why.
@@ -94,6 +95,8 @@ class ObjectStorage:
                 f"{name[1] if name else type(exc).__name__}"
             ) from None
         self._puts = asyncio.Semaphore(PUTS_AT_A_TIME)
+        #: The lengths of those.
+        self._under_way: list[int] = []
         self._unfinished = UnfinishedPuts.of(url, env, patience)
 
     async def prepare(self) -> None:
@@ -113,18 +116,24 @@ class ObjectStorage:
         await to_the_end(self._keep(drafts))
 
     async def _keep(self, drafts: Mapping[str, Draft]) -> None:
-        puts = []
+        flushed: dict[str, DiskDraft] = {}
         for key, draft in drafts.items():
             assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a mistake of ours
             await draft.flush()
-            puts.append(self._put(key, draft))
-        await _all_of(puts)
+            flushed[key] = draft
+        await _all_of(self._put(key, draft) for key, draft in flushed.items())
 
     async def _put(self, key: str, draft: DiskDraft) -> None:
         media_type = "image/jpeg" if key.startswith("renditions/") else "application/octet-stream"
         length = os.fstat(draft.fileno()).st_size
-        async with _told(key, self._patience):
-            await self._puts.acquire()
+        # Those at work have their time; the store is well meanwhile.
+        waits = self._patience + (length + max(self._under_way, default=0)) / LEAST_RATE
+        try:
+            async with asyncio.timeout(waits):
+                await self._puts.acquire()
+        except TimeoutError:
+            raise StorageUnavailable(f"the puts before it did not end in {waits:.0f} s: {key}") from None
+        self._under_way.append(length)
         try:
             async with _told(key, self._patience + length / LEAST_RATE):
                 await obstore.put_async(
@@ -136,6 +145,7 @@ class ObjectStorage:
                     max_concurrency=_PARTS_AT_A_TIME,
                 )
         finally:
+            self._under_way.remove(length)
             self._puts.release()
 
     async def carry_over(self, source: str, target: str) -> None:
@@ -177,9 +187,12 @@ class ObjectStorage:
         found = await self.get(key)
         writable, readable = await in_thread(self._drafts, self._scratch)
         try:
-            with writable:
+            try:
                 async for piece in found.pieces():
                     await in_thread(self._drafts, lambda piece=piece: writable.write(piece))  # type: ignore[misc] # a default is no argument
+            finally:
+                # What its buffer still holds is written here.
+                await in_thread(self._drafts, writable.close)
         except BaseException:
             readable.close()
             raise
@@ -191,7 +204,8 @@ class ObjectStorage:
         path = Path(name)
         with contextlib.ExitStack() as stack:
             stack.callback(path.unlink)
-            return open(descriptor, "wb", buffering=0), path.open("rb")
+            # Buffered: the system may write less than it is given, without an error, where a disk is full.
+            return open(descriptor, "wb"), path.open("rb")
 
     async def digest(self, key: str) -> tuple[int, str]:
         digest, length = hashlib.sha256(), 0
@@ -267,6 +281,12 @@ class ObjectStorage:
     async def forget_copies(self, image_id: str) -> None:
         """There are none."""
 
+    async def check_copies(self, which_are_ready: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
+        """There are none."""
+
+    async def clear_abandoned_copies(self) -> None:
+        """There are none."""
+
     async def close(self) -> None:
         """Nothing is held: connections go with their time."""
 
@@ -323,10 +343,10 @@ async def _told(about: str, seconds: float, absent: type[AsgilookError] = Storag
     except TimeoutError:
         raise StorageUnavailable(f"no answer in {seconds:.0f} s: {about}") from None
     except FileNotFoundError as exc:
-        if "<Code>NoSuchBucket<" in str(exc):
+        if _NO_BUCKET.search(str(exc)):
             raise StorageUnavailable(f"there is no such bucket: {about}") from None
         raise absent(f"nothing at {about}") from None
-    except (BaseError, OSError, ValueError) as exc:
+    except Exception as exc:  # what panics in the library is of none of its kinds
         error = StorageFull if _FULL.search(str(exc)) else StorageUnavailable
         raise error(f"{_reason(exc)}: {about}") from None
 

@@ -31,6 +31,11 @@ _NOT_FOR_US = (403, 405, 501)
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 
+def endpoint_of(env: Mapping[str, str]) -> str:
+    """Return the address of whatever is not Amazon's, by its names in the order in which obstore looks for them."""
+    return env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or env.get("AWS_ENDPOINT") or ""
+
+
 @dataclass(frozen=True)
 class UnfinishedPuts:
     """The unfinished puts below one prefix of a bucket."""
@@ -53,7 +58,7 @@ class UnfinishedPuts:
             return None
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
-        endpoint = env.get("AWS_ENDPOINT_URL") or env.get("AWS_ENDPOINT") or f"https://s3.{region}.amazonaws.com"
+        endpoint = endpoint_of(env) or f"https://s3.{region}.amazonaws.com"
         return cls(
             endpoint.rstrip("/"),
             region,

@@ -93,6 +93,24 @@ def test_an_upload_becomes_pictures_served_from_the_store_and_leaves_with_all_it
     trouble.requests.clear()
 
 
+def test_copies_of_a_deleted_image_go_though_its_notice_was_not_heard(service: Deployed) -> None:
+    """DELETE promises that every copy is gone, whatever becomes of a message that nobody keeps."""
+    record = service.upload(small_picture(), wait=20)
+    image_id, path = record.json["id"], record.json["thumbnails"][0]
+
+    def the_other_web_process_has_a_copy() -> bool:
+        forget_responses(service)
+        assert service.get(path, web=1).status == 200
+        return copies(service.data, image_id) != []
+
+    service.until(the_other_web_process_has_a_copy)
+    with closing(Redis(port=service.valkey_port)) as client:
+        client.client_kill_filter(_type="pubsub")
+        assert service.request("DELETE", f"/images/{image_id}").status == 204
+
+    service.until(lambda: copies(service.data, image_id) == [], what="the copies' end")
+
+
 def test_a_large_picture_is_fetched_from_the_store_itself(service: Deployed) -> None:
     record = service.upload(small_picture(), wait=20)
     path = record.json["image"]
@@ -102,6 +120,8 @@ def test_a_large_picture_is_fetched_from_the_store_itself(service: Deployed) -> 
 
     assert answer.status == 302
     assert answer.headers["cache-control"] == "no-store"
+    # A page of another origin shows it: browsers ask this of every answer on the way.
+    assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
     with urllib.request.urlopen(answer.headers["location"]) as picture:  # noqa: S310 - the store's address
         content = picture.read()
         assert picture.headers["Content-Type"] == "image/jpeg"

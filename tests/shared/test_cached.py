@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,17 @@ import pytest
 from shared.errors import NoSuchKey, StorageUnavailable
 from shared.images import original_key
 from shared.storage import cached
-from shared.storage.cached import CachedObjectStorage, LocalCache
+from shared.storage.cached import FIXED_BYTES, CachedObjectStorage, LocalCache
 from tests.ledgers import new_id
 from tests.objects import Troublemaker, environment, new_prefix
 from tests.services import put
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-BOUND = 64 * 4096
+ROOM = 64 * 4096
+BOUND = ROOM + FIXED_BYTES
+#: Of these, four are copied at a time.
+QUARTER = ROOM // 4 - 4096
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ async def test_an_original_is_not_copied(storage: CachedObjectStorage, tmp_path:
 async def test_what_was_not_used_for_longest_makes_room(
     storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
 ) -> None:
-    keys = [await rendition(storage, bytes([number]) * (BOUND // 4)) for number in range(5)]
+    keys = [await rendition(storage, bytes([number]) * QUARTER) for number in range(5)]
     for key in keys[:4]:
         await storage.read(key)
     await storage.read(keys[0])
@@ -118,9 +122,9 @@ async def test_what_was_not_used_for_longest_makes_room(
 
     asked = gets(trouble)
     for number in (0, 2, 3, 4):
-        assert await storage.read(keys[number]) == bytes([number]) * (BOUND // 4)
+        assert await storage.read(keys[number]) == bytes([number]) * QUARTER
     assert gets(trouble) == asked
-    assert await storage.read(keys[1]) == b"\1" * (BOUND // 4)
+    assert await storage.read(keys[1]) == b"\1" * QUARTER
     assert gets(trouble) == asked + 1
     assert storage.cache_bytes <= BOUND
     assert sum(path.stat().st_size for path in copies(tmp_path)) <= BOUND
@@ -138,10 +142,15 @@ async def test_a_picture_that_there_is_no_room_for_comes_straight_from_the_store
     assert storage.cache_bytes == 0
 
 
+def on_disk(folder: Path) -> int:
+    """Return what a folder takes up, as `du` counts: files, and the folders that hold their names."""
+    return sum(path.lstat().st_blocks * 512 for path in (folder, *folder.rglob("*")))
+
+
 def test_ten_thousand_pictures_of_all_sizes_never_exceed_the_bound(tmp_path: Path) -> None:
     """Counted as file systems count, by what is on the disk and not by what we believe."""
     generator, bound = random.Random(5), 1024 * 1024
-    cache = LocalCache(tmp_path, bound)
+    cache = LocalCache(tmp_path / "cache", bound)
     cache.open()
     most = 0
     for number in range(10_000):
@@ -156,12 +165,42 @@ def test_ten_thousand_pictures_of_all_sizes_never_exceed_the_bound(tmp_path: Pat
         place.write_bytes(bytes(length))
         cache.give_back(length)
         cache.note(key, length)
-        if number % 500 == 499:
-            used = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*") if path.suffix == ".jpeg")
-            most = max(most, used)
+        if number % 100 == 99:
+            most = max(most, on_disk(tmp_path / "cache"))
     cache.close()
 
     assert bound // 2 < most <= bound
+
+
+def test_copies_give_way_where_the_disk_has_less_room_than_they_may_take(tmp_path: Path) -> None:
+    """At the floor uploads are refused: a disk that is no larger than the bound would take none any more."""
+    cache = LocalCache(tmp_path, BOUND)
+    cache.open()
+    keys = [f"renditions/{new_id()}/1/image.jpeg" for _ in range(3)]
+    for key in keys:
+        cache.note(key, QUARTER)
+
+    assert cache.make_room(QUARTER, spare=QUARTER + 4096) == []
+    cache.give_back(QUARTER)
+    assert cache.make_room(QUARTER, spare=0) == [cache.place_of(keys[0])]
+    cache.give_back(QUARTER)
+    assert cache.make_room(0, spare=-QUARTER) == [cache.place_of(keys[1])]
+    cache.give_back(0)
+    assert cache.make_room(QUARTER, spare=-QUARTER) is None
+    cache.close()
+
+
+async def test_where_the_disk_is_at_its_floor_the_store_is_read(
+    url: str, storage: CachedObjectStorage, tmp_path: Path
+) -> None:
+    key = await rendition(storage, b"a rendition")
+    full = CachedObjectStorage(url, tmp_path, BOUND, floor=shutil.disk_usage(tmp_path).total, patience=1.0)
+    await full.prepare()
+
+    assert await full.read(key) == b"a rendition"
+
+    assert copies(tmp_path) == []
+    await full.close()
 
 
 async def test_the_next_process_goes_on_with_the_copies(
@@ -181,12 +220,12 @@ async def test_the_next_process_goes_on_with_the_copies(
 
 async def test_the_next_process_with_less_room_makes_it(storage: CachedObjectStorage, url: str, tmp_path: Path) -> None:
     for _ in range(8):
-        await storage.read(await rendition(storage, bytes(BOUND // 8)))
+        await storage.read(await rendition(storage, bytes(ROOM // 8 - 4096)))
     await storage.close()
 
-    successor = await opened(url, tmp_path, BOUND // 2)
+    successor = await opened(url, tmp_path, ROOM // 2 + FIXED_BYTES)
 
-    assert sum(path.stat().st_size for path in copies(tmp_path)) <= BOUND // 2
+    assert 0 < sum(path.stat().st_size for path in copies(tmp_path)) <= ROOM // 2
     await successor.close()
 
 
@@ -306,9 +345,10 @@ async def test_copies_of_what_is_deleted_go_with_it(storage: CachedObjectStorage
         await storage.read(f"renditions/{image_id}/1/a.jpeg")
 
 
-async def test_copies_of_what_another_process_has_deleted_go_at_its_notice_with_those_under_way(
+async def test_copies_of_what_another_process_has_deleted_go_at_its_notice_and_those_under_way_when_they_come(
     storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
 ) -> None:
+    """Who waits for other images hears of them by the same connection: a notice does not wait for the store."""
     image_id = new_id()
     await storage.read(await rendition(storage, b"x", image_id, "a.jpeg"))
     under_way = await rendition(storage, b"y", image_id, "b.jpeg")
@@ -317,10 +357,76 @@ async def test_copies_of_what_another_process_has_deleted_go_at_its_notice_with_
     before = gets(trouble)
     await until(lambda: gets(trouble) > before)
 
-    forgetting = asyncio.create_task(storage.forget_copies(image_id))
-    trouble.refuse()
-    await forgetting
+    await storage.forget_copies(image_id)
 
+    assert not reading.done()
+    assert copies(tmp_path) == []
+    trouble.refuse()
     assert await reading == b"y"
     assert copies(tmp_path) == []
     assert storage.cache_bytes == 0
+
+
+async def test_who_deletes_leaves_no_copy_that_is_under_way(
+    storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
+) -> None:
+    key = await rendition(storage, os.urandom(100_000))
+    trouble.slowness = 0.2
+    reading = asyncio.create_task(storage.read(key))
+    await until(lambda: gets(trouble))
+
+    await storage.delete_folder(key.rpartition("/")[0])
+
+    assert copies(tmp_path) == []
+    await asyncio.wait([reading])
+    assert copies(tmp_path) == []
+
+
+async def test_copies_of_images_that_are_not_ready_any_more_go_when_the_ledger_is_asked(
+    storage: CachedObjectStorage, tmp_path: Path
+) -> None:
+    """A notice may be missed: Redis was away, or this process was."""
+    stays, goes = new_id(), new_id()
+    for image_id in (stays, goes):
+        await storage.read(await rendition(storage, image_id.encode(), image_id))
+    asked: list[str] = []
+
+    async def which_are_ready(image_ids: Sequence[str]) -> set[str]:
+        asked.extend(image_ids)
+        return {stays}
+
+    await storage.check_copies(which_are_ready)
+
+    assert sorted(asked) == sorted((stays, goes))
+    assert [path.read_text() for path in copies(tmp_path)] == [stays]
+
+
+async def test_copies_of_processes_that_are_no_more_are_cleared_and_those_of_others_are_not(
+    storage: CachedObjectStorage, url: str, tmp_path: Path
+) -> None:
+    """Where fewer processes run than did, nobody would count, evict or delete what the last ones had."""
+    key = await rendition(storage, b"a rendition")
+    ended, lives = await opened(url, tmp_path), await opened(url, tmp_path)
+    for process in (storage, ended, lives):
+        await process.read(key)
+    await ended.close()
+
+    await storage.clear_abandoned_copies()
+
+    assert sorted(path.relative_to(tmp_path / "cache").parts[0] for path in copies(tmp_path)) == ["0", "2"]
+    await lives.close()
+
+
+async def test_whoever_closes_leaves_nothing_that_comes_after_its_successor_has_counted(
+    storage: CachedObjectStorage, trouble: Troublemaker, url: str, tmp_path: Path
+) -> None:
+    key = await rendition(storage, os.urandom(100_000))
+    trouble.slowness = 0.2
+    reading = asyncio.create_task(storage.read(key))
+    await until(lambda: gets(trouble))
+
+    await storage.close()
+    trouble.slowness = 0.0
+    await asyncio.wait([reading])
+
+    assert copies(tmp_path) == []

@@ -972,6 +972,17 @@ async def test_images_of_every_status_are_listed_in_order_of_their_id(ledger: Le
     assert [image.id for image in (*first, *rest)] == sorted(image.id for image in images)
 
 
+async def test_of_many_images_those_that_are_ready_are_told(ledger: Ledger) -> None:
+    images = [await arrange(ledger) for arrange in ANY_STATUS]
+    images.append(await deleting(ledger))
+    strangers = [new_id() for _ in range(500)]
+
+    found = await ledger.which_are_ready([*strangers, *(image.id for image in images)])
+
+    assert found == {image.id for image in images if image.status is Status.READY} != set()
+    assert await ledger.which_are_ready([]) == set()
+
+
 async def deleting(ledger: Ledger) -> Image:
     row = await ledger.delete((await ready(ledger)).id)
     assert row is not None

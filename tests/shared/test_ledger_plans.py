@@ -62,6 +62,7 @@ QUERIES: dict[str, tuple[str, Callable[[Ledger], Awaitable[object]]]] = {
     "all": ("sqlite_autoindex_images_1", lambda ledger: ledger.list_all(None, 9)),
     "more of all": ("sqlite_autoindex_images_1 (id>?)", lambda ledger: ledger.list_all("a", 9)),
     "one image": ("sqlite_autoindex_images_1 (id=?)", lambda ledger: ledger.get(new_id())),
+    "some": ("sqlite_autoindex_images_1 (id=?)", lambda ledger: ledger.which_are_ready([new_id(), new_id()])),
 }
 
 

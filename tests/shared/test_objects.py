@@ -7,6 +7,7 @@ import base64
 import hashlib
 import logging
 import os
+import resource
 import signal
 import sys
 import textwrap
@@ -356,6 +357,25 @@ async def test_a_store_that_lets_nobody_list_unfinished_puts_hinders_no_sweep(
     await forgotten.discard()
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"])
+async def test_a_store_is_found_by_each_of_the_usual_names_also_by_the_sweep(
+    trouble: Troublemaker, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Some who sell a store set one of them, some another."""
+    env = environment(trouble.address)
+    env[name] = env.pop("AWS_ENDPOINT_URL")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    for variable, value in env.items():
+        monkeypatch.setenv(variable, value)
+    storage = ObjectStorage(url, tmp_path, env, patience=PATIENCE)
+
+    await storage.prepare()
+    trouble.requests.clear()
+    assert await storage.sweep_drafts(3600) == 0
+
+    assert [method for method, path in trouble.requests if "uploads=" in path] == ["GET"]
+
+
 async def test_what_else_lies_in_the_bucket_is_not_listed(storage: ObjectStorage) -> None:
     await put(storage, key := original_key(new_id()), b"x")
     for stranger in ("originals/notes.txt", "originals/.keep", f"originals/{new_id()}/below", "renditions/x/y"):
@@ -407,3 +427,64 @@ async def test_what_is_opened_locally_leaves_no_file(storage: ObjectStorage, tmp
         await storage.open_local(original_key(new_id()))
 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_a_disk_that_takes_half_a_piece_is_trouble_of_ours_and_no_short_original(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    """A full disk takes what it has room for, without an error; the file would be called unreadable, for good."""
+    await put(storage, key := original_key(new_id()), content := os.urandom(600_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) - 1_000, limits[1]))
+    try:
+        with pytest.raises(StorageUnavailable):
+            await storage.open_local(key)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_who_waits_for_large_puts_waits_as_long_as_those_may_take(
+    storage: ObjectStorage, trouble: Troublemaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is asked much is not away, and an upload that has arrived is not to be sent again."""
+    monkeypatch.setattr(objects, "LEAST_RATE", PART_BYTES // 20)
+    trouble.slowness = PATIENCE / 5
+    content = bytes(PART_BYTES + 1)  # of which each takes three exchanges, one after the other
+
+    outcomes = await asyncio.gather(
+        *(put(storage, original_key(new_id()), content) for _ in range(2 * PUTS_AT_A_TIME)),
+        put(storage, original_key(new_id()), b"small"),
+        return_exceptions=True,
+    )
+
+    assert outcomes == [None] * (2 * PUTS_AT_A_TIME + 1)
+
+
+@pytest.mark.parametrize("code", ["NoSuchBucket", "ContainerNotFound"])
+async def test_each_stores_word_for_a_bucket_that_is_not_there_is_understood(
+    storage: ObjectStorage, trouble: Troublemaker, code: str
+) -> None:
+    trouble.refusal = (404, code)
+    trouble.refuse("GET")
+
+    with pytest.raises(StorageUnavailable, match="no such bucket"):
+        await storage.open_local(original_key(new_id()))
+
+
+async def test_an_answer_that_the_library_does_not_survive_is_the_stores_trouble(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It panics where a store names a key that it was not asked to delete, and calls that by a kind of its own."""
+
+    class RustPanic(Exception):
+        pass
+
+    async def panic(*_: object) -> None:
+        raise RustPanic("rust future panicked")
+
+    monkeypatch.setattr(obstore, "delete_async", panic)
+
+    with pytest.raises(StorageUnavailable):
+        await storage.delete(original_key(new_id()))

@@ -127,6 +127,7 @@ BAD_VALUES = [
     ("ASGI_LOOK_STORAGE", "http://bucket.example"),
     ("ASGI_LOOK_STORAGE", "s3://key:secret@bucket/prefix"),
     ("ASGI_LOOK_STORAGE", "s3://bucket/prefix?secret_access_key=secret"),
+    ("ASGI_LOOK_STORAGE", "s3://bucket/prefix/../other"),
     ("ASGI_LOOK_STORAGE_PATH", "~nobody-of-this-name/pictures"),
     ("DATABASE_URL", "ledger.sqlite3"),
     ("DATABASE_URL", "sqlite://"),
