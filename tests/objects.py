@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from parts import Part, free_port
+from tests.integration.service import is_apart
 
 BUCKET = "pictures"
 ACCESS_KEY = "AKIAACCESSKEYOFTESTS"
@@ -85,8 +86,13 @@ class ObjectServer:
         self._part.process.wait()
 
 
+def _here() -> str:
+    """Return where to listen: where services have machines of their own, on our end of their network as well."""
+    return "0.0.0.0" if is_apart() else "127.0.0.1"  # noqa: S104 - this network is ours alone
+
+
 def _moto_command(port: int) -> list[str]:
-    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    return [sys.executable, "-m", "moto.server", "-H", _here(), "-p", str(port)]
 
 
 def _weed_command(folder: Path, port: int) -> list[str]:
@@ -163,7 +169,7 @@ class Troublemaker:
     def come_back(self) -> None:
         """Listen, again on the same port."""
         self._released.clear()
-        self._server = _Server(("127.0.0.1", self.port), self)
+        self._server = _Server((_here(), self.port), self)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 

@@ -34,7 +34,7 @@ from tests.crash.arming import Ambush, Arm, all_stopped, is_stopped
 from tests.crash.points import CONVERT, Point
 from tests.integration.evidence import attempts_of, files_of, lines_of, original_of, renditions_of, row_of, rows_of
 from tests.integration.faults import thaw
-from tests.integration.service import Deployed, Services, children_of, ended
+from tests.integration.service import Deployed, Services, children_of, ended, host_of
 from tests.worker.pictures import encoded, photo
 
 pytestmark = pytest.mark.processes
@@ -251,7 +251,8 @@ def make_trouble(service: Deployed, point: Point, process: subprocess.Popen[byte
 
 def asked(service: Deployed, web: int, method: str, path: str, body: bytes | None = None) -> int | None:
     """Ask a web process that may die over it; return the status where its line came."""
-    with closing(http.client.HTTPConnection("127.0.0.1", service.ports[web], timeout=40)) as connection:
+    port = service.ports[web]
+    with closing(http.client.HTTPConnection(host_of(port), port, timeout=40)) as connection:
         try:
             connection.request(method, path, body)
             return connection.getresponse().status

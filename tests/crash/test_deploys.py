@@ -75,7 +75,7 @@ def post(length: int, more: bytes = b"") -> bytes:
 
 def is_refused(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=30).close()
+        socket.create_connection((host_of(port), port), timeout=30).close()
     except ConnectionRefusedError:
         return True
     return False

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tests.integration.evidence import row_of, rows_of, status_of
-from tests.integration.service import Deployed, Response, Service
+from tests.integration.service import Deployed, Response, Service, host_of
 from tests.worker.pictures import encoded, photo, swapping_profile
 
 
@@ -87,7 +87,7 @@ class RawClient:
     """A client that says exactly what it is told to, and leaves as it likes."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket = socket.create_connection((host_of(port), port), timeout=30)
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
