@@ -1,16 +1,17 @@
 """TLS in front of a Valkey that speaks none: `python -m tests.apart.door ADDRESS CERTIFICATE PORT:TARGET …`
 
-A process of its own, unlike `tests.doors`: a test's busy threads are no network. Behind a door that leads to nobody
-a client is sent away before a word of TLS, much as if the door were not there.
+A process of its own, unlike `tests.doors`: a test's busy threads are no network. Where nobody is behind the door, a
+client is sent away before a word of TLS, much as if the door were not there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 import sys
-from functools import partial
 
 import uvloop
 
@@ -22,33 +23,46 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
 
 
-async def _pass_on(
-    target: int, context: ssl.SSLContext, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
-    inner: asyncio.StreamWriter | None = None
+async def _pass_on(client: socket.socket, target: int, context: ssl.SSLContext) -> None:
+    loop = asyncio.get_running_loop()
     try:
         inner_reader, inner = await asyncio.open_connection("127.0.0.1", target)
-        await writer.start_tls(context)
-        ways = [asyncio.create_task(way) for way in (_copy(reader, inner), _copy(inner_reader, writer))]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
     except OSError:
-        pass
-    finally:
-        for end in (writer, inner):
-            if end is not None:
-                end.transport.abort()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        return
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    try:
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, client, ssl=context)
+    except OSError:
+        inner.transport.abort()
+        return
+    writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+    ways = [asyncio.create_task(_copy(reader, inner)), asyncio.create_task(_copy(inner_reader, writer))]
+    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    for end in (inner.transport, transport):
+        # The other way ends by it, too.
+        end.abort()
+    await asyncio.wait(ways)
 
 
-async def serve(address: str, certificate: str, ways: list[str]) -> None:
+async def _serve(address: str, port: int, target: int, context: ssl.SSLContext) -> None:
+    loop, passing = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+    with socket.create_server((address, port), backlog=512) as server:
+        server.setblocking(False)
+        while True:
+            client, _ = await loop.sock_accept(server)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            passing.add(task := asyncio.create_task(_pass_on(client, target, context)))
+            task.add_done_callback(passing.discard)
+
+
+async def main(address: str, certificate: str, ways: list[str]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    for way in ways:
-        port, target = map(int, way.split(":"))
-        await asyncio.start_server(partial(_pass_on, target, context), address, port)
-    await asyncio.Event().wait()
+    await asyncio.gather(*(_serve(address, *map(int, way.split(":")), context) for way in ways))
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    uvloop.run(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
