@@ -47,8 +47,8 @@ class DeployedApart(Deployed):
         self.start_valkey()
         folder = self.data / "cache-valkey"
         folder.mkdir(parents=True)
-        self.cache_valkey = self.start(valkey_command(folder, self.cache_port))
-        self.until(lambda: is_valkey_up(self.cache_port, self.cache_valkey.pid), what="the cache's answer")
+        self.cache_valkey = cache = self.start(valkey_command(folder, self.cache_port))
+        self.until(lambda: is_valkey_up(self.cache_port, cache.pid), what="the cache's answer")
         urls = []
         ways = []
         for target in (self.valkey_port, self.cache_port):
@@ -58,7 +58,7 @@ class DeployedApart(Deployed):
         self.env |= {"REDIS_URL": urls[0], "CACHE_REDIS_URL": urls[1], "ASGI_LOOK_REDIS_CA_CERTS": str(stores().issuer)}
         self.start([sys.executable, "-m", "tests.apart.door", HUB, str(stores().certificate), *ways])
 
-    def start_on_machine(self, command: str, port: int | None = None, **env: str) -> subprocess.Popen[bytes]:
+    def start_on_machine(self, command: str, port: int | None, **env: str) -> subprocess.Popen[bytes]:
         """Start one of the Procfile's lines on a new machine with an empty disk."""
         machine = Machine(self._folder / "disks" / str(len(self.machines)))
         self.machines.append(machine)

@@ -61,7 +61,8 @@ async def _serve(address: str, port: int, target: int, context: ssl.SSLContext) 
 async def main(address: str, certificate: str, ways: list[str]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    await asyncio.gather(*(_serve(address, *map(int, way.split(":")), context) for way in ways))
+    served = ((int(port), int(target)) for port, target in (way.split(":") for way in ways))
+    await asyncio.gather(*(_serve(address, port, target, context) for port, target in served))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def move_into_hub() -> None:
 
 
 class Machine:
-    """A machine on the hub's network; `disk` is a folder, its disk. It is gone once it is closed and nobody runs on it."""
+    """A machine on the hub's network, whose disk is the folder `disk`. Closed, it is gone once nobody runs on it."""
 
     _made = 0
 
@@ -55,7 +55,7 @@ class Machine:
         _run(*there, "ip", "link", "set", "eth0", "up")
 
     def command(self, command: Sequence[str], folder: Path) -> list[str]:
-        """Return the command as one that runs on this machine, where `folder` is its disk; its process id is the same."""
+        """Return the command as one that runs on this machine, where `folder` is its disk; it keeps its process id."""
         enter = ["nsenter", f"--net={self._place}", "unshare", "--mount"]
         return [*enter, "/bin/sh", "-c", _WITH_DISK, "sh", str(self.disk), str(folder), *command]
 

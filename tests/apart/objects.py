@@ -51,20 +51,20 @@ class StoredFile:
         """Return its key: in a store everything is relative to the prefix."""
         return self.path
 
-    def keys(self) -> list[str]:
+    def files(self) -> list[str]:
         """Return all keys below it."""
         return sorted(meta["path"] for page in obstore.list(self.store, str(self.path)) for meta in page)
 
     def iterdir(self) -> Iterator[StoredFile]:
         depth = len(self.path.parts)
-        for name in sorted({PurePosixPath(key).parts[depth] for key in self.keys()}):
+        for name in sorted({PurePosixPath(key).parts[depth] for key in self.files()}):
             yield self / name
 
     def exists(self) -> bool:
         try:
             obstore.head(self.store, str(self.path))
         except FileNotFoundError:
-            return bool(self.keys())
+            return bool(self.files())
         return True
 
     def read_bytes(self) -> bytes:

@@ -32,7 +32,17 @@ from parts import HERE
 from tests.crash import points
 from tests.crash.arming import Ambush, Arm, all_stopped, is_stopped
 from tests.crash.points import CONVERT, Point
-from tests.integration.evidence import attempts_of, files_of, lines_of, original_of, renditions_of, row_of, rows_of
+from tests.integration.evidence import (
+    attempts_of,
+    content_of,
+    files_of,
+    forget_ledger,
+    lines_of,
+    original_of,
+    renditions_of,
+    row_of,
+    rows_of,
+)
 from tests.integration.faults import thaw
 from tests.integration.service import Deployed, Services, children_of, ended, host_of
 from tests.worker.pictures import encoded, photo
@@ -446,7 +456,7 @@ def test_storage_holds_what_the_ledger_names(crashed: Crashes) -> None:
     assert named <= stored
     orphans = {path for path in stored - named if path.startswith("originals")}
     uncommitted = {digest(crashed.deaths[point].picture) for point in points.UPLOADING if orphaned(point)}
-    assert {digest((service.data / path).read_bytes()) for path in orphans} == uncommitted
+    assert {digest(content_of(service, path)) for path in orphans} == uncommitted
     assert stored - named - orphans == crashed.drafts & stored
     assert list_attempts(service) <= {path.rpartition("/")[0] for path in named}
 
@@ -454,8 +464,7 @@ def test_storage_holds_what_the_ledger_names(crashed: Crashes) -> None:
 @pytest.mark.parametrize("point", points.MIGRATING, ids=str)
 def test_a_release_that_dies_is_done_again(services: Services, tmp_path: Path, point: Point) -> None:
     service = services.deploy(webs=0, workers=0)
-    for file in service.data.glob("ledger.sqlite3*"):
-        file.unlink()
+    forget_ledger(service)
     ambush = Ambush(tmp_path, deadly_arm(replace(point, about=""), ""))
 
     died = service.start(service.commands["release"], **ambush.env).wait(60)
@@ -513,7 +522,8 @@ def orphaned(point: Point) -> bool:
 def list_attempts(service: Deployed) -> set[str]:
     """Return the folders of all attempts, with files in them or without."""
     folders = (path for path in (service.data / "renditions").glob("*/*/*/*") if path.is_dir())
-    return {str(path.relative_to(service.data)) for path in folders}
+    stored = (path.rpartition("/")[0] for path in files_of(service) if path.startswith("renditions"))
+    return {*stored, *(str(path.relative_to(service.data)) for path in folders)}
 
 
 def assert_leases_ran_out(service: Deployed, point: Point, image_id: str) -> None:

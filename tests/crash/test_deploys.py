@@ -22,7 +22,7 @@ from tests.crash.journal import claims_of, hand_backs_of, keep_journal, losses_i
 from tests.crash.retrying import Clients, ids_in_list
 from tests.integration.evidence import files_of, lines_of, original_of, row_of, rows_of, status_of
 from tests.integration.faults import RawClient, begin_render, frozen, small_picture
-from tests.integration.service import Deployed, Services, children_of, descendants_of
+from tests.integration.service import Deployed, Services, children_of, descendants_of, host_of
 from tests.worker.pictures import encoded
 
 pytestmark = pytest.mark.processes

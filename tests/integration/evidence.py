@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from tests.integration.service import Response, Service, is_apart
@@ -35,6 +35,15 @@ def rows_of(service: Service) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in query(service, "SELECT * FROM images")}
 
 
+def forget_ledger(service: Service) -> None:
+    """Remove the ledger's tables and all that is in them."""
+    if is_on_postgresql(service):
+        for statement in ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public"):
+            query(service, statement)
+    for file in service.data.glob("ledger.sqlite3*"):
+        file.unlink()
+
+
 def row_of(service: Service, image_id: str) -> dict[str, Any]:
     """Return an image's row."""
     return rows_of(service)[image_id]
@@ -56,19 +65,19 @@ def files_of(service: Service, image_id: str = "") -> list[str]:
         if path.is_file()
     ]
     if is_apart():
-        found += [key for kind in ("originals", "renditions") for key in _in_store(service, kind).keys()]
+        found += [key for kind in ("originals", "renditions") for key in _in_store(service, kind).files()]
     return sorted(path for path in found if image_id in path)
 
 
-def original_of(service: Service, image_id: str) -> Path:
-    """Return where an image's original is, or was."""
+def original_of(service: Service, image_id: str) -> Any:
+    """Return where an image's original is, or was: a path, or what does the same in an object store."""
     if is_apart():
         return _in_store(service, "originals", image_id)
     return service.data / "originals" / image_id[:5] / image_id[5:8] / image_id
 
 
-def renditions_of(service: Service, image_id: str) -> Path:
-    """Return the folder that holds an image's attempts, a folder each."""
+def renditions_of(service: Service, image_id: str) -> Any:
+    """Return the folder that holds an image's attempts, a folder each: a path, or what does the same."""
     if is_apart():
         return _in_store(service, "renditions", image_id)
     return service.data / "renditions" / image_id[:5] / image_id[5:8] / image_id
@@ -76,7 +85,8 @@ def renditions_of(service: Service, image_id: str) -> Path:
 
 def content_of(service: Service, path: str) -> bytes:
     """Return what is in one of the files that `files_of` names."""
-    return (_in_store(service, path) if is_apart() else service.data / path).read_bytes()
+    found: Any = _in_store(service, path) if is_apart() else service.data / path
+    return bytes(found.read_bytes())
 
 
 def _in_store(service: Service, *path: str) -> Any:

@@ -19,7 +19,8 @@ the same for a fixture of wider scope.
 Any setting can be given: `services.launch(ASGI_LOOK_MIN_THUMB_SIZE="16")`; a second service on the data of the first:
 `services.launch(data=service.data)`. What the processes printed is in `service.output`.
 
-With ASGI_LOOK_TEST_APART=1 `deploy` gives each process a machine of its own (`tests/apart`): `host_of(port)` tells where.
+With ASGI_LOOK_TEST_APART=1 `deploy` gives each process a machine of its own (`tests/apart`); `host_of(port)` has its
+address.
 """
 
 from __future__ import annotations
@@ -292,15 +293,15 @@ class Deployed(Service):
 
     def start_worker(self, **env: str) -> subprocess.Popen[bytes]:
         """Start one more worker."""
-        self.workers.append(self.start_on_machine("worker", **env))
+        self.workers.append(self.start_on_machine("worker", None, **env))
         return self.workers[-1]
 
     def start_worker_again(self, number: int, **env: str) -> subprocess.Popen[bytes]:
         """Start the worker number `number`, which has ended, again, as a supervisor would."""
-        self.workers[number] = self.start_on_machine("worker", **env)
+        self.workers[number] = self.start_on_machine("worker", None, **env)
         return self.workers[number]
 
-    def start_on_machine(self, command: str, port: int | None = None, **env: str) -> subprocess.Popen[bytes]:
+    def start_on_machine(self, command: str, port: int | None, **env: str) -> subprocess.Popen[bytes]:
         """Start one of the Procfile's lines: on this machine, there being one."""
         return self.start(self.commands[command], **({} if port is None else {"PORT": str(port)}), **env)
 
@@ -323,7 +324,7 @@ class Services:
         """Return the service as an operator runs it."""
         kind = Deployed
         if is_apart():
-            from tests.apart.deployment import DeployedApart as kind  # noqa: PLC0415
+            from tests.apart.deployment import DeployedApart as kind
         service = kind(*self._places(data), settings)
         self.made.append(service)
         return service.run(webs, workers)
