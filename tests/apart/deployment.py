@@ -44,11 +44,7 @@ class DeployedApart(Deployed):
     def provide_redis(self) -> None:
         """Start two Valkeys, for queue and cache, and the doors through which machines get to them by TLS."""
         self.valkey_port, self.cache_port = free_port(), free_port()
-        self.start_valkey()
-        folder = self.data / "cache-valkey"
-        folder.mkdir(parents=True)
-        self.cache_valkey = cache = self.start(valkey_command(folder, self.cache_port))
-        self.until(lambda: is_valkey_up(self.cache_port, cache.pid), what="the cache's answer")
+        self.start_valkeys()
         urls = []
         ways = []
         for target in (self.valkey_port, self.cache_port):
@@ -57,6 +53,13 @@ class DeployedApart(Deployed):
             urls.append(f"rediss://{HUB}:{port}/0")
         self.env |= {"REDIS_URL": urls[0], "CACHE_REDIS_URL": urls[1], "ASGI_LOOK_REDIS_CA_CERTS": str(stores().issuer)}
         self.start([sys.executable, "-m", "tests.apart.door", HUB, str(stores().certificate), *ways])
+
+    def start_valkeys(self) -> None:
+        self.start_valkey()
+        folder = self.data / "cache-valkey"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.cache_valkey = cache = self.start(valkey_command(folder, self.cache_port))
+        self.until(lambda: is_valkey_up(self.cache_port, cache.pid), what="the cache's answer")
 
     def start_on_machine(self, command: str, port: int | None, **env: str) -> subprocess.Popen[bytes]:
         """Start one of the Procfile's lines on a new machine with an empty disk."""

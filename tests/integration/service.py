@@ -274,6 +274,10 @@ class Deployed(Service):
         self.env["REDIS_URL"] = f"redis://127.0.0.1:{self.valkey_port}/0"
         self.start_valkey()
 
+    def start_valkeys(self) -> None:
+        """Start whatever there is of Valkeys, or start it again."""
+        self.start_valkey()
+
     def start_valkey(self) -> None:
         """Start Valkey, or start it again, on its port and its folder; return when it answers."""
         (self.data / "valkey").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,42 @@
+"""The long form of the failovers: `python -m tests.apart`. Hundreds of uploads through each, and what became of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.apart import failovers
+from tests.apart.machines import move_into_hub
+from tests.apart.stores import end_stores
+from tests.integration.service import APART, ended
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.apart", description=__doc__)
+    parser.add_argument("--uploads", type=int, default=300, help="of each failover, at the least")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long a store is away")
+    options = parser.parse_args()
+    os.environ[APART] = "1"
+    move_into_hub()
+    wrong = 0
+    try:
+        for name in ("move_everybody", "restart_postgresql", "refusing_store", "fail_over_redis"):
+            with tempfile.TemporaryDirectory() as folder, ended(Path(folder)) as services, ExitStack() as stack:
+                if name == "refusing_store":
+                    service, failover = stack.enter_context(failovers.refusing_store(services))
+                else:
+                    service, failover = services.deploy(workers=2), getattr(failovers, name)
+                outcome = failovers.upload_through(service, failover, uploads=options.uploads, seconds=options.seconds)
+            print(f"{name.replace('_', ' ')}: {outcome}", *outcome.wrong, sep="\n  ", flush=True)
+            wrong += len(outcome.wrong)
+    finally:
+        end_stores()
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
