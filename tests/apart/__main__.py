@@ -1,4 +1,4 @@
-"""The long form of the failovers: `python -m tests.apart`. Hundreds of uploads through each, and what became of them."""
+"""The long form of the failovers: `python -m tests.apart`. Hundreds of uploads through each."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import argparse
 import os
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
-from tests.apart import failovers
+from tests.apart.failovers import COURSES, upload_through
 from tests.apart.machines import move_into_hub
 from tests.apart.stores import end_stores
 from tests.integration.service import APART, ended
@@ -24,14 +23,11 @@ def main() -> int:
     move_into_hub()
     wrong = 0
     try:
-        for name in ("move_everybody", "restart_postgresql", "refusing_store", "fail_over_redis"):
-            with tempfile.TemporaryDirectory() as folder, ended(Path(folder)) as services, ExitStack() as stack:
-                if name == "refusing_store":
-                    service, failover = stack.enter_context(failovers.refusing_store(services))
-                else:
-                    service, failover = services.deploy(workers=2), getattr(failovers, name)
-                outcome = failovers.upload_through(service, failover, uploads=options.uploads, seconds=options.seconds)
-            print(f"{name.replace('_', ' ')}: {outcome}", *outcome.wrong, sep="\n  ", flush=True)
+        for name, course in COURSES.items():
+            with tempfile.TemporaryDirectory() as folder, ended(Path(folder)) as services:
+                with course(services) as (service, failover):
+                    outcome = upload_through(service, failover, uploads=options.uploads, seconds=options.seconds)
+            print(f"{name}: {outcome}", *outcome.wrong, sep="\n  ", flush=True)
             wrong += len(outcome.wrong)
     finally:
         end_stores()

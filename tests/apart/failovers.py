@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from tests.apart.machines import HUB
@@ -17,6 +17,7 @@ from tests.postgresql import started
 
 #: Makes trouble for so many seconds, and makes it good.
 Failover = Callable[[Deployed, Uploaders, float], None]
+Course = Callable[[Services], AbstractContextManager[tuple[Deployed, Failover]]]
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Outcome:
         uploads = self.uploads
         return (
             f"{len(uploads.acknowledged)} uploads acknowledged, {self.acknowledged_meanwhile} of them in the "
-            f"{self.seconds:.1f} s of trouble; {len(uploads.refused)} times refused ({len(uploads.sent_again)} pictures,"
-            f" {len(uploads.succeeded)} acknowledged later), {sum(uploads.unanswered.values())} times not answered; "
+            f"{self.seconds:.1f} s of trouble; {len(uploads.refused)} times refused, {len(uploads.sent_again)} pictures,"
+            f" {len(uploads.succeeded)} acknowledged later; {sum(uploads.unanswered.values())} times not answered; "
             f"all settled {self.settled_seconds:.1f} s after the last upload; untold: {len(self.untold_rows)} rows, "
             f"{len(self.untold_originals)} originals; wrong: {len(self.wrong)}"
         )
@@ -122,3 +123,20 @@ def refusing_store(services: Services) -> Iterator[tuple[Deployed, Failover]]:
         yield services.deploy(workers=2, AWS_ENDPOINT_URL=f"http://{HUB}:{trouble.port}"), refuse
     finally:
         trouble.end()
+
+
+def _deployed(failover: Failover) -> Course:
+    @contextmanager
+    def course(services: Services) -> Iterator[tuple[Deployed, Failover]]:
+        yield services.deploy(workers=2), failover
+
+    return course
+
+
+#: Each gives a service of a web process and two workers, and what is to happen to it.
+COURSES: dict[str, Course] = {
+    "everybody moves": _deployed(move_everybody),
+    "PostgreSQL restarts": restarting_postgresql,
+    "S3 answers 503": refusing_store,
+    "Redis fails over": _deployed(fail_over_redis),
+}
