@@ -24,9 +24,12 @@ def main() -> int:
     wrong = 0
     try:
         for name, course in COURSES.items():
-            with tempfile.TemporaryDirectory() as folder, ended(Path(folder)) as services:
-                with course(services) as (service, failover):
-                    outcome = upload_through(service, failover, uploads=options.uploads, seconds=options.seconds)
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                ended(Path(folder)) as services,
+                course(services) as (service, failover),
+            ):
+                outcome = upload_through(service, failover, uploads=options.uploads, seconds=options.seconds)
             print(f"{name}: {outcome}", *outcome.wrong, sep="\n  ", flush=True)
             wrong += len(outcome.wrong)
     finally:

@@ -37,10 +37,10 @@ class Outcome:
         uploads = self.uploads
         return (
             f"{len(uploads.acknowledged)} uploads acknowledged, {self.acknowledged_meanwhile} of them in the "
-            f"{self.seconds:.1f} s of trouble; {len(uploads.refused)} times refused, {len(uploads.sent_again)} pictures,"
-            f" {len(uploads.succeeded)} acknowledged later; {sum(uploads.unanswered.values())} times not answered; "
-            f"all settled {self.settled_seconds:.1f} s after the last upload; untold: {len(self.untold_rows)} rows, "
-            f"{len(self.untold_originals)} originals; wrong: {len(self.wrong)}"
+            f"{self.seconds:.1f} s of trouble; {len(uploads.refused)} times refused, {len(uploads.sent_again)} "
+            f"pictures, {len(uploads.succeeded)} acknowledged later; {sum(uploads.unanswered.values())} times not "
+            f"answered; all settled {self.settled_seconds:.1f} s after the last upload; untold: "
+            f"{len(self.untold_rows)} rows, {len(self.untold_originals)} originals; wrong: {len(self.wrong)}"
         )
 
 

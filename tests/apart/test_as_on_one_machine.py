@@ -11,6 +11,9 @@ from tests.crash.points import Point
 from tests.crash.test_crash_points import (
     Crashes,
     asking,
+    stop_workers,
+)
+from tests.crash.test_crash_points import (
     test_what_was_acknowledged_ends_as_it_should as assert_it_ends_as_it_should,
 )
 from tests.integration.service import ended
@@ -53,7 +56,8 @@ CONVERTING = _named(
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashes]:
     """A service in which a process has died at each of these points, and others have put all in order."""
     with ended(tmp_path_factory.mktemp("crashed")) as services:
-        crashes = Crashes(services.deploy(workers=0), tmp_path_factory.mktemp("marks"))
+        crashes = Crashes(services.deploy(), tmp_path_factory.mktemp("marks"))
+        stop_workers(crashes.service)
         crashes.kill_webs(asking(crashes.service, {point: crashes.unsent() for point in UPLOADING}, "POST", "/images"))
         crashes.kill_workers([(point, crashes.upload()) for point in CONVERTING])
         crashes.service.start_worker()

@@ -163,8 +163,9 @@ class Crashes:
         sent, uploading = self.unsent(), points.UPLOADING_WITHOUT_REDIS
 
         def ask(web: int) -> int | None:
-            self.service.valkey.kill()
-            self.service.valkey.wait()
+            for valkey in self.service.valkeys:
+                valkey.kill()
+                valkey.wait()
             return asked(self.service, web, "POST", "/images", sent.picture)
 
         with self._dying(sweeping, swept, ambush, worker):
@@ -173,7 +174,7 @@ class Crashes:
             self.kill_webs([(uploading, sent, ask)])
             thaw(worker)
         if self.service.valkey.poll() is not None:
-            self.service.start_valkey()
+            self.service.start_valkeys()
         self.service.until(lambda: self.service.get("/readyz").json["redis"] == "ok", what="trust in Redis")
 
     def start_worker(self, point: Point, ambush: Ambush) -> subprocess.Popen[bytes]:
@@ -516,7 +517,7 @@ def digest(content: bytes) -> str:
 
 
 def orphaned(point: Point) -> bool:
-    return point.ends == "absent" and point.files == "originals"
+    return point.ends == "absent" and "originals" in point.files.split()
 
 
 def list_attempts(service: Deployed) -> set[str]:
