@@ -35,8 +35,8 @@ class ObjectServer:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         weed = os.environ.get("ASGI_LOOK_TEST_OBJECTS") == "weed"
-        # So that what is listed comes in pages.
-        env = {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": "5"}
+        # So that what is listed comes in pages; for whole services in those that stores have.
+        env = {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": "1000" if is_apart() else "5"}
         for _ in range(5):  # somebody else may take the free port before the server does
             self.port = free_port()
             command = _weed_command(folder, self.port) if weed else _moto_command(self.port)

@@ -30,7 +30,7 @@ import pytest
 from parts import free_port
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
-from tests.apart.machines import HUB, NETWORK
+from tests.apart.machines import NETWORK, hub
 from tests.integration.service import children_of, is_apart
 
 _DEBIANS = Path("/usr/lib/postgresql")
@@ -70,8 +70,8 @@ class Postgresql:
         initdb = [find_program("initdb"), "-D", str(self._data), "-U", self.user, "-A", "trust", "--no-sync"]
         subprocess.run(unprivileged([*initdb, "-E", "UTF8", "--locale=C.UTF-8"]), check=True, stdout=subprocess.DEVNULL)
         self._addresses = ["127.0.0.1"]
-        if is_apart():
-            self._addresses.append(HUB)
+        if is_apart() and hub() not in self._addresses:
+            self._addresses.append(hub())
             with (self._data / "pg_hba.conf").open("a") as rules:
                 rules.write(f"host all all {NETWORK} trust\n")
         for _ in range(5):  # somebody else may take the free port before we do

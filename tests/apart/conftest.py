@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.apart.machines import move_into_hub
 from tests.integration.conftest import service
 from tests.integration.service import APART, services
 
@@ -14,3 +15,4 @@ __all__ = ["service", "services"]
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[APART] = "1"
+    move_into_hub()

@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 
 from parts import free_port, is_valkey_up, valkey_command
-from tests.apart.machines import HUB, Machine
+from tests.apart.machines import Machine, hub
 from tests.apart.stores import stores
 from tests.integration.service import PLACES, Deployed
 
@@ -50,9 +50,9 @@ class DeployedApart(Deployed):
         for target in (self.valkey_port, self.cache_port):
             port = free_port()
             ways.append(f"{port}:{target}")
-            urls.append(f"rediss://{HUB}:{port}/0")
+            urls.append(f"rediss://{hub()}:{port}/0")
         self.env |= {"REDIS_URL": urls[0], "CACHE_REDIS_URL": urls[1], "ASGI_LOOK_REDIS_CA_CERTS": str(stores().issuer)}
-        self.start([sys.executable, "-m", "tests.apart.door", HUB, str(stores().certificate), *ways])
+        self.start([sys.executable, "-m", "tests.apart.door", hub(), str(stores().certificate), *ways])
 
     def start_valkeys(self) -> None:
         self.start_valkey()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from tests.apart.machines import HUB
+from tests.apart.machines import hub
 from tests.apart.stores import stores
 from tests.apart.uploads import Uploaders, leftovers, shortfalls, until_settled
 from tests.integration.service import Deployed, Services
@@ -99,7 +99,7 @@ def restarting_postgresql(services: Services) -> Iterator[tuple[Deployed, Failov
             finally:
                 server.start()
 
-        service = services.deploy(workers=2, DATABASE_URL=server.database().replace("127.0.0.1", HUB))
+        service = services.deploy(workers=2, DATABASE_URL=server.database().replace("127.0.0.1", hub()))
         try:
             yield service, restart
         finally:
@@ -120,7 +120,7 @@ def refusing_store(services: Services) -> Iterator[tuple[Deployed, Failover]]:
             trouble.refuse()
 
     try:
-        yield services.deploy(workers=2, AWS_ENDPOINT_URL=f"http://{HUB}:{trouble.port}"), refuse
+        yield services.deploy(workers=2, AWS_ENDPOINT_URL=f"http://{hub()}:{trouble.port}"), refuse
     finally:
         trouble.end()
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import trustme
 
-from tests.apart.machines import HUB
+from tests.apart.machines import hub
 from tests.objects import ObjectServer, environment, new_prefix
 from tests.postgresql import Postgresql, started
 
@@ -26,12 +26,12 @@ class Stores:
         issuer = trustme.CA()
         self.issuer, self.certificate = folder / "issuer.pem", folder / "certificate.pem"
         issuer.cert_pem.write_to_path(str(self.issuer))
-        issuer.issue_cert(HUB).private_key_and_cert_chain_pem.write_to_path(str(self.certificate))
+        issuer.issue_cert(hub()).private_key_and_cert_chain_pem.write_to_path(str(self.certificate))
 
     def settings(self) -> dict[str, str]:
         """Return the settings of a service whose ledger and storage are new and empty."""
-        url = self.postgresql.database().replace("127.0.0.1", HUB)
-        store = environment(f"http://{HUB}:{self.objects.port}")
+        url = self.postgresql.database().replace("127.0.0.1", hub())
+        store = environment(f"http://{hub()}:{self.objects.port}")
         return {"DATABASE_URL": url, "ASGI_LOOK_STORAGE": new_prefix(), **store}
 
     def end(self) -> None:

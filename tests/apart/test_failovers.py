@@ -15,6 +15,7 @@ from tests.apart.failovers import (
     restarting_postgresql,
     upload_through,
 )
+from tests.apart.machines import have_networks
 from tests.integration.evidence import files_of, lines_of
 from tests.integration.faults import begin_render, small_picture, worker_of
 from tests.integration.service import Deployed, Services
@@ -35,6 +36,8 @@ def test_machines_share_nothing_but_the_network(services: Services) -> None:
     service.upload(small_picture(), wait=20)
     processes = [*service.webs, *service.workers]
 
+    if not have_networks():
+        pytest.skip("network namespaces cannot be made here: machines are but folders of their own")
     kinds = {kind: {os.readlink(f"/proc/{p.pid}/ns/{kind}") for p in processes} for kind in ("net", "mnt")}
     disks = [os.stat(f"/proc/{process.pid}/root{service.data}") for process in processes]
 

@@ -20,7 +20,7 @@ import pytest
 import redis
 
 from parts import free_port
-from tests.apart.machines import HUB
+from tests.apart.machines import hub
 from tests.crash.crowd import Crowd
 from tests.crash.sightings import Sighting
 from tests.integration.evidence import lines_of, rows_of
@@ -152,7 +152,7 @@ def deployed(services: Services) -> Deployed:
 
 def url_from_afar(service: Deployed, target: int, milliseconds: int) -> str:
     """Return the URL of the Redis on the port `target` at the other end of a stretch that takes so long."""
-    host, port = HUB if is_apart() else "127.0.0.1", free_port()
+    host, port = hub() if is_apart() else "127.0.0.1", free_port()
     command = [sys.executable, "-m", "tests.crash.distance", host, str(port), str(target), str(milliseconds)]
     service.start(command)
 
