@@ -17,7 +17,6 @@ from tests.crash.test_crash_points import (
     test_what_was_acknowledged_ends_as_it_should as assert_it_ends_as_it_should,
 )
 from tests.integration.service import ended
-from tests.integration.test_redis_lost import test_every_acknowledged_image_survives_flushall_while_uploads_run
 from tests.integration.test_tutorial import (
     test_a_thumbnail_is_a_miss_then_a_hit,
     test_an_upload_that_waits_is_created_and_located_as_the_tutorial_has_it,
@@ -29,7 +28,6 @@ from tests.integration.test_tutorial import (
 __all__ = [
     "test_a_thumbnail_is_a_miss_then_a_hit",
     "test_an_upload_that_waits_is_created_and_located_as_the_tutorial_has_it",
-    "test_every_acknowledged_image_survives_flushall_while_uploads_run",
     "test_the_list_is_a_miss_then_a_hit",
     "test_the_second_get_equals_the_first_of_what_failed",
     "test_the_second_get_equals_the_first_of_what_is_not_ready",

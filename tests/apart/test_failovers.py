@@ -26,7 +26,6 @@ pytestmark = pytest.mark.processes
 def assert_nothing_is_missing(service: Deployed, outcome: Outcome) -> None:
     print(outcome)
     assert outcome.wrong == []
-    assert outcome.acknowledged_meanwhile >= 0
     assert "Traceback" not in service.output
 
 
@@ -54,7 +53,7 @@ def test_whoever_is_killed_goes_on_elsewhere_with_an_empty_disk(services: Servic
     """Web process and workers, one after another; an upload under way has an unknown end, and is sent again."""
     service = services.deploy(workers=2)
 
-    outcome = upload_through(service, move_everybody, uploads=36, seconds=0)
+    outcome = upload_through(service, move_everybody, uploads=12, seconds=0)
 
     assert_nothing_is_missing(service, outcome)
     # One of each client, at the most, whose web process was killed between the put and the answer.
@@ -92,7 +91,7 @@ def test_all_three_killed_at_once_in_the_middle_of_work_lose_nothing(services: S
 
 def test_postgresql_restarted_in_the_middle_of_uploads_loses_nothing(services: Services) -> None:
     with restarting_postgresql(services) as (service, restart):
-        outcome = upload_through(service, restart, uploads=24, seconds=0)
+        outcome = upload_through(service, restart, uploads=12, seconds=0)
 
     assert_nothing_is_missing(service, outcome)
     assert outcome.uploads.refused
@@ -103,7 +102,7 @@ def test_postgresql_restarted_in_the_middle_of_uploads_loses_nothing(services: S
 
 def test_a_store_that_answers_503_in_the_middle_of_uploads_loses_nothing(services: Services) -> None:
     with refusing_store(services) as (service, refuse):
-        outcome = upload_through(service, refuse, uploads=24, seconds=0)
+        outcome = upload_through(service, refuse, uploads=12, seconds=0)
 
     assert_nothing_is_missing(service, outcome)
     assert outcome.uploads.refused
@@ -113,7 +112,7 @@ def test_a_store_that_answers_503_in_the_middle_of_uploads_loses_nothing(service
 def test_redis_failed_over_to_empty_servers_in_the_middle_of_uploads_refuses_nobody(services: Services) -> None:
     service = services.deploy(workers=2)
 
-    outcome = upload_through(service, fail_over_redis, uploads=24, seconds=0)
+    outcome = upload_through(service, fail_over_redis, uploads=12, seconds=0)
 
     assert_nothing_is_missing(service, outcome)
     assert (outcome.uploads.refused, dict(outcome.uploads.unanswered)) == ([], {})
