@@ -1,6 +1,6 @@
 """The service on machines that share nothing but a network, and the same tests as on one machine, run on them.
 
-    ./test tests/apart -n 2 --dist loadfile --no-cov            what CI runs: a selection, and what only machines can do
+    ./test tests/apart -n 3 --dist loadfile --no-cov            what CI runs: a selection, and what only machines can do
     ASGI_LOOK_TEST_APART=1 ./test tests/integration --no-cov    all end-to-end tests, apart
     ASGI_LOOK_TEST_APART=1 ./test tests/crash -n 4 --dist loadfile --no-cov        the whole crash suite, apart
     python -m tests.apart                                       failovers under hundreds of uploads, and their figures

@@ -33,6 +33,11 @@ class Outcome:
     untold_rows: list[str]
     untold_originals: list[str]
 
+    def assert_nothing_is_missing(self) -> None:
+        """Assert that all that was acknowledged is there and whole, and that who was refused was told to come back."""
+        print(self)
+        assert self.wrong == []
+
     def __str__(self) -> str:
         uploads = self.uploads
         return (
