@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from parts import Part, free_port
+from tests.integration.service import is_apart
 
 BUCKET = "pictures"
 ACCESS_KEY = "AKIAACCESSKEYOFTESTS"
@@ -34,8 +35,8 @@ class ObjectServer:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         weed = os.environ.get("ASGI_LOOK_TEST_OBJECTS") == "weed"
-        # So that what is listed comes in pages.
-        env = {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": "5"}
+        # So that what is listed comes in pages; for whole services in those that stores have.
+        env = {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": "1000" if is_apart() else "5"}
         for _ in range(5):  # somebody else may take the free port before the server does
             self.port = free_port()
             command = _weed_command(folder, self.port) if weed else _moto_command(self.port)
@@ -85,8 +86,13 @@ class ObjectServer:
         self._part.process.wait()
 
 
+def _here() -> str:
+    """Return where to listen: where services have machines of their own, on our end of their network as well."""
+    return "0.0.0.0" if is_apart() else "127.0.0.1"  # noqa: S104 - this network is ours alone
+
+
 def _moto_command(port: int) -> list[str]:
-    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    return [sys.executable, "-m", "moto.server", "-H", _here(), "-p", str(port)]
 
 
 def _weed_command(folder: Path, port: int) -> list[str]:
@@ -163,7 +169,7 @@ class Troublemaker:
     def come_back(self) -> None:
         """Listen, again on the same port."""
         self._released.clear()
-        self._server = _Server(("127.0.0.1", self.port), self)
+        self._server = _Server((_here(), self.port), self)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 

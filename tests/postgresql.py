@@ -30,12 +30,13 @@ import pytest
 from parts import free_port
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
-from tests.integration.service import children_of
+from tests.apart.machines import NETWORK, hub
+from tests.integration.service import children_of, is_apart
 
 _DEBIANS = Path("/usr/lib/postgresql")
 #: That its files are lost with the machine hurts no test; all that it makes is to be in its folder, and go with it.
 _SETTINGS = (
-    *("fsync=off", "shared_buffers=32MB", "max_connections=60", "autovacuum=off"),
+    *("fsync=off", "shared_buffers=32MB", "max_connections=100", "autovacuum=off"),
     *("unix_socket_directories=", "dynamic_shared_memory_type=mmap"),
 )
 
@@ -68,6 +69,11 @@ class Postgresql:
         self.user = "asgilook"
         initdb = [find_program("initdb"), "-D", str(self._data), "-U", self.user, "-A", "trust", "--no-sync"]
         subprocess.run(unprivileged([*initdb, "-E", "UTF8", "--locale=C.UTF-8"]), check=True, stdout=subprocess.DEVNULL)
+        self._addresses = ["127.0.0.1"]
+        if is_apart() and hub() not in self._addresses:
+            self._addresses.append(hub())
+            with (self._data / "pg_hba.conf").open("a") as rules:
+                rules.write(f"host all all {NETWORK} trust\n")
         for _ in range(5):  # somebody else may take the free port before we do
             self.port = free_port()
             if self._comes_up():
@@ -132,7 +138,8 @@ class Postgresql:
 
     def _comes_up(self) -> bool:
         options = [word for option in _SETTINGS for word in ("-c", option)]
-        command = [find_program("postgres"), "-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port), *options]
+        command = [find_program("postgres"), "-D", str(self._data), "-h", ",".join(self._addresses), *options]
+        command += ["-p", str(self.port)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(unprivileged(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 30

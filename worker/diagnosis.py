@@ -116,7 +116,7 @@ def is_young(stored: Stored, now: float, image_id: str = "") -> bool:
     The id is made when an upload's last byte has been read, and its file is written to until then. Both count: the
     one is of the web process's clock, the other of the storage's, and a form may trickle on when its file is whole.
     """
-    return now - max(stored.changed, _birth_of(image_id)) <= YOUNG_SECONDS
+    return now - max(stored.changed, birth_of(image_id)) <= YOUNG_SECONDS
 
 
 def _without_row(look: Look, now: float) -> list[Finding]:
@@ -191,7 +191,7 @@ def _bytes_of(files: list[Stored]) -> int:
     return sum(stored.bytes for stored in files)
 
 
-def _birth_of(image_id: str) -> float:
+def birth_of(image_id: str) -> float:
     """Return when an id was made, by its own word (UUIDv7); 0 where it says nothing."""
     try:
         number = uuid.UUID(image_id)

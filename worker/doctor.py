@@ -29,6 +29,7 @@ from worker.diagnosis import (
     Finding,
     Kind,
     Look,
+    birth_of,
     diagnose,
     expected_keys,
     is_young,
@@ -68,8 +69,12 @@ class Doctor:
         self._asked_for = 0
 
     async def examine(self) -> None:
-        """Look at everything, report what is wrong, mend it if that is wanted."""
+        """Look at everything there is by now, report what is wrong, mend it if that is wanted."""
+        began = await self._ledger.now()
         async for look in _side_by_side(self._rows(), self._files("originals"), self._files("renditions")):
+            if birth_of(look.id) > began:
+                # Who uploads faster than we look would keep us for ever.
+                break
             if self._findings(await self._with_digests(look)):
                 await self._examine(look.id)
         await self._examine_drafts()

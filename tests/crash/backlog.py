@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 import sys
 import tempfile
 import time
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from PIL import Image
 
 from tests.crash.journal import keep_journal, losses_in
 from tests.crash.retrying import ids_in_list
-from tests.integration.evidence import original_of
-from tests.integration.service import Deployed, Service, ended
+from tests.integration.evidence import original_of, query, rows_of
+from tests.integration.service import Deployed, Service, ended, is_apart
 from tests.worker.pictures import encoded
 
 DAY = 86_400.0
@@ -47,53 +46,53 @@ def new_ids(count: int) -> list[str]:
 
 def ledger_name_of(service: Service) -> str:
     """Return the name of a service's ledger, which its jobs have in their ids."""
-    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
-        ((name,),) = ledger.execute("SELECT identity FROM ledger")
+    ((name,),) = (row.values() for row in query(service, "SELECT identity FROM ledger"))
     return str(name)
 
 
 def queue_up(service: Service, image_ids: list[str], *, age: float = 3 * DAY) -> None:
     """Commit images as uploads of `age` seconds ago whose only wake-up has been forgotten; they are due since then.
 
-    Their originals are one file, each a hard link to it.
+    Their originals are one file, on a disk each a hard link to it.
     """
     content = encoded(Image.linear_gradient("L").convert("RGB").resize((80, 64)), "PNG").getvalue()
     digest = hashlib.sha256(content).hexdigest()
+    store_originals(service, image_ids, content)
+    created = time.time() - age
+    rows = (
+        f"('{image_id}', 'queued', 0, 0, 0, 1, {at + 10}, 'image/png', {len(content)}, '{digest}', '{{}}', {at}, {at})"
+        for at, image_id in ((created + number / 1000, image_id) for number, image_id in enumerate(image_ids))
+    )
+    query(
+        service,
+        "INSERT INTO images (id, status, attempt, failures, losses, wake, due, original_type, original_bytes,"  # noqa: S608 - ids of ours
+        f" original_sha256, renditions, created, modified) VALUES {', '.join(rows)}",
+    )
+
+
+def store_originals(service: Service, image_ids: list[str], content: bytes) -> None:
+    """Store the same bytes as the original of each of these images."""
+    places = [original_of(service, image_id) for image_id in image_ids]
+    if is_apart():
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda place: place.write_bytes(content), places))
+        return
     template = service.data / "template"
     template.write_bytes(content)
-    created = time.time() - age
-    rows = []
-    for number, image_id in enumerate(image_ids):
-        original = original_of(service, image_id)
-        original.parent.mkdir(parents=True, exist_ok=True)
-        os.link(template, original)
-        at = created + number / 1000
-        rows.append((image_id, at + 10, len(content), digest, at, at))
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.link(template, place)
     template.unlink()
-    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger, ledger:
-        ledger.executemany(
-            "INSERT INTO images (id, status, attempt, failures, losses, wake, due, original_type, original_bytes,"
-            " original_sha256, renditions, created, modified)"
-            " VALUES (?, 'queued', 0, 0, 0, 1, ?, 'image/png', ?, ?, '{}', ?, ?)",
-            rows,
-        )
 
 
 def drain(service: Deployed, image_ids: list[str], patience: float) -> Drained:
     """Wait until none of these images is queued or being processed any more."""
     started, wanted = time.monotonic(), set(image_ids)
 
-    def unfinished() -> int:
-        with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
-            query = "SELECT count(*) FROM images WHERE status IN ('queued', 'processing')"
-            return int(ledger.execute(query).fetchone()[0])
-
-    service.until(lambda: unfinished() == 0, seconds=patience, what="the backlog's end")
+    unfinished = "SELECT count(*) AS unfinished FROM images WHERE status IN ('queued', 'processing')"
+    service.until(lambda: query(service, unfinished)[0]["unfinished"] == 0, patience, "the backlog's end")
     seconds = time.monotonic() - started
-    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
-        statuses = {
-            status for image_id, status in ledger.execute("SELECT id, status FROM images") if image_id in wanted
-        }
+    statuses = {row["status"] for image_id, row in rows_of(service).items() if image_id in wanted}
     listed = [image_id for image_id in ids_in_list(service) if image_id in wanted]
     return Drained(len(image_ids), seconds, statuses, listed)
 

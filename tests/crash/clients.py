@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from tests.crash.numbered import numbered, size_of
 from tests.integration.faults import RawClient
-from tests.integration.service import Deployed, Response
+from tests.integration.service import Deployed, Response, host_of
 
 _EDGE = b"edge-of-a-part"
 #: Seconds that a client waits for an answer: longer than the service's own patience with its ledger.
@@ -128,7 +128,8 @@ class Clients:
             headers["Content-Type"] = f"multipart/form-data; boundary={_EDGE.decode()}"
             head = b'--%s\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' % _EDGE
             picture = head + picture + b"\r\n--%s--\r\n" % _EDGE
-        connection = http.client.HTTPConnection("127.0.0.1", self._service.ports[web], timeout=_PATIENCE)
+        port = self._service.ports[web]
+        connection = http.client.HTTPConnection(host_of(port), port, timeout=_PATIENCE)
         try:
             body = _pieces(picture) if framing == "chunked" else picture
             connection.request("POST", "/images", body, headers, encode_chunked=framing == "chunked")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.crash.sightings import GONE, NOT_READY, Sighting, Sightings
-from tests.integration.service import Deployed, Response
+from tests.integration.service import Deployed, Response, host_of
 from tests.worker.pictures import encoded, photo
 
 #: Images that one writer keeps; of more, one is deleted.
@@ -196,7 +196,7 @@ class Client:
         self.kept: list[str] = []
         self._crowd = crowd
         self._seen = crowd.seen
-        self._connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=30) for port in service.ports]
+        self._connections = [http.client.HTTPConnection(host_of(port), port, timeout=30) for port in service.ports]
 
     def hang_up(self) -> None:
         for connection in self._connections:
@@ -313,6 +313,8 @@ class Client:
             content = answer.read()
         except (OSError, http.client.HTTPException) as exc:
             connection.close()
+            # It may be elsewhere by now.
+            connection.host = host_of(connection.port)
             self._crowd.count(f"no answer: {type(exc).__name__}")
             self.pause()
             return None

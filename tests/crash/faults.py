@@ -17,6 +17,7 @@ from functools import partial
 import redis
 
 from tests.crash.disks import filled
+from tests.integration.evidence import is_on_postgresql, query
 from tests.integration.faults import freeze, thaw
 from tests.integration.service import Deployed, children_of, command_of
 
@@ -152,8 +153,9 @@ class Faults:
     def _tell_redis(self, name: str, order: Callable[[redis.Redis], object]) -> Fault | None:
         at = time.time()
         try:
-            with closing(redis.Redis(port=self._service.valkey_port, socket_timeout=1)) as client:
-                order(client)
+            for port in self._service.valkey_ports:
+                with closing(redis.Redis(port=port, socket_timeout=1)) as client:
+                    order(client)
         except redis.RedisError:
             return None
         return Fault(name, at, at)
@@ -185,6 +187,11 @@ class Faults:
         return Fault("Valkey gone", at, time.time())
 
     def _ledger_locked(self) -> Fault:
+        if is_on_postgresql(self._service):
+            seconds, at = 10 * self._scale, time.time()
+            lock = f"LOCK TABLE images IN EXCLUSIVE MODE; PERFORM pg_sleep({seconds})"
+            query(self._service, f"DO $$ BEGIN {lock}; END $$")
+            return Fault("ledger locked", at, time.time())
         path = self._service.data / "ledger.sqlite3"
         with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tests.integration.evidence import is_on_postgresql, query
 from tests.integration.service import Service
 
-_NOTE = """
-CREATE TRIGGER journal_{event} AFTER {event} ON images {when} BEGIN
-    INSERT INTO journal
-    VALUES ((julianday('now') - 2440587.5) * 86400.0, NEW.id, NEW.status, NEW.attempt, NEW.losses, NEW.worker);
-END;
-"""
-_CHANGED = "WHEN NEW.status != OLD.status OR NEW.attempt != OLD.attempt OR NEW.losses > OLD.losses"
-_JOURNAL = (
-    "CREATE TABLE journal (at REAL, id TEXT, status TEXT, attempt INTEGER, losses INTEGER, worker TEXT);"
-    + _NOTE.format(event="INSERT", when="")
-    + _NOTE.format(event="UPDATE", when=_CHANGED)
+_CHANGED = "NEW.status != OLD.status OR NEW.attempt != OLD.attempt OR NEW.losses > OLD.losses"
+_ON_SQLITE = """
+CREATE TABLE journal (
+    n INTEGER PRIMARY KEY, at REAL, id TEXT, status TEXT, attempt INTEGER, losses INTEGER, worker TEXT
 )
+-
+CREATE TRIGGER journal_{event} AFTER {event} ON images {when} BEGIN
+    INSERT INTO journal (at, id, status, attempt, losses, worker)
+    VALUES ((julianday('now') - 2440587.5) * 86400.0, NEW.id, NEW.status, NEW.attempt, NEW.losses, NEW.worker);
+END
+"""
+_ON_POSTGRESQL = """
+CREATE TABLE journal (
+    n SERIAL, at DOUBLE PRECISION, id TEXT, status TEXT, attempt INTEGER, losses INTEGER, worker TEXT
+)
+-
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO journal (at, id, status, attempt, losses, worker) VALUES
+    (extract(epoch FROM clock_timestamp()), NEW.id, NEW.status, NEW.attempt, NEW.losses, NEW.worker);
+    RETURN NULL;
+END $$
+-
+CREATE TRIGGER journal_{event} AFTER {event} ON images FOR EACH ROW {when} EXECUTE FUNCTION note()
+"""
 
 
 @dataclass(frozen=True)
@@ -41,17 +52,20 @@ Journal = dict[str, list[Step]]
 
 def keep_journal(service: Service) -> None:
     """Note from now on what happens to the ledger's images."""
-    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
-        ledger.executescript(_JOURNAL)
+    *once, note = (_ON_POSTGRESQL if is_on_postgresql(service) else _ON_SQLITE).split("\n-\n")
+    for statement in once:
+        query(service, statement)
+    query(service, note.format(event="INSERT", when=""))
+    query(service, note.format(event="UPDATE", when=f"WHEN ({_CHANGED})"))
 
 
 def journal_of(service: Service) -> Journal:
     """Return each image's steps in their order."""
     found: Journal = {}
-    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=60)) as ledger:
-        for at, image_id, status, attempt, losses, worker in ledger.execute("SELECT * FROM journal ORDER BY rowid"):
-            pid = None if worker is None else int(worker.rpartition(":")[2])
-            found.setdefault(image_id, []).append(Step(at, image_id, status, attempt, losses, pid))
+    for row in query(service, "SELECT * FROM journal ORDER BY n"):
+        pid = None if row["worker"] is None else int(row["worker"].rpartition(":")[2])
+        step = Step(row["at"], row["id"], row["status"], row["attempt"], row["losses"], pid)
+        found.setdefault(step.image_id, []).append(step)
     return found
 
 

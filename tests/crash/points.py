@@ -6,6 +6,7 @@ leaves the same as a point that is here:
 - the inside of a transaction, but for those of uploads, claims and publications: without its commit it never was;
 - after a method of the ledger, where the point after its commit is here;
 - the folder made for an original: it is empty, and the next upload's as well;
+- in an object store what a store does in one step: a put, a deletion of many keys;
 - the sweep's own payments: it calls what a commit's author calls, and only what it takes first differs;
 - the twentieth loss, and thumbnails given up: one commit each, after which the sweep finds a row that owes something.
 """
@@ -15,12 +16,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tests.integration.service import is_apart
+
 #: What happens to a worker's child, or to itself, so that it comes to a point.
 Trouble = Literal["", "frozen child", "killed child", "crashed child", "told to stop"]
 
-_COMMIT = "aiosqlite.core:Connection.commit"
+#: Where services have machines of their own, the ledger is on PostgreSQL and the storage an object store.
+_APART = is_apart()
+_COMMIT = (
+    "sqlalchemy.dialects.postgresql.asyncpg:AsyncAdapt_asyncpg_connection.commit"
+    if _APART
+    else "aiosqlite.core:Connection.commit"
+)
 _EXECUTE = "sqlalchemy.ext.asyncio.engine:AsyncConnection.execute"
-_DISK = "shared.storage.disk:DiskStorage"
+_STORAGE = "shared.storage.objects:ObjectStorage" if _APART else "shared.storage.disk:DiskStorage"
 _DRAFT = "shared.storage.disk:DiskDraft"
 _LEDGER = "shared.ledger:Ledger"
 _RECEIVE = "api.uploads:Uploads.receive"
@@ -61,9 +70,20 @@ class Point:
     consumes: bool = True
     #: The point at which another process died before, and so left to this one what it does.
     prior: Point | None = None
+    #: The kind of storage that comes to this point, if not both do.
+    only: Literal["", "disk", "objects"] = ""
 
     def __str__(self) -> str:
         return self.name
+
+
+def _here(*points: Point) -> tuple[Point, ...]:
+    """Return those points to which the storage at hand comes."""
+    return tuple(point for point in points if point.only in ("", "objects" if _APART else "disk"))
+
+
+#: What an upload leaves when its original is kept: a rename takes the draft away, a put does not.
+_KEPT = "drafts originals" if _APART else _ORIGINAL
 
 
 def _upload(
@@ -75,22 +95,24 @@ def _upload(
     within: str = _RECEIVE,
     call: int = 1,
     ends: Literal["absent", "ready"] = "absent",
+    only: Literal["", "disk", "objects"] = "",
 ) -> Point:
-    return Point(f"upload: {name}", when, function, within, call, about="", files=files, ends=ends)
+    return Point(f"upload: {name}", when, function, within, call, about="", files=files, ends=ends, only=only)
 
 
 #: A web process takes an upload in.
-UPLOADING = (
-    _upload("the draft is made", "after", f"{_DISK}.draft", "drafts"),
+UPLOADING = _here(
+    _upload("the draft is made", "after", f"{_STORAGE}.draft", "drafts"),
     _upload("the first chunk is written", "after", f"{_DRAFT}.write", "drafts"),
     _upload("the second chunk is written", "after", f"{_DRAFT}.write", "drafts", call=2),
-    _upload("the whole body is written", "before", f"{_DRAFT}.sync", "drafts"),
-    _upload("the draft is fsynced", "after", f"{_DRAFT}.sync", "drafts"),
-    _upload("its folder is made", "before", f"{_DRAFT}.rename", "drafts"),
-    _upload("it is renamed, its folder not yet fsynced", "after", f"{_DRAFT}.rename", _ORIGINAL),
-    _upload("the original is kept", "after", f"{_DISK}.keep", _ORIGINAL),
-    _upload("its row is inserted, not committed", "before", _COMMIT, _ORIGINAL, within=f"{_LEDGER}.add"),
-    _upload("its row is committed", "after", _COMMIT, _ORIGINAL, within=f"{_LEDGER}.add", ends="ready"),
+    _upload("the whole body is written", "before", f"{_STORAGE}.keep", "drafts"),
+    _upload("the draft is fsynced", "after", f"{_DRAFT}.sync", "drafts", only="disk"),
+    _upload("its folder is made", "before", f"{_DRAFT}.rename", "drafts", only="disk"),
+    _upload("it is renamed, its folder not yet fsynced", "after", f"{_DRAFT}.rename", _ORIGINAL, only="disk"),
+    _upload("it is about to be put", "before", "obstore:put_async", "drafts", only="objects"),
+    _upload("the original is kept", "after", f"{_STORAGE}.keep", _KEPT),
+    _upload("its row is inserted, not committed", "before", _COMMIT, _KEPT, within=f"{_LEDGER}.add"),
+    _upload("its row is committed", "after", _COMMIT, _KEPT, within=f"{_LEDGER}.add", ends="ready"),
     _upload(
         "it is enqueued, the bell not rung",
         "after",
@@ -123,27 +145,36 @@ LEFTOVERS_REMOVED = Point(
 )
 
 
-def _lost(name: str, when: Literal["before", "after"], function: str, files: str = _ORIGINAL, call: int = 1) -> Point:
+def _lost(
+    name: str,
+    when: Literal["before", "after"],
+    function: str,
+    files: str = _ORIGINAL,
+    call: int = 1,
+    only: Literal["", "disk", "objects"] = "",
+) -> Point:
     """A point within an attempt: its lease runs out, and a second one publishes."""
-    return Point(f"conversion: {name}", when, function, CONVERT, call, files=files, attempt=2, leases=1)
+    return Point(f"conversion: {name}", when, function, CONVERT, call, files=files, attempt=2, leases=1, only=only)
 
 
 #: A worker converts an image.
-CONVERTING = (
+CONVERTING = _here(
     Point("conversion: taken from the queue", "before", "worker.consumer:Consumer.run_job"),
     Point("conversion: about to leave the queue", "before", "worker.consumer:Consumer._take_out_of_queue"),
     Point("conversion: out of the queue, not claimed", "after", "worker.consumer:Consumer._take_out_of_queue"),
     Point("conversion: claimed, not committed", "before", _COMMIT, f"{_LEDGER}.claim"),
     CLAIMED,
-    _lost("the original is open", "after", f"{_DISK}.open_local"),
+    _lost("the original is open", "after", f"{_STORAGE}.open_local"),
     _lost("the child has read the header", "after", "worker.renderer:Opened._read_header"),
-    _lost("one draft is made", "after", f"{_DISK}.draft", "drafts originals"),
+    _lost("one draft is made", "after", f"{_STORAGE}.draft", "drafts originals"),
     _lost("all drafts are made", "after", "worker.jobs:Jobs._drafts", "drafts originals"),
     _lost("the child has rendered", "after", "worker.renderer:Opened.render", "drafts originals"),
-    _lost("the digests are known", "before", f"{_DISK}.keep", "drafts originals"),
-    _lost("the drafts are fsynced, their folder made", "before", f"{_DRAFT}.rename", "drafts originals"),
-    _lost("the first of three is renamed", "after", f"{_DRAFT}.rename", "drafts originals renditions"),
-    _lost("all are renamed, their folder not fsynced", "after", f"{_DRAFT}.rename", _ALL, call=3),
+    _lost("the digests are known", "before", f"{_STORAGE}.keep", "drafts originals"),
+    _lost("the drafts are fsynced, their folder made", "before", f"{_DRAFT}.rename", "drafts originals", only="disk"),
+    _lost("the first of three is renamed", "after", f"{_DRAFT}.rename", "drafts originals renditions", only="disk"),
+    _lost("all are renamed, their folder not fsynced", "after", f"{_DRAFT}.rename", _ALL, call=3, only="disk"),
+    _lost("one of three is put", "after", f"{_STORAGE}._put", "drafts originals renditions", only="objects"),
+    _lost("all are put", "after", f"{_STORAGE}._put", "drafts originals renditions", call=3, only="objects"),
     _lost("all are kept", "before", f"{_LEDGER}.publish", _ALL),
     Point(
         "publication: the row is ready, the counter not raised, not committed",
@@ -309,7 +340,7 @@ SWEEPING_LEFTOVERS = Point(
 SWEEPING = (SWEEPING_LOST, SWEEPING_THUMBNAILS, SWEEPING_QUEUED, SWEEPING_LEFTOVERS)
 
 #: A web process deletes a ready image.
-DELETING = (
+DELETING = _here(
     Point("delete: not committed", "before", _COMMIT, f"{_LEDGER}.delete", files=_ALL),
     Point("delete: committed", "after", _COMMIT, f"{_LEDGER}.delete", files=_ALL, ends="deleted"),
     Point(
@@ -332,11 +363,12 @@ DELETING = (
         "delete: one file is removed",
         "after",
         "os:unlink",
-        f"{_DISK}.delete_folder",
+        f"{_STORAGE}.delete_folder",
         files=_ALL,
         ends="deleted",
+        only="disk",
     ),
-    Point("delete: half of the files are removed", "after", f"{_DISK}.delete_folder", _DELETE, ends="deleted"),
+    Point("delete: half of the files are removed", "after", f"{_STORAGE}.delete_folder", _DELETE, ends="deleted"),
     Point(
         "delete: all files are removed, the row not told",
         "before",
@@ -374,18 +406,19 @@ ASKING_FOR_THUMBNAILS = (
 )
 
 #: A worker makes the thumbnails of a ready image again.
-MAKING_THUMBNAILS = (
+MAKING_THUMBNAILS = _here(
     Point("thumbnails: claimed", "after", _COMMIT, f"{_LEDGER}.claim_thumbnails", files=_ALL, attempt=4),
-    Point("thumbnails: kept, the JPEG not carried over", "before", f"{_DISK}.carry_over", files=_ALL, attempt=4),
+    Point("thumbnails: kept, the JPEG not carried over", "before", f"{_STORAGE}.carry_over", files=_ALL, attempt=4),
     Point("thumbnails: the JPEG carried over", "before", f"{_LEDGER}.publish", _THUMBNAILS, files=_ALL, attempt=4),
     Point("thumbnails: published", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL, attempt=2),
     Point(
         "thumbnails: one superseded file is removed",
         "after",
         "os:unlink",
-        f"{_DISK}.delete_folder",
+        f"{_STORAGE}.delete_folder",
         files=_ALL,
         attempt=2,
+        only="disk",
     ),
     Point(
         "thumbnails: all superseded files are removed, the row not told",
@@ -442,7 +475,7 @@ MIGRATING = (
     Point("release: the version is noted, not committed", "before", _COMMIT),
 )
 STARTING = (
-    Point("start: the marker's draft is made", "after", f"{_DISK}.draft", "shared.belonging:check_storage"),
+    Point("start: the marker's draft is made", "after", f"{_STORAGE}.draft", "shared.belonging:check_storage"),
     Point("start: the marker is kept, the ledger has not adopted it", "before", f"{_LEDGER}.adopt_marker"),
     Point("start: the marker is adopted", "after", _COMMIT, f"{_LEDGER}.adopt_marker"),
 )

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.integration.faults import small_picture
-from tests.integration.service import Deployed, Response, Service
+from tests.integration.service import Deployed, Response, Service, host_of
 
 #: Seconds that a client thinks between two requests.
 _PACE_SECONDS = 0.05
@@ -132,7 +132,7 @@ class _Client:
     def _try(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Response:
         if self._connection is None:
             port = self._clients._service.ports[self._web % len(self._clients._service.ports)]
-            self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=40)
+            self._connection = http.client.HTTPConnection(host_of(port), port, timeout=40)
         self._connection.request(method, path, body or None, headers)
         response = self._connection.getresponse()
         names = {name.lower(): value for name, value in response.getheaders()}

@@ -232,7 +232,7 @@ def _check_files(service: Deployed, rows: dict[str, dict[str, Any]], outcome: Ou
             if rest[-1] not in rows:
                 # Of uploads that were not acknowledged; removed by a person's command.
                 outcome.images["originals without a row"] += 1
-        elif rest[2] not in rows or str(rows[rest[2]]["published"]) != rest[3]:
+        elif rest[-3] not in rows or str(rows[rest[-3]]["published"]) != rest[-2]:
             outcome.wrong.append(f"{path} is a leftover")
 
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
@@ -20,11 +20,12 @@ import pytest
 import redis
 
 from parts import free_port
+from tests.apart.machines import hub
 from tests.crash.crowd import Crowd
 from tests.crash.sightings import Sighting
 from tests.integration.evidence import lines_of, rows_of
 from tests.integration.faults import freeze, frozen, thaw
-from tests.integration.service import Deployed, Services
+from tests.integration.service import Deployed, Services, is_apart
 
 pytestmark = pytest.mark.processes
 
@@ -65,14 +66,17 @@ class Trouble:
 
     def freeze_valkey(self) -> None:
         since = time.monotonic()
-        with frozen(self.service.valkey):
+        with ExitStack() as stack:
+            for valkey in self.service.valkeys:
+                stack.enter_context(frozen(valkey))
             self.crowd.wait(self.dice.uniform(1.0, 4.0))
         self.frozen.append((since, time.monotonic() + GRACE))
         self.done.append("freeze of Valkey")
 
     def flush(self) -> None:
-        with closing(redis.Redis(port=self.service.valkey_port, socket_timeout=10)) as client:
-            client.flushall()
+        for port in self.service.valkey_ports:
+            with closing(redis.Redis(port=port, socket_timeout=10)) as client:
+                client.flushall()
         self.done.append("FLUSHALL")
 
     def kill_web(self) -> None:
@@ -140,23 +144,24 @@ def deployed(services: Services) -> Deployed:
     near = service.workers.pop()
     near.terminate()
     near.wait()
-    service.start_worker(REDIS_URL=url_from_afar(service, milliseconds=20))
+    urls = {port: url_from_afar(service, port, milliseconds=20) for port in service.valkey_ports}
+    service.start_worker(REDIS_URL=urls[service.valkey_port], CACHE_REDIS_URL=urls[service.cache_port])
     service.until(lambda: len(lines_of(service, message="the worker is ready")) == 2, what="the far worker's readiness")
     return service
 
 
-def url_from_afar(service: Deployed, milliseconds: int) -> str:
-    """Return the URL of the service's Redis at the other end of a stretch that takes so long."""
-    port = free_port()
-    command = [sys.executable, "-m", "tests.crash.distance", str(port), str(service.valkey_port), str(milliseconds)]
+def url_from_afar(service: Deployed, target: int, milliseconds: int) -> str:
+    """Return the URL of the Redis on the port `target` at the other end of a stretch that takes so long."""
+    host, port = hub() if is_apart() else "127.0.0.1", free_port()
+    command = [sys.executable, "-m", "tests.crash.distance", host, str(port), str(target), str(milliseconds)]
     service.start(command)
 
     def is_open() -> bool:
         with closing(socket.socket()) as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
+            return probe.connect_ex((host, port)) == 0
 
     service.until(is_open, what="a way to Redis")
-    return f"redis://127.0.0.1:{port}/0"
+    return f"redis://{host}:{port}/0"
 
 
 @contextmanager

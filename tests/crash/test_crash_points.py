@@ -32,9 +32,19 @@ from parts import HERE
 from tests.crash import points
 from tests.crash.arming import Ambush, Arm, all_stopped, is_stopped
 from tests.crash.points import CONVERT, Point
-from tests.integration.evidence import attempts_of, files_of, lines_of, original_of, renditions_of, row_of, rows_of
+from tests.integration.evidence import (
+    attempts_of,
+    content_of,
+    files_of,
+    forget_ledger,
+    lines_of,
+    original_of,
+    renditions_of,
+    row_of,
+    rows_of,
+)
 from tests.integration.faults import thaw
-from tests.integration.service import Deployed, Services, children_of, ended
+from tests.integration.service import Deployed, Services, children_of, ended, host_of
 from tests.worker.pictures import encoded, photo
 
 pytestmark = pytest.mark.processes
@@ -153,8 +163,9 @@ class Crashes:
         sent, uploading = self.unsent(), points.UPLOADING_WITHOUT_REDIS
 
         def ask(web: int) -> int | None:
-            self.service.valkey.kill()
-            self.service.valkey.wait()
+            for valkey in self.service.valkeys:
+                valkey.kill()
+                valkey.wait()
             return asked(self.service, web, "POST", "/images", sent.picture)
 
         with self._dying(sweeping, swept, ambush, worker):
@@ -163,7 +174,7 @@ class Crashes:
             self.kill_webs([(uploading, sent, ask)])
             thaw(worker)
         if self.service.valkey.poll() is not None:
-            self.service.start_valkey()
+            self.service.start_valkeys()
         self.service.until(lambda: self.service.get("/readyz").json["redis"] == "ok", what="trust in Redis")
 
     def start_worker(self, point: Point, ambush: Ambush) -> subprocess.Popen[bytes]:
@@ -251,7 +262,8 @@ def make_trouble(service: Deployed, point: Point, process: subprocess.Popen[byte
 
 def asked(service: Deployed, web: int, method: str, path: str, body: bytes | None = None) -> int | None:
     """Ask a web process that may die over it; return the status where its line came."""
-    with closing(http.client.HTTPConnection("127.0.0.1", service.ports[web], timeout=40)) as connection:
+    port = service.ports[web]
+    with closing(http.client.HTTPConnection(host_of(port), port, timeout=40)) as connection:
         try:
             connection.request(method, path, body)
             return connection.getresponse().status
@@ -445,7 +457,7 @@ def test_storage_holds_what_the_ledger_names(crashed: Crashes) -> None:
     assert named <= stored
     orphans = {path for path in stored - named if path.startswith("originals")}
     uncommitted = {digest(crashed.deaths[point].picture) for point in points.UPLOADING if orphaned(point)}
-    assert {digest((service.data / path).read_bytes()) for path in orphans} == uncommitted
+    assert {digest(content_of(service, path)) for path in orphans} == uncommitted
     assert stored - named - orphans == crashed.drafts & stored
     assert list_attempts(service) <= {path.rpartition("/")[0] for path in named}
 
@@ -453,8 +465,7 @@ def test_storage_holds_what_the_ledger_names(crashed: Crashes) -> None:
 @pytest.mark.parametrize("point", points.MIGRATING, ids=str)
 def test_a_release_that_dies_is_done_again(services: Services, tmp_path: Path, point: Point) -> None:
     service = services.deploy(webs=0, workers=0)
-    for file in service.data.glob("ledger.sqlite3*"):
-        file.unlink()
+    forget_ledger(service)
     ambush = Ambush(tmp_path, deadly_arm(replace(point, about=""), ""))
 
     died = service.start(service.commands["release"], **ambush.env).wait(60)
@@ -506,13 +517,14 @@ def digest(content: bytes) -> str:
 
 
 def orphaned(point: Point) -> bool:
-    return point.ends == "absent" and point.files == "originals"
+    return point.ends == "absent" and "originals" in point.files.split()
 
 
 def list_attempts(service: Deployed) -> set[str]:
     """Return the folders of all attempts, with files in them or without."""
     folders = (path for path in (service.data / "renditions").glob("*/*/*/*") if path.is_dir())
-    return {str(path.relative_to(service.data)) for path in folders}
+    stored = (path.rpartition("/")[0] for path in files_of(service) if path.startswith("renditions"))
+    return {*stored, *(str(path.relative_to(service.data)) for path in folders)}
 
 
 def assert_leases_ran_out(service: Deployed, point: Point, image_id: str) -> None:

@@ -22,7 +22,7 @@ from tests.crash.journal import claims_of, hand_backs_of, keep_journal, losses_i
 from tests.crash.retrying import Clients, ids_in_list
 from tests.integration.evidence import files_of, lines_of, original_of, row_of, rows_of, status_of
 from tests.integration.faults import RawClient, begin_render, frozen, small_picture
-from tests.integration.service import Deployed, Services, children_of, descendants_of
+from tests.integration.service import Deployed, Services, children_of, descendants_of, host_of
 from tests.worker.pictures import encoded
 
 pytestmark = pytest.mark.processes
@@ -75,7 +75,7 @@ def post(length: int, more: bytes = b"") -> bytes:
 
 def is_refused(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=30).close()
+        socket.create_connection((host_of(port), port), timeout=30).close()
     except ConnectionRefusedError:
         return True
     return False

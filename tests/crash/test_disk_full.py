@@ -23,7 +23,11 @@ from tests.integration.service import Deployed, Response, Service, children_of, 
 from tests.integration.test_uploads import FRAMINGS, Framing, request
 from tests.worker.pictures import encoded
 
-pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("mounting")]
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.usefixtures("mounting"),
+    pytest.mark.one_machine("what a machine's disk has no room for"),
+]
 
 KIB = 1024
 MIB = 1024 * KIB

@@ -29,7 +29,11 @@ from tests.integration.evidence import files_of, original_of, renditions_of, row
 from tests.integration.service import Service, ended
 from tests.worker.pictures import encoded, photo
 
-pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("mounting")]
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.usefixtures("mounting"),
+    pytest.mark.one_machine("what a power cut leaves on a machine's disk"),
+]
 
 SEED = 20240229
 CLIENTS = 4

@@ -18,15 +18,16 @@ import pytest
 from tests.crash.arming import Ambush, Arm, is_stopped
 from tests.integration.evidence import attempts_of, comparable, files_of, lines_of, renditions_of, row_of, rows_of
 from tests.integration.faults import thaw
-from tests.integration.service import Deployed, Services, ended
+from tests.integration.service import Deployed, Services, ended, is_apart
 from tests.worker.pictures import encoded, photo
 
 pytestmark = pytest.mark.processes
 
-NOT_KEPT = Arm("shared.storage.disk:DiskStorage.keep", "before", "stop")
+STORAGE = "shared.storage.objects:ObjectStorage" if is_apart() else "shared.storage.disk:DiskStorage"
+NOT_KEPT = Arm(f"{STORAGE}.keep", "before", "stop")
 KEPT = Arm("shared.ledger:Ledger.publish", "before", "stop")
 #: For one that was not kept: its renewal may find the lease gone before anything else, but keeping goes on to its end.
-DIES_WHEN_KEPT = Arm("shared.storage.disk:DiskStorage._keep", "after", "kill")
+DIES_WHEN_KEPT = Arm(f"{STORAGE}._keep", "after", "kill")
 BOTH = pytest.mark.parametrize("where", [NOT_KEPT, KEPT], ids=["not kept", "kept"])
 
 #: Between the pixels of the pictures here, and those of the one that is to fail.

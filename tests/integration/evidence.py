@@ -6,23 +6,42 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
-from tests.integration.service import Response, Service
+from tests.integration.service import Response, Service, is_apart
 from tests.postgresql import execute
 
 #: The parts of an answer that two equal answers may differ in.
 _MAY_DIFFER = ("date", "x-asgilook-cache")
 
 
+def is_on_postgresql(service: Service) -> bool:
+    """Tell whether the service's ledger is on PostgreSQL, and not in a file of its data folder."""
+    return service.env.get("DATABASE_URL", "").startswith("postgres")
+
+
+def query(service: Service, statement: str) -> list[dict[str, Any]]:
+    """Execute one statement in the ledger; return its rows."""
+    if is_on_postgresql(service):
+        return execute(service.env["DATABASE_URL"], statement)
+    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=60)) as connection, connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute(statement)]
+
+
 def rows_of(service: Service) -> dict[str, dict[str, Any]]:
     """Return the ledger's rows by their images' ids."""
-    if (url := service.env.get("DATABASE_URL", "")).startswith("postgres"):
-        return {row["id"]: row for row in execute(url, "SELECT * FROM images")}
-    with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as connection:
-        connection.row_factory = sqlite3.Row
-        return {row["id"]: dict(row) for row in connection.execute("SELECT * FROM images")}
+    return {row["id"]: row for row in query(service, "SELECT * FROM images")}
+
+
+def forget_ledger(service: Service) -> None:
+    """Remove the ledger's tables and all that is in them."""
+    if is_on_postgresql(service):
+        for statement in ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public"):
+            query(service, statement)
+    for file in service.data.glob("ledger.sqlite3*"):
+        file.unlink()
 
 
 def row_of(service: Service, image_id: str) -> dict[str, Any]:
@@ -38,18 +57,43 @@ def status_of(service: Service, image_id: str) -> str:
 def files_of(service: Service, image_id: str = "") -> list[str]:
     """Return the paths below the storage of an image's files; without an id, of all files and drafts."""
     kinds = ("originals", "renditions") if image_id else ("originals", "renditions", "drafts")
-    found = (path for kind in kinds for path in (service.data / kind).rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(service.data)) for path in found if image_id in str(path))
+    found = [
+        str(path.relative_to(disk))
+        for disk in service.disks()
+        for kind in kinds
+        for path in (disk / kind).rglob("*")
+        if path.is_file()
+    ]
+    if is_apart():
+        found += [key for kind in ("originals", "renditions") for key in _in_store(service, kind).files()]
+    return sorted(path for path in found if image_id in path)
 
 
-def original_of(service: Service, image_id: str) -> Path:
-    """Return where an image's original is, or was."""
+def original_of(service: Service, image_id: str) -> Any:
+    """Return where an image's original is, or was: a path, or what does the same in an object store."""
+    if is_apart():
+        return _in_store(service, "originals", image_id)
     return service.data / "originals" / image_id[:5] / image_id[5:8] / image_id
 
 
-def renditions_of(service: Service, image_id: str) -> Path:
-    """Return the folder that holds an image's attempts, a folder each."""
+def renditions_of(service: Service, image_id: str) -> Any:
+    """Return the folder that holds an image's attempts, a folder each: a path, or what does the same."""
+    if is_apart():
+        return _in_store(service, "renditions", image_id)
     return service.data / "renditions" / image_id[:5] / image_id[5:8] / image_id
+
+
+def content_of(service: Service, path: str) -> bytes:
+    """Return what is in one of the files that `files_of` names."""
+    found: Any = _in_store(service, path) if is_apart() else service.data / path
+    return bytes(found.read_bytes())
+
+
+def _in_store(service: Service, *path: str) -> Any:
+    """Return what is there in the object store; it does what a path does, as far as tests ask for it."""
+    from tests.apart.objects import StoredFile, store_of
+
+    return StoredFile(store_of(service.env), PurePosixPath(*path))
 
 
 def attempts_of(service: Service, image_id: str) -> list[str]:

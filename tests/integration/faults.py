@@ -18,7 +18,7 @@ from PIL import Image
 
 from shared.ending import ONE_REQUEST_SECONDS
 from tests.integration.evidence import row_of, rows_of, status_of
-from tests.integration.service import Deployed, Response, Service, until
+from tests.integration.service import Deployed, Response, Service, host_of, until
 from tests.worker.pictures import encoded, photo, swapping_profile
 
 
@@ -95,7 +95,7 @@ class RawClient:
     """A client that says exactly what it is told to, and leaves as it likes."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket = socket.create_connection((host_of(port), port), timeout=30)
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)

@@ -18,6 +18,9 @@ left: children with an empty environment, in sessions of their own, orphans too.
 the same for a fixture of wider scope.
 Any setting can be given: `services.launch(ASGI_LOOK_MIN_THUMB_SIZE="16")`; a second service on the data of the first:
 `services.launch(data=service.data)`. What the processes printed is in `service.output`.
+
+With ASGI_LOOK_TEST_APART=1 `deploy` gives each process a machine of its own (`tests/apart`); `host_of(port)` has its
+address.
 """
 
 from __future__ import annotations
@@ -40,6 +43,10 @@ import pytest
 
 from parts import HERE, free_port, is_valkey_up, read_procfile, valkey_command
 
+#: The variable that has each process of a deployed service live on a machine of its own: `tests/apart`.
+APART = "ASGI_LOOK_TEST_APART"
+#: The addresses of ports that are not on 127.0.0.1.
+PLACES: dict[int, str] = {}
 PR_SET_CHILD_SUBREAPER = 36
 LIBC = ctypes.CDLL(None)
 
@@ -73,6 +80,22 @@ def until(condition: Callable[[], object], seconds: float = 30, what: str = "the
         if time.monotonic() > deadline:
             pytest.fail(f"{what} has not come true in {seconds} s")
         time.sleep(0.02)  # between two looks
+
+
+def is_apart() -> bool:
+    """Tell whether deployed services are spread over machines."""
+    return os.environ.get(APART) == "1"
+
+
+def host_of(port: int) -> str:
+    """Return the address at which a service's port is."""
+    return PLACES.get(port, "127.0.0.1")
+
+
+def new_port() -> int:
+    """Return a free port for a service of this machine."""
+    PLACES.pop(port := free_port(), None)
+    return port
 
 
 class Service:
@@ -109,7 +132,7 @@ class Service:
         timeout: float = 40,
     ) -> Response:
         """Send one request over a connection of its own to the web process number `web`."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.ports[web], timeout=timeout)) as connection:
+        with closing(http.client.HTTPConnection(host_of(port := self.ports[web]), port, timeout=timeout)) as connection:
             connection.request(method, path, body, dict(headers or {}))
             answer = connection.getresponse()
             names = {name.lower(): value for name, value in answer.getheaders()}
@@ -157,6 +180,13 @@ class Service:
         self.processes.append(process)
         return process
 
+    def disks(self) -> list[Path]:
+        """Return the folder that is `ASGI_LOOK_STORAGE_PATH`, on each machine there is or was."""
+        return [self.data]
+
+    def discard(self) -> None:
+        """Let go of what has outlived the processes, for nobody will come back to it."""
+
     def stop(self, seconds: float = 12) -> None:
         """End every process as an operator would, SIGTERM first to those that serve, Valkey last."""
         for process in reversed(self.processes):
@@ -178,7 +208,7 @@ class Launched(Service):
 
     def run(self, *arguments: str, ready: bool = True) -> Self:
         """Start launch.py, and wait until it calls itself ready."""
-        self.ports = [int(self.env.setdefault("PORT", str(free_port())))]
+        self.ports = [int(self.env.setdefault("PORT", str(new_port())))]
         said = self.output.count("asgilook is ready")
         self.launcher = self.start([sys.executable, str(HERE / "launch.py"), *arguments])
         if ready:
@@ -211,13 +241,14 @@ class Deployed(Service):
         self.workers: list[subprocess.Popen[bytes]] = []
         self.commands = read_procfile()
         self.valkey_port = 0
+        #: The cache's server, where it has one of its own.
+        self.cache_valkey: subprocess.Popen[bytes] | None = None
+        self.cache_port = 0
 
     def run(self, webs: int = 1, workers: int = 1) -> Self:
         """Start Valkey (unless REDIS_URL was given), migrate, start the rest; wait until all is ready."""
         if "REDIS_URL" not in self.env:
-            self.valkey_port = free_port()
-            self.env["REDIS_URL"] = f"redis://127.0.0.1:{self.valkey_port}/0"
-            self.start_valkey()
+            self.provide_redis()
         assert self.start(self.commands["release"]).wait(60) == 0, self.output
         for _ in range(webs):
             self.start_web()
@@ -227,6 +258,26 @@ class Deployed(Service):
             self.until(lambda web=web: self.is_ready(web), seconds=60, what=f"readiness of web {web}")  # type: ignore[misc] # a default is no argument
         return self
 
+    @property
+    def valkeys(self) -> list[subprocess.Popen[bytes]]:
+        """The queue's server, and the cache's where that is another one."""
+        return [self.valkey] if self.cache_valkey is None else [self.valkey, self.cache_valkey]
+
+    @property
+    def valkey_ports(self) -> list[int]:
+        """The ports of these, on this machine."""
+        return sorted({self.valkey_port, self.cache_port})
+
+    def provide_redis(self) -> None:
+        """Start Valkey, and have the settings name it."""
+        self.valkey_port = self.cache_port = free_port()
+        self.env["REDIS_URL"] = f"redis://127.0.0.1:{self.valkey_port}/0"
+        self.start_valkey()
+
+    def start_valkeys(self) -> None:
+        """Start whatever there is of Valkeys, or start it again."""
+        self.start_valkey()
+
     def start_valkey(self) -> None:
         """Start Valkey, or start it again, on its port and its folder; return when it answers."""
         (self.data / "valkey").mkdir(parents=True, exist_ok=True)
@@ -235,24 +286,28 @@ class Deployed(Service):
 
     def start_web(self, **env: str) -> subprocess.Popen[bytes]:
         """Start one more web process on a port of its own, appended to `ports`."""
-        self.ports.append(free_port())
-        self.webs.append(self.start(self.commands["web"], PORT=str(self.ports[-1]), **env))
+        self.ports.append(new_port())
+        self.webs.append(self.start_on_machine("web", self.ports[-1], **env))
         return self.webs[-1]
 
     def start_web_again(self, number: int, **env: str) -> subprocess.Popen[bytes]:
         """Start the web process number `number`, which has ended, again on its port, as a supervisor would."""
-        self.webs[number] = self.start(self.commands["web"], PORT=str(self.ports[number]), **env)
+        self.webs[number] = self.start_on_machine("web", self.ports[number], **env)
         return self.webs[number]
 
     def start_worker(self, **env: str) -> subprocess.Popen[bytes]:
         """Start one more worker."""
-        self.workers.append(self.start(self.commands["worker"], **env))
+        self.workers.append(self.start_on_machine("worker", None, **env))
         return self.workers[-1]
 
     def start_worker_again(self, number: int, **env: str) -> subprocess.Popen[bytes]:
         """Start the worker number `number`, which has ended, again, as a supervisor would."""
-        self.workers[number] = self.start(self.commands["worker"], **env)
+        self.workers[number] = self.start_on_machine("worker", None, **env)
         return self.workers[number]
+
+    def start_on_machine(self, command: str, port: int | None, **env: str) -> subprocess.Popen[bytes]:
+        """Start one of the Procfile's lines: on this machine, there being one."""
+        return self.start(self.commands[command], **({} if port is None else {"PORT": str(port)}), **env)
 
 
 class Services:
@@ -271,7 +326,10 @@ class Services:
 
     def deploy(self, *, webs: int = 1, workers: int = 1, data: Path | None = None, **settings: str) -> Deployed:
         """Return the service as an operator runs it."""
-        service = Deployed(*self._places(data), settings)
+        kind = Deployed
+        if is_apart():
+            from tests.apart.deployment import DeployedApart as kind
+        service = kind(*self._places(data), settings)
         self.made.append(service)
         return service.run(webs, workers)
 
@@ -306,6 +364,11 @@ def ended(folder: Path) -> Iterator[Services]:
     """Services that end with the block, which fails if they leave a process behind."""
     # Orphans become our children, wherever they have moved to.
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    if is_apart():
+        from tests.apart.stores import stores
+
+        # Before the first service: they outlive it.
+        stores()
     services = Services(folder)
     try:
         yield services
@@ -313,6 +376,8 @@ def ended(folder: Path) -> Iterator[Services]:
         for service in reversed(services.made):
             service.stop()
         left = services.left_over()
+        for service in services.made:
+            service.discard()
     assert left == []
 
 

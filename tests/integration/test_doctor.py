@@ -68,6 +68,7 @@ def old_id() -> str:
     return str(uuid_utils.uuid7(nanoseconds=int(LONG_AGO * 1e9)))
 
 
+@pytest.mark.one_machine("files that look hours old, which no object store lets one make")
 def test_what_is_broken_by_hand_is_told_then_mended_and_pictures_are_served_whole(services: Services) -> None:
     service = services.deploy()
     # A worker sweeps drafts when it starts, and then for ten minutes no more.

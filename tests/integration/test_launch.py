@@ -29,7 +29,7 @@ from tests.integration.service import (
     until,
 )
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.one_machine("./run starts everything on the machine it is on")]
 
 #: A web process that answers /readyz, and calls itself by its process id.
 STAND_IN = """

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from parts import HERE, free_port
 from tests.integration.evidence import rows_of
 from tests.integration.faults import small_picture
-from tests.integration.service import Deployed, children_of, ended
+from tests.integration.service import Deployed, children_of, ended, host_of
 
 pytestmark = pytest.mark.processes
 
@@ -49,7 +49,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 
 
 def scrape(port: int | str, token: str | None = TOKEN) -> tuple[int, str]:
-    with closing(http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)) as connection:
+    with closing(http.client.HTTPConnection(host_of(int(port)), int(port), timeout=30)) as connection:
         connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"} if token else {})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()

@@ -19,7 +19,7 @@ from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, Response, ended
 from tests.objects import SECRET_KEY, ObjectServer, Troublemaker, environment, new_prefix
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.one_machine("it brings an object store, and an SQLite that all share")]
 
 REDIRECTED = 20_000
 

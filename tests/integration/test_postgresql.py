@@ -15,7 +15,7 @@ from tests.integration.faults import begin_render, freeze, small_picture, thaw, 
 from tests.integration.service import Deployed, Response, Services
 from tests.postgresql import Postgresql, execute
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.one_machine("it brings a PostgreSQL, and a disk that all share")]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, Response, Services
 from tests.valkey import StartValkey, Valkey
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.one_machine("it brings Redis, and a disk that all share")]
 
 #: A user as docs/redis.md makes one; without INFO, which some sellers keep to themselves.
 RULES = "on >p@ss/secret resetkeys ~arq:* ~asgilook:* resetchannels &asgilook:* +@all -@admin -@dangerous"

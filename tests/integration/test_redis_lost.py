@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 import redis
@@ -126,7 +126,9 @@ def test_no_copy_outlives_what_was_deleted_while_redis_was_away(services: Servic
         service.until(lambda path=path: service.get(path, web=1).headers["x-asgilook-cache"] == "Hit")  # type: ignore[misc] # a default is no argument
     with frozen_worker(service):
         # Nor does the worker's sweep help: who has committed makes it good before it trusts Redis again.
-        with frozen(service.valkey):
+        with ExitStack() as stack:
+            for valkey in service.valkeys:
+                stack.enter_context(frozen(valkey))
             # From here on it is left alone: what was sent to it, it would do when it wakes.
             service.get(paths[0])
             deletion = service.request("DELETE", f"/images/{record['id']}")

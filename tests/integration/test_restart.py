@@ -13,7 +13,10 @@ from tests.integration.faults import RawClient, begin_render, small_picture
 from tests.integration.service import Services, command_of, descendants_of
 from tests.worker.pictures import encoded, photo
 
-pytestmark = pytest.mark.processes
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.one_machine("./run starts everything on the machine it is on"),
+]
 
 
 def test_a_restart_finds_and_serves_all_images(services: Services) -> None:

@@ -171,6 +171,7 @@ def test_a_client_that_asks_first_is_refused_without_being_told_to_go_on(
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 415 "))
 
 
+@pytest.mark.one_machine("a put into an object store takes up to 20 MB while it lasts")
 def test_memory_does_not_grow_with_what_is_uploaded(services: Services) -> None:
     service = services.deploy()
     (web,) = service.webs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import subprocess
@@ -23,7 +24,7 @@ from shared.settings import Settings
 from shared.storage import Storage, Stored
 from shared.storage.disk import DiskStorage
 from tests.databases import on_both_databases
-from tests.ledgers import SIZE, latest, settled
+from tests.ledgers import SIZE, latest, new_id, settled
 from tests.services import put
 from worker import doctor
 from worker.diagnosis import Kind
@@ -370,6 +371,29 @@ async def test_an_image_that_is_published_anew_under_the_doctors_eyes_is_well(
     assert found == {}
     assert (await latest(ledger, image)).published == 2
     assert await storage.read(rendition_key(image.id, 2, FULL)) == PICTURES[FULL]
+
+
+class Busy(DiskStorage):
+    """A disk to which originals come as fast as they are looked at."""
+
+    async def listing(self, prefix: str) -> AsyncIterator[Stored]:
+        async for stored in super().listing(prefix):
+            yield stored
+        while prefix == "originals":
+            await asyncio.sleep(0)
+            yield Stored(original_key(new_id()), 1, time.time())
+
+
+async def test_it_comes_to_an_end_though_uploads_come_faster_than_it_looks(
+    settings: Settings, ledger: Ledger, storage: DiskStorage, identity: Identity
+) -> None:
+    orphan = old_id()
+    await put_old(storage, original_key(orphan))
+
+    async with asyncio.timeout(60):
+        found = await examined_here(settings, ledger, Busy(settings.storage_path), identity, mend=False)
+
+    assert found == {Kind.ORIGINAL_WITHOUT_ROW: 1}
 
 
 async def test_a_retry_meanwhile_keeps_the_attempts_of_a_failed_image(
