@@ -37,17 +37,17 @@ def upgrade() -> None:
         sa.Column("created", sa.Double, nullable=False),
         sa.Column("modified", sa.Double, nullable=False),
     )
-    for name, column, condition in (
-        ("images_queued", "due", images.c.status == "queued"),
-        ("images_leased", "due", images.c.status == "processing"),
-        ("images_owing", "due", images.c.owed.is_not(None)),
-        ("images_owing_tokens", "id", images.c.owed == "tokens"),
-        ("images_listed", "sequence", images.c.status == "ready"),
-        ("images_queued_by_id", "id", images.c.status == "queued"),
-        ("images_processing_by_id", "id", images.c.status == "processing"),
-        ("images_failed_by_id", "id", images.c.status == "failed"),
+    due = images.c.due.is_not(None)
+    for name, columns, condition in (
+        ("images_queued", ["due"], sa.and_(images.c.status == "queued", due)),
+        ("images_leased", ["due"], sa.and_(images.c.status == "processing", due)),
+        ("images_owing", ["owed", "due"], sa.and_(images.c.owed.is_not(None), due)),
+        ("images_listed", ["sequence"], sa.and_(images.c.status == "ready", images.c.sequence.is_not(None))),
+        ("images_queued_by_id", ["id"], images.c.status == "queued"),
+        ("images_processing_by_id", ["id"], images.c.status == "processing"),
+        ("images_failed_by_id", ["id"], images.c.status == "failed"),
     ):
-        op.create_index(name, "images", [column], sqlite_where=condition, postgresql_where=condition)
+        op.create_index(name, "images", columns, sqlite_where=condition, postgresql_where=condition)
     ledger = op.create_table(
         "ledger",
         sa.Column("id", sa.Integer, primary_key=True),
