@@ -53,10 +53,10 @@ BACKLOG = 100_000
 #: Images of a page, and one to see whether there is another.
 PAGE = 101
 
-_ORIGINAL = Original("image/jpeg", 4_000_000, "0a" * 32)
-_SIZE: Size = (4000, 3000)
-_RENDITIONS = {FULL: Rendition(_SIZE, 2_400_000, "1b" * 32)} | {
-    thumbnail_name(size): Rendition(size, size[0] * size[1] // 5, "2c" * 32) for size in ladder(_SIZE, 64)
+ORIGINAL = Original("image/jpeg", 4_000_000, "0a" * 32)
+SIZE: Size = (4000, 3000)
+LIKE_A_PHOTOGRAPH = {FULL: Rendition(SIZE, 2_400_000, "1b" * 32)} | {
+    thumbnail_name(size): Rendition(size, size[0] * size[1] // 5, "2c" * 32) for size in ladder(SIZE, 64)
 }
 
 
@@ -74,7 +74,7 @@ class Side:
     @property
     def current(self) -> Image:
         """The image that goes through its life in this round."""
-        return _there(self.image)
+        return there(self.image)
 
     def any_id(self, kind: Status | Owed) -> str:
         return self.chance.choice(self.population.ids[kind])
@@ -106,7 +106,7 @@ class Step:
     behind: Act | None = None
 
 
-def _there(image: Image | None) -> Image:
+def there(image: Image | None) -> Image:
     if image is None:
         raise SystemExit("a transition found another row than it was made for")
     return image
@@ -165,7 +165,7 @@ async def _sweep_in_vain(side: Side) -> None:
 
 
 async def _add(side: Side) -> None:
-    side.image = await side.ledger.add(str(uuid_utils.uuid7()), _ORIGINAL, "0c" * 16)
+    side.image = await side.ledger.add(str(uuid_utils.uuid7()), ORIGINAL, "0c" * 16)
 
 
 async def _claim(side: Side) -> None:
@@ -177,7 +177,7 @@ async def _renew(side: Side) -> None:
 
 
 async def _publish(side: Side) -> None:
-    side.image = await side.ledger.publish(side.current, _SIZE, _RENDITIONS)
+    side.image = await side.ledger.publish(side.current, SIZE, LIKE_A_PHOTOGRAPH)
 
 
 async def _settle(side: Side) -> None:

@@ -63,6 +63,11 @@ async def plans_of(ledger: Ledger, statements: list[Statement], without: str | N
     return plans
 
 
+def page_of(status: Status, after: str | None, newest_first: bool) -> Query:
+    """Return the query of a page of images of one status."""
+    return lambda ledger: ledger.list_with_status(status, after, 9, newest_first)
+
+
 BY_ID = "sqlite_autoindex_images_1 (id=?)"
 
 #: What web and worker read, and the index that serves it.
@@ -74,9 +79,7 @@ QUERIES: dict[str, tuple[str, Query]] = {
     **{
         f"{what}{status}{', newest first' * newest_first}": (
             f"images_{status}_by_id{place}",
-            lambda ledger, status=status, after=after, newest_first=newest_first: ledger.list_with_status(
-                status, after, 9, newest_first
-            ),
+            page_of(status, after, newest_first),
         )
         for status in (Status.QUEUED, Status.PROCESSING, Status.FAILED)
         for what, after in (("", None), ("more ", "a"))

@@ -18,7 +18,7 @@ from shared.images import Owed, Status
 from shared.ledger import Ledger
 from shared.settings import Settings
 from tests.postgresql import Postgresql, execute
-from tests.shared.test_ledger_plans import INDICES, Query, Statement, live, statements
+from tests.shared.test_ledger_plans import INDICES, Query, Statement, live, page_of, statements
 
 __all__ = ["statements"]
 
@@ -114,9 +114,7 @@ PAGES: dict[str, tuple[str, Query]] = {
     **{
         f"{what}{status}{', newest first' * newest_first}": (
             f"images_{status}_by_id",
-            lambda ledger, status=status, after=after, newest_first=newest_first: ledger.list_with_status(
-                status, after, 9, newest_first
-            ),
+            page_of(status, after, newest_first),
         )
         for status in (Status.QUEUED, Status.PROCESSING, Status.FAILED)
         for what, after in (("", None), ("more ", MIDDLE))
