@@ -94,12 +94,16 @@ def main() -> int:
         rows = execute(settings.database_url, "SELECT sequence FROM images ORDER BY sequence")
         given.append([row["sequence"] for row in rows])
         execute(settings.database_url, "VACUUM images")
-        query = "SELECT pg_table_size('images') AS rows, pg_indexes_size('images') AS indices"
+        query = """SELECT pg_table_size('images') AS rows, pg_indexes_size('images') AS indices,
+            n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'images'"""
         (size,) = execute(settings.database_url, query)
     if not is_durable:
         print("* which does not fsync")
     rows, indices = size["rows"] / total, size["indices"] / total
     print(f"PostgreSQL, after {total:,} lives: {rows:.0f} bytes a row, {indices:.0f} of indices")
+    print(
+        f"of {size['n_tup_upd'] / total:.1f} updates a life {size['n_tup_hot_upd'] / total:.1f} touched no index (HOT)"
+    )
     if given != [list(range(1, total + 1))] * 2:
         raise SystemExit("a place in the list was given twice, or not at all")
     return 0

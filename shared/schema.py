@@ -21,7 +21,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 
-from shared.images import Owed, Status
+from shared.images import Status
 
 #: The migration that this code needs; an older ledger is refused at start.
 REVISION = "0001"
