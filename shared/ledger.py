@@ -24,6 +24,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
     or_,
     select,
     true,
@@ -174,7 +175,8 @@ class Ledger:
 
     async def list_ready(self, after: int | None, limit: int, newest_first: bool) -> list[Image]:
         """Return ready images in order of their sequence, beginning behind `after`, which need not exist."""
-        column, rows = images.c.sequence, select(images).where(_ready)
+        # All that are ready have one. To say so is to name the index.
+        column, rows = images.c.sequence, select(images).where(_ready, images.c.sequence.is_not(None))
         return await self._page(rows, column, after, limit, newest_first)
 
     async def list_with_status(self, status: Status, after: str | None, limit: int, newest_first: bool) -> list[Image]:
@@ -188,12 +190,13 @@ class Ledger:
 
     async def owing_tokens(self) -> list[Image]:
         """Return every image whose cache tokens have not been changed since its last commit."""
-        # The order only makes SQLite take the index of these rows, not that of all who owe anything.
-        return await self._select(select(images).where(_owes_tokens).order_by(images.c.id).limit(1000))
+        owing = select(images).where(_owes_tokens, images.c.due.is_not(None))
+        return await self._select(owing.order_by(images.c.due).limit(1000))
 
     async def count_queued(self, at_most: int) -> int:
         """Count the queued images, without counting further than `at_most`."""
-        some = select(images.c.id).where(_queued).limit(at_most).subquery()
+        # Of no column: whoever asks SQLite for one has it read each row.
+        some = select(literal_column("1").label("one")).where(_queued).limit(at_most).subquery()
 
         async def work(connection: AsyncConnection) -> int:
             return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
@@ -533,7 +536,8 @@ class Ledger:
 
 
 async def _has_rows(connection: AsyncConnection, condition: ColumnElement[bool]) -> bool:
-    query = select(images.c.id).where(condition, _is_due).limit(1)
+    # In order: or else PostgreSQL, which cannot know how few are due, may look for the first one anywhere.
+    query = select(images.c.id).where(condition, _is_due).order_by(images.c.due).limit(1)
     return (await connection.execute(query)).one_or_none() is not None
 
 

@@ -14,16 +14,17 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     literal,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 
-from shared.images import Owed, Status
+from shared.images import Status
 
 #: The migration that this code needs; an older ledger is refused at start.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData()
 
@@ -72,18 +73,22 @@ def inline(value: str) -> BindParameter[str]:
     return literal(str(value), String(), literal_execute=True)
 
 
-def _partial_index(name: str, column: Column[Any], where: ColumnElement[bool]) -> Index:
-    return Index(name, column, sqlite_where=where, postgresql_where=where)
+def _partial_index(name: str, *columns: Column[Any], where: ColumnElement[bool]) -> None:
+    Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-_partial_index("images_queued", images.c.due, images.c.status == Status.QUEUED)
-_partial_index("images_leased", images.c.due, images.c.status == Status.PROCESSING)
-_partial_index("images_owing", images.c.due, images.c.owed.is_not(None))
-_partial_index("images_owing_tokens", images.c.id, images.c.owed == Owed.TOKENS)
-_partial_index("images_listed", images.c.sequence, images.c.status == Status.READY)
-_partial_index("images_queued_by_id", images.c.id, images.c.status == Status.QUEUED)
-_partial_index("images_processing_by_id", images.c.id, images.c.status == Status.PROCESSING)
-_partial_index("images_failed_by_id", images.c.id, images.c.status == Status.FAILED)
+# Where an index is not by id, its condition names its last column as well, and whoever is to use it names it, too. Else
+# PostgreSQL searches all of it for one id, once it thinks that it is small: its statistics may be older than a burst.
+_due = images.c.due.is_not(None)
+_partial_index("images_queued", images.c.due, where=and_(images.c.status == Status.QUEUED, _due))
+_partial_index("images_leased", images.c.due, where=and_(images.c.status == Status.PROCESSING, _due))
+_partial_index("images_owing", images.c.owed, images.c.due, where=and_(images.c.owed.is_not(None), _due))
+_partial_index(
+    "images_listed", images.c.sequence, where=and_(images.c.status == Status.READY, images.c.sequence.is_not(None))
+)
+_partial_index("images_queued_by_id", images.c.id, where=images.c.status == Status.QUEUED)
+_partial_index("images_processing_by_id", images.c.id, where=images.c.status == Status.PROCESSING)
+_partial_index("images_failed_by_id", images.c.id, where=images.c.status == Status.FAILED)
 
 
 class now(FunctionElement[float]):

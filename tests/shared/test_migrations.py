@@ -208,7 +208,7 @@ async def test_a_ledger_of_an_older_revision_is_refused_with_what_to_do(ledger: 
     async with ledger._engine.begin() as connection:
         await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
 
-    with pytest.raises(LedgerNotMigrated, match=r"at 0000, not 0002: run `python -m shared.migrations`"):
+    with pytest.raises(LedgerNotMigrated, match=rf"at 0000, not {REVISION}: run `python -m shared.migrations`"):
         await ledger.identity()
 
 

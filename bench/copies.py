@@ -1,0 +1,113 @@
+"""What Redis holds for us, in bytes: `python -m bench.copies`, by a service's own copies, tokens, jobs and beats.
+
+Pictures of four sizes are uploaded to a service, and whatever is cached is asked for; then Redis tells what each of its
+keys takes up. Jobs are enqueued to a Redis of their own, where no worker takes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+
+from bench.isolation import photograph
+from bench.service import run_service, until
+from shared.connections import CircuitBreaker, worker_client
+from shared.images import Image, Original, Status
+from shared.queue import Queue
+from tests.valkey import Valkey
+
+SIZES = ((640, 480), (1280, 960), (2400, 1600), (4000, 3000))
+#: As many as the sweep lets there be.
+JOBS = 300
+
+
+def kind_of(key: str) -> str:
+    """Return what a key of the response cache is for."""
+    if ":token:" in key:
+        return "a token"
+    if "/thumbnails/" in key:
+        width, _, height = key.rpartition("/")[2].removesuffix(".jpeg").partition("x")
+        return f"a thumbnail of {'less' if int(width) * int(height) < 100_000 else 'more'} than 100,000 pixels"
+    if key.endswith(".jpeg"):
+        return "a full-size JPEG"
+    if "response:/images/" in key:
+        return "a record"
+    return "a list" if "response:/images" in key else "another key"
+
+
+def copies(folder: Path) -> dict[str, list[int]]:
+    """Return the bytes of each key, by its kind."""
+    with (
+        run_service(folder) as service,
+        closing(HTTPConnection("127.0.0.1", service.web_port, timeout=60)) as web,
+        closing(Redis(port=service.valkey_port, decode_responses=True)) as redis,
+    ):
+
+        def get(path: str) -> bytes:
+            web.request("GET", path)
+            return web.getresponse().read()
+
+        ids = [service.upload(photograph(size)) for size in SIZES]
+        until(lambda: all(json.loads(get(f"/images/{image_id}"))["status"] == "ready" for image_id in ids))
+        time.sleep(2)  # debts are paid, and tokens change no more
+        for image_id in ids:
+            record = json.loads(get(f"/images/{image_id}"))
+            for path in (record["image"], *record["thumbnails"]):
+                get(path)
+        get("/images")
+        sizes = defaultdict(list)
+        for key in redis.scan_iter("asgilook:*"):
+            usage: Any = redis.memory_usage(key, samples=0)
+            sizes[kind_of(key)].append(int(usage or 0))
+        return sizes
+
+
+async def jobs(folder: Path) -> tuple[float, float]:
+    """Return the bytes of a job and of its place in the queue, of as many as there may be."""
+    server = Valkey(folder / "jobs", {})
+    client = worker_client(server.url)
+    queue = Queue(client, CircuitBreaker(client, 5.0), lambda: "0123456789abcdef")
+    try:
+        for number in range(JOBS):
+            image_id = f"01900000-0000-7000-8000-{number:012x}"
+            await queue.enqueue(_queued(image_id))
+        keys = [key async for key in client.scan_iter("arq:job:*")]
+        each = [int(await client.memory_usage(key, samples=0) or 0) for key in keys]
+        whole = int(await client.memory_usage(queue.name, samples=0) or 0)
+        return statistics.mean(each), whole / JOBS
+    finally:
+        await client.aclose()
+        server.end()
+
+
+def _queued(image_id: str) -> Image:
+    return Image(
+        *(image_id, Status.QUEUED, 0, None, 0, 0, 1, time.time(), None, None),
+        *(Original("image/jpeg", 4_000_000, "0a" * 32), None, {}, None, None, None, None, time.time(), time.time()),
+    )
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        job, place = asyncio.run(jobs(Path(folder)))
+        (Path(folder) / "service").mkdir()
+        sizes = copies(Path(folder) / "service")
+    print(f"{'a job':40} {job:10,.0f}\n{'its place in the queue':40} {place:10,.0f}")
+    for kind, each in sorted(sizes.items()):
+        print(f"{kind:40} {statistics.median(each):10,.0f}   {len(each)} of them, {min(each):,} to {max(each):,}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

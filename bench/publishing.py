@@ -1,0 +1,113 @@
+"""How many publications a second the ledger takes: `python -m bench.publishing [publishers ...]`, on both databases.
+
+Each publishes in a process of its own, one image after the other. All need the one row that counts: who has it keeps
+the others waiting until its commit is on the disk. SQLite's file is below TMPDIR; DATABASE_URL names a PostgreSQL to
+measure, since one of our own does not fsync. Each image lives its whole life first and after, and what its row takes up
+then is told as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sqlite3
+import sys
+import tempfile
+import time
+from contextlib import closing
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import uuid_utils
+
+from bench.population import on_postgresql, on_sqlite, postgresql_server
+from bench.rows import LIKE_A_PHOTOGRAPH, ORIGINAL, SIZE, there
+from shared.ledger import Ledger
+from shared.settings import Settings
+from tests.postgresql import execute
+
+PUBLISHERS = (1, 2, 4)
+#: Images that each of them publishes.
+IMAGES = 100
+
+
+async def publish(settings: Settings, number: int, begin: Barrier) -> tuple[float, float]:
+    """Publish images, once everybody is ready to; return when that began and ended."""
+    ledger = Ledger.connect(settings)
+    try:
+        claimed = []
+        for _ in range(IMAGES):
+            image = await ledger.add(str(uuid_utils.uuid7()), ORIGINAL, "0c" * 16)
+            claimed.append(there(await ledger.claim(image.id, f"host:{number}")))
+        await asyncio.to_thread(begin.wait, 300)
+        began = time.time()
+        published = [there(await ledger.publish(image, SIZE, LIKE_A_PHOTOGRAPH)) for image in claimed]
+        ended = time.time()
+        for image in published:
+            await ledger.leftovers_removed(there(await ledger.tokens_changed(image)))
+        return began, ended
+    finally:
+        await ledger.close()
+
+
+def publisher(settings: Settings, number: int, begin: Barrier, results: Any) -> None:
+    results.put(asyncio.run(publish(settings, number, begin)))
+
+
+def rate(settings: Settings, publishers: int) -> float:
+    """Return how many images so many publishers published in a second, all together."""
+    context = multiprocessing.get_context("spawn")
+    begin, results = context.Barrier(publishers), context.Queue()
+    processes = [context.Process(target=publisher, args=(settings, n, begin, results)) for n in range(publishers)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    if any(process.exitcode != 0 for process in processes):
+        raise SystemExit(f"of {publishers} publishers one did not come to its end")
+    times = [results.get() for _ in processes]
+    seconds: float = max(ended for _, ended in times) - min(began for began, _ in times)
+    return publishers * IMAGES / seconds
+
+
+def rates(database: str, settings: Settings, counts: list[int]) -> None:
+    for count in counts:
+        print(f"{database:12} {count:3} publishers {rate(settings, count):8.0f} publications a second", flush=True)
+
+
+def sequences_on_sqlite(settings: Settings) -> list[int]:
+    with closing(sqlite3.connect(settings.storage_path / "ledger.sqlite3")) as connection:
+        return [number for (number,) in connection.execute("SELECT sequence FROM images ORDER BY sequence")]
+
+
+def main() -> int:
+    counts = [int(text) for text in sys.argv[1:]] or [*PUBLISHERS]
+    total = sum(counts) * IMAGES
+    with tempfile.TemporaryDirectory() as folder:
+        settings = on_sqlite(Path(folder) / "ledger")
+        rates("SQLite", settings, counts)
+        given = [sequences_on_sqlite(settings)]
+    with postgresql_server() as server, on_postgresql(server, "publishing") as settings:
+        is_durable = execute(server, "SHOW fsync")[0]["fsync"] == "on"
+        rates("PostgreSQL" if is_durable else "PostgreSQL*", settings, counts)
+        rows = execute(settings.database_url, "SELECT sequence FROM images ORDER BY sequence")
+        given.append([row["sequence"] for row in rows])
+        execute(settings.database_url, "VACUUM images")
+        query = """SELECT pg_table_size('images') AS rows, pg_indexes_size('images') AS indices,
+            n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'images'"""
+        (size,) = execute(settings.database_url, query)
+    if not is_durable:
+        print("* which does not fsync")
+    rows, indices = size["rows"] / total, size["indices"] / total
+    print(f"PostgreSQL, after {total:,} lives: {rows:.0f} bytes a row, {indices:.0f} of indices")
+    print(
+        f"of {size['n_tup_upd'] / total:.1f} updates a life {size['n_tup_hot_upd'] / total:.1f} touched no index (HOT)"
+    )
+    if given != [list(range(1, total + 1))] * 2:
+        raise SystemExit("a place in the list was given twice, or not at all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,417 @@
+"""What the ledger costs with 1,000,000 rows, and with 1,000: `python -m bench.rows [rounds] [rows]`, on both databases.
+
+Both ledgers are open at once, and each step is done in one and at once in the other, each being first in every second
+round. All files are in memory where that is possible, and nothing is fsynced to a disk: what a commit waits for would
+hide what its rows cost. DATABASE_URL names another PostgreSQL than one of our own. At the end 100,000 rows of the many
+are queued, to see what a backlog costs. Prints tables, and draws docs/growth.png.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uuid_utils
+from matplotlib.figure import Figure
+from sqlalchemy import and_, delete, update
+
+from bench.population import (
+    LATER_SECONDS,
+    Population,
+    fill_postgresql,
+    fill_sqlite,
+    on_postgresql,
+    on_sqlite,
+    postgresql_server,
+)
+from shared.engine import create_engine
+from shared.images import FULL, Image, Original, Owed, Rendition, Size, Status, ladder, thumbnail_name
+from shared.ledger import Ledger, Taken
+from shared.schema import images, now
+from shared.settings import Settings
+from tests.postgresql import execute
+
+ROUNDS = 200
+FEW, MANY = 1_000, 1_000_000
+#: How much more a step may cost with many rows than with few.
+MOST = 1.3
+#: Rows of a kind that one pass of the sweep finds due.
+DUE = 20
+#: Rows that wait at the end: as many as are taken before uploads are refused.
+BACKLOG = 100_000
+#: Images of a page, and one to see whether there is another.
+PAGE = 101
+
+ORIGINAL = Original("image/jpeg", 4_000_000, "0a" * 32)
+SIZE: Size = (4000, 3000)
+LIKE_A_PHOTOGRAPH = {FULL: Rendition(SIZE, 2_400_000, "1b" * 32)} | {
+    thumbnail_name(size): Rendition(size, size[0] * size[1] // 5, "2c" * 32) for size in ladder(SIZE, 64)
+}
+
+
+@dataclass
+class Side:
+    """One of the two ledgers, and where the round is in it."""
+
+    ledger: Ledger
+    population: Population
+    chance: random.Random = field(default_factory=lambda: random.Random(1))  # noqa: S311 - no secret
+    image: Image | None = None
+    due: list[str] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
+
+    @property
+    def current(self) -> Image:
+        """The image that goes through its life in this round."""
+        return there(self.image)
+
+    def any_id(self, kind: Status | Owed) -> str:
+        return self.chance.choice(self.population.ids[kind])
+
+    def any_sequence(self) -> int:
+        """A place anywhere in the list with a whole page on either side."""
+        return self.chance.randrange(PAGE + 1, self.population.ready - PAGE)
+
+
+Act = Callable[[Side], Awaitable[Any]]
+Fill = Callable[[Settings, int], Awaitable[Population]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often, and with how many rows."""
+
+    rounds: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is measured; what has to be done before and behind it is not."""
+
+    name: str
+    act: Act
+    before: Act | None = None
+    behind: Act | None = None
+
+
+def there(image: Image | None) -> Image:
+    if image is None:
+        raise SystemExit("a transition found another row than it was made for")
+    return image
+
+
+def _page(of: Status, after: Callable[[Side], int | str | None], newest_first: bool) -> Act:
+    async def act(side: Side) -> None:
+        place = after(side)
+        if isinstance(place, str) or of is not Status.READY:
+            found = await side.ledger.list_with_status(of, None if place is None else str(place), PAGE, newest_first)
+        else:
+            found = await side.ledger.list_ready(place, PAGE, newest_first)
+        least = 1 if isinstance(place, str) else min(PAGE, len(side.population.ids[of]))
+        if len(found) < least:
+            raise SystemExit(f"a page of {of} has {len(found)} images")
+
+    return act
+
+
+async def _set(side: Side, ids: list[str], **values: Any) -> None:
+    """Change rows behind the ledger's back."""
+    async with side.ledger._engine.begin() as connection:
+        await connection.execute(update(images).where(images.c.id.in_(ids)).values(**values))
+
+
+def _make_due(kind: Status | Owed) -> Act:
+    async def before(side: Side) -> None:
+        side.due = side.population.ids[kind][:DUE]
+        await _set(side, side.due, due=now() - 10.0)
+
+    return before
+
+
+def _take(take: Callable[[Ledger], Awaitable[list[Taken]]]) -> Act:
+    async def act(side: Side) -> None:
+        side.taken = await take(side.ledger)
+
+    return act
+
+
+def _as_they_were(**values: Any) -> Act:
+    async def behind(side: Side) -> None:
+        if {row.image.id for row in side.taken} != set(side.due):
+            raise SystemExit(f"{len(side.taken)} rows were taken of {len(side.due)}")
+        await _set(side, side.due, due=now() + LATER_SECONDS, losses=0, **values)
+
+    return behind
+
+
+async def _sweep_in_vain(side: Side) -> None:
+    for kind in (Owed.TOKENS, Owed.LEFTOVERS):
+        await side.ledger.take_owing(kind)
+    await side.ledger.take_lost()
+    await side.ledger.take_thumbnails()
+    await side.ledger.take_queued(300)
+
+
+async def _add(side: Side) -> None:
+    side.image = await side.ledger.add(str(uuid_utils.uuid7()), ORIGINAL, "0c" * 16)
+
+
+async def _claim(side: Side) -> None:
+    side.image = await side.ledger.claim(side.current.id, "host:1")
+
+
+async def _renew(side: Side) -> None:
+    side.image = await side.ledger.renew(side.current)
+
+
+async def _publish(side: Side) -> None:
+    side.image = await side.ledger.publish(side.current, SIZE, LIKE_A_PHOTOGRAPH)
+
+
+async def _settle(side: Side) -> None:
+    side.image = await side.ledger.tokens_changed(side.current)
+    await side.ledger.leftovers_removed(side.current)
+
+
+async def _delete(side: Side) -> None:
+    side.image = await side.ledger.delete(side.current.id)
+    await _settle(side)
+
+
+async def _forget(side: Side) -> None:
+    async with side.ledger._engine.begin() as connection:
+        await connection.execute(delete(images).where(images.c.id == side.current.id))
+
+
+STEPS = (
+    Step("list, first page", _page(Status.READY, lambda side: None, False)),
+    Step("list, after= anywhere", _page(Status.READY, Side.any_sequence, False)),
+    Step("list, order=desc", _page(Status.READY, lambda side: None, True)),
+    Step("list, order=desc, after= anywhere", _page(Status.READY, Side.any_sequence, True)),
+    Step("list, status=queued", _page(Status.QUEUED, lambda side: None, False)),
+    Step("list, status=processing", _page(Status.PROCESSING, lambda side: None, False)),
+    Step("list, status=failed, order=desc", _page(Status.FAILED, lambda side: None, True)),
+    Step("debts asked for by a list", lambda side: side.ledger.owing_tokens()),
+    Step("poll", lambda side: side.ledger.get(side.any_id(Status.READY))),
+    Step("poll of an id that is not there", lambda side: side.ledger.get(str(uuid_utils.uuid7()))),
+    Step("add", _add),
+    Step("claim", _claim),
+    Step("renew a lease", _renew),
+    Step("publish", _publish),
+    Step("settle", _settle),
+    Step("delete", _delete, behind=_forget),
+    Step("sweep, nothing due", _sweep_in_vain),
+    Step(
+        f"sweep, {DUE} owe tokens",
+        _take(lambda ledger: ledger.take_owing(Owed.TOKENS)),
+        _make_due(Owed.TOKENS),
+        _as_they_were(),
+    ),
+    Step(
+        f"sweep, {DUE} owe leftovers",
+        _take(lambda ledger: ledger.take_owing(Owed.LEFTOVERS)),
+        _make_due(Owed.LEFTOVERS),
+        _as_they_were(),
+    ),
+    Step(
+        f"sweep, {DUE} want thumbnails",
+        _take(lambda ledger: ledger.take_thumbnails()),
+        _make_due(Owed.THUMBNAILS),
+        _as_they_were(),
+    ),
+    Step(
+        f"sweep, {DUE} leases over",
+        _take(lambda ledger: ledger.take_lost()),
+        _make_due(Status.PROCESSING),
+        _as_they_were(status=Status.PROCESSING, worker="host:1"),
+    ),
+    Step(
+        f"sweep, {DUE} queued",
+        _take(lambda ledger: ledger.take_queued(300)),
+        _make_due(Status.QUEUED),
+        _as_they_were(),
+    ),
+    Step("what waits (metrics)", lambda side: side.ledger.waiting()),
+    Step("is there room for an upload", lambda side: side.ledger.count_queued(100_000)),
+)
+
+#: The steps that look at what waits.
+IN_A_BACKLOG = (
+    "list, status=queued",
+    "add",
+    "claim",
+    "delete",
+    f"sweep, {DUE} queued",
+    "what waits (metrics)",
+    "is there room for an upload",
+)
+
+
+@dataclass
+class Times:
+    """Milliseconds of each round, with few rows and with many."""
+
+    few: list[float] = field(default_factory=list)
+    many: list[float] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.many) / statistics.median(self.few)
+
+
+async def _timed(step: Step, side: Side) -> float:
+    if step.before is not None:
+        await step.before(side)
+    began = time.perf_counter()
+    await step.act(side)
+    took = (time.perf_counter() - began) * 1000
+    if step.behind is not None:
+        await step.behind(side)
+    return took
+
+
+async def compare(database: str, few: Side, many: Side, rounds: int) -> dict[str, Times]:
+    """Do every step in both ledgers, again and again."""
+    times = {step.name: Times() for step in STEPS}
+    for number in range(-5, rounds):
+        for step in STEPS:
+            sides = [(few, times[step.name].few), (many, times[step.name].many)]
+            for side, took in sides if number % 2 else sides[::-1]:
+                milliseconds = await _timed(step, side)
+                if number >= 0:  # those before only warm up
+                    took.append(milliseconds)
+        if number >= 0 and (number + 1) % 20 == 0:
+            print(f"\r{database}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return times
+
+
+async def with_backlog(side: Side, settings: Settings) -> dict[str, float]:
+    """Have many rows wait; return the milliseconds of what then looks at them."""
+    engine = create_engine(settings, migrating=True)
+    async with engine.begin() as connection:
+        settled = and_(images.c.status == Status.READY, images.c.sequence <= BACKLOG, images.c.owed.is_(None))
+        waiting = {"status": Status.QUEUED, "due": now() + LATER_SECONDS, "sequence": None}
+        await connection.execute(update(images).where(settled).values(waiting))
+    await engine.dispose()
+    took: dict[str, list[float]] = {name: [] for name in IN_A_BACKLOG}
+    for _ in range(21):
+        for step in STEPS:
+            if step.name in took:
+                took[step.name].append(await _timed(step, side))
+    return {name: statistics.median(times) for name, times in took.items()}
+
+
+@asynccontextmanager
+async def _side(settings: Settings, population: Population) -> AsyncIterator[Side]:
+    ledger = Ledger.connect(settings)
+    try:
+        yield Side(ledger, population)
+    finally:
+        await ledger.close()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one database took: every step, what looks at a backlog, and the bytes of the table and its indices."""
+
+    times: dict[str, Times]
+    backlog: dict[str, float]
+    sizes: dict[str, int]
+
+
+async def measure(database: str, few: Settings, many: Settings, fill: Fill, counts: Counts) -> Measured:
+    """Fill the two ledgers that the settings name, and compare them."""
+    began = time.monotonic()
+    some, crowd = await fill(few, FEW), await fill(many, counts.rows)
+    print(f"{database}: {counts.rows:,} rows in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    sizes = await asyncio.to_thread(sizes_on_postgresql if many.is_on_postgresql else sizes_on_sqlite, many)
+    async with _side(few, some) as one, _side(many, crowd) as other:
+        return Measured(await compare(database, one, other, counts.rounds), await with_backlog(other, many), sizes)
+
+
+def sizes_on_sqlite(settings: Settings) -> dict[str, int]:
+    """Return the bytes of the table and of each of its indices."""
+    query = "SELECT name, sum(pgsize) FROM dbstat WHERE name LIKE '%images%' GROUP BY name"
+    with closing(sqlite3.connect(settings.storage_path / "ledger.sqlite3")) as connection:
+        return dict(connection.execute(query).fetchall())
+
+
+def sizes_on_postgresql(settings: Settings) -> dict[str, int]:
+    """Return the bytes of the table and of each of its indices."""
+    query = """SELECT relname, pg_relation_size(oid) AS bytes FROM pg_class
+        WHERE relname LIKE 'images%' AND relkind IN ('r', 'i')"""
+    return {row["relname"]: row["bytes"] for row in execute(settings.database_url, query)}
+
+
+def draw(measured: dict[str, Measured], rows: int, path: Path) -> None:
+    """Draw what each step costs with few rows and with many, a panel a database."""
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
+    for panel, (database, one) in zip(panels, measured.items(), strict=True):
+        for place, times in enumerate(one.times.values()):
+            few, many = statistics.median(times.few), statistics.median(times.many)
+            panel.plot([few, many], [place, place], color="#b8b8b8", linewidth=3, zorder=1)
+            panel.plot(few, place, "o", color="#5b5f97", markersize=8, label=None if place else f"{FEW:,} rows")
+            panel.plot(many, place, "D", color="#e08a1e", markersize=5, label=None if place else f"{rows:,} rows")
+            colour = "#c0392b" if times.ratio > MOST else "#2a7f62"
+            where = {"xy": (0.99, place), "xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
+            panel.annotate(f"x {times.ratio:.2f}", color=colour, **where)
+        panel.set_xscale("log")
+        panel.set_xlim(0.4, 60)
+        panel.set_xticks(ticks := [0.5, 1, 2, 5, 10, 20], [f"{tick:g} ms" for tick in ticks])
+        panel.minorticks_off()
+        panel.set_yticks(range(len(one.times)), list(one.times))
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_title(f"{database}: medians, and how many times the cost", loc="left", fontsize=11)
+        panel.legend(loc="lower left", fontsize=9)
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=80)
+
+
+def show(database: str, one: Measured, counts: Counts) -> None:
+    """Print what was measured on one database."""
+    print(f"\n{database + ', medians of ' + str(counts.rounds):36} {FEW:>9,} {counts.rows:>9,}")
+    for name, times in one.times.items():
+        few, many = statistics.median(times.few), statistics.median(times.many)
+        too_much = "  more than wanted" if times.ratio > MOST else ""
+        print(f"{name:36} {few:6.2f} ms {many:6.2f} ms {times.ratio:6.2f}{too_much}")
+    print(f"with {BACKLOG:,} that wait")
+    for name, milliseconds in one.backlog.items():
+        print(f"{name:36} {'':9} {milliseconds:6.2f} ms")
+    print(f"bytes a row {sum(one.sizes.values()) / counts.rows:.0f}, of which")
+    for name, size in sorted(one.sizes.items(), key=lambda item: -item[1]):
+        print(f"  {name:34} {size / counts.rows:9.2f}")
+
+
+def main() -> int:
+    given = [int(text) for text in sys.argv[1:]]
+    counts = Counts(given[0] if given else ROUNDS, given[1] if len(given) > 1 else MANY)
+    memory = "/dev/shm"  # noqa: S108 - only where it is, and in a folder of our own
+    measured: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        few, many = on_sqlite(Path(folder) / "few"), on_sqlite(Path(folder) / "many")
+        measured["SQLite"] = asyncio.run(measure("SQLite", few, many, fill_sqlite, counts))
+    with postgresql_server() as server, on_postgresql(server, "few") as few, on_postgresql(server, "many") as many:
+        measured["PostgreSQL"] = asyncio.run(measure("PostgreSQL", few, many, fill_postgresql, counts))
+    for database, one in measured.items():
+        show(database, one, counts)
+    if counts.rows == MANY:
+        draw(measured, counts.rows, Path("docs/growth.png"))
+    return int(any(times.ratio > MOST for one in measured.values() for times in one.times.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
