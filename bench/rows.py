@@ -376,7 +376,7 @@ def draw(measured: dict[str, Measured], rows: int, path: Path) -> None:
         panel.set_yticks(range(len(one.times)), list(one.times))
         panel.grid(axis="x", alpha=0.3)
         panel.set_title(f"{database}: medians, and how many times the cost", loc="left", fontsize=11)
-        panel.legend(loc="lower left", fontsize=9)
+        panel.legend(loc="upper left", fontsize=9)
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=80)
 
