@@ -53,7 +53,8 @@ def test_who_is_started_while_redis_is_gone_works_as_soon_as_it_is_there(service
         process.terminate()
         assert process.wait(30) in (0, -signal.SIGTERM)
     started = [service.start_web_again(0), service.start_worker_again(0)]
-    service.until(lambda: service.output.count("Application startup complete") == 2, what="the web process's start")
+    # It says so before it listens.
+    service.until(lambda: service.output.count("Uvicorn running on") == 2, what="the web process's start")
     service.until(lambda: len(lines_of(service, message="the worker is ready")) == 2, what="the worker's start")
 
     answers = [service.upload(small_picture()) for _ in range(5)]
