@@ -1,7 +1,7 @@
 """The corpus: more than a thousand hostile and odd files, each made from nothing and the same at every run.
 
     python -m tests.corpus FOLDER         write them all, and a manifest of what may become of each
-    ./test tests/corpus -n 0 --no-cov -s  upload them all to a running service, among good photographs; print a table
+    ./test tests/corpus -n 0 -s  upload them all to a running service, among good photographs; print a table
 
 On several of pytest's workers say `--dist loadfile`, or each makes a storm of its own.
 

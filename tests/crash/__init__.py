@@ -1,7 +1,7 @@
 """The crash suite: the service broken on purpose, and what became of all that it had acknowledged.
 
     ./test tests/crash                    all of it, in its short form, as CI runs it
-    ASGI_LOOK_TEST_APART=1 ./test tests/crash -n 4 --dist loadfile --no-cov        on machines that share nothing
+    ASGI_LOOK_TEST_APART=1 ./test tests/crash -n 4 --dist loadfile        on machines that share nothing
     python -m tests.crash                 the long form: a storm of all faults at once, its table and its timeline
     python -m tests.crash.backlog         10,000 images of three days ago, worked off by two workers
     python -m tests.crash.planted         which test finds which fault that is planted in our own code

@@ -1,6 +1,6 @@
 """Promise 7 among many clients at several web processes: nobody sees what is older than what somebody saw before.
 
-./test tests/crash/test_cache_truth.py -n 0 --no-cov -s        prints what was done and seen
+./test tests/crash/test_cache_truth.py -n 0 -s        prints what was done and seen
 """
 
 from __future__ import annotations
