@@ -1,9 +1,9 @@
 """The service on machines that share nothing but a network, and the same tests as on one machine, run on them.
 
-    ./test tests/apart -n 3 --dist loadfile            what CI runs: a selection, and what only machines can do
-    ASGI_LOOK_TEST_APART=1 ./test tests/integration    all end-to-end tests, apart
-    ASGI_LOOK_TEST_APART=1 ./test tests/crash -n 4 --dist loadfile        the whole crash suite, apart
-    python -m tests.apart                                       failovers under hundreds of uploads, and their figures
+    ./test tests/apart -n 3 --dist loadfile                          what CI runs: a selection, and what moves
+    ASGI_LOOK_TEST_APART=1 ./test tests/integration                  all end-to-end tests, apart
+    ASGI_LOOK_TEST_APART=1 ./test tests/crash -n 4 --dist loadfile   the whole crash suite, apart
+    python -m tests.apart                                            failovers under hundreds of uploads, and figures
 
 With the switch each web process and each worker of `services.deploy()` has a machine of its own: a network namespace
 with an address, and a mount namespace in which `ASGI_LOOK_STORAGE_PATH` is an empty disk that nobody else sees. Whoever
