@@ -28,6 +28,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         yield service
 
 
+@pytest.mark.one_machine("its proxy is on web's machine, and another one's is not trusted")
 @pytest.mark.parametrize(
     ("web", "forwarded", "logged"),
     [

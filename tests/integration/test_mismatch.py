@@ -136,6 +136,7 @@ def what_it_said(service: Deployed, stranger: Stranger) -> str:
     return next((line for line in service.output.splitlines() if all(word in line for word in stranger.says)), "")
 
 
+@pytest.mark.one_machine("it chooses storage and ledger by itself")
 @pytest.mark.parametrize("kind", ["disk and SQLite", "objects and PostgreSQL"])
 def test_whoever_sees_another_storage_or_ledger_does_not_run_and_says_what_to_set(
     services: Services, places: Places, kind: str
