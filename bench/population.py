@@ -109,6 +109,7 @@ def rows_of(population: Population, seed: int = 7) -> Iterator[tuple[Any, ...]]:
             f"{chance.getrandbits(128):032x}",
             created,
             created + chance.uniform(0.1, 5.0),
+            None,
         )
 
 
