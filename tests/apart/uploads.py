@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.crash.numbered import numbered
+from tests.crash.retrying import ids_in_list
 from tests.integration.evidence import files_of, original_of, renditions_of, rows_of
 from tests.integration.service import Deployed, Response
 
@@ -105,7 +106,7 @@ def shortfalls(service: Deployed, acknowledged: dict[str, str]) -> Iterator[str]
     """Yield, in words, what of these images is missing or is not what it should be: in ledger, storage and answers."""
     rows = rows_of(service)
     stored = set(files_of(service))
-    listed = Counter(str(record["id"]) for record in _listed(service))
+    listed = Counter(ids_in_list(service))
     for image_id, digest in acknowledged.items():
         row = rows.get(image_id)
         if row is None:
@@ -132,13 +133,6 @@ def leftovers(service: Deployed, acknowledged: dict[str, str]) -> tuple[list[str
     """Return the rows, and the originals, that no client was told of."""
     originals = {path.rpartition("/")[2] for path in files_of(service) if path.startswith("originals")}
     return sorted(rows_of(service).keys() - acknowledged.keys()), sorted(originals - acknowledged.keys())
-
-
-def _listed(service: Deployed) -> Iterator[dict[str, object]]:
-    after = ""
-    while page := service.get(f"/images?limit=1000{after}").json:
-        yield from page
-        after = f"&after={page[-1]['sequence']}"
 
 
 def _digest(content: bytes) -> str:
