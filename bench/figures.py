@@ -1,0 +1,118 @@
+"""Figures: what was measured side by side in one run, as ratios, each beside the bar that it is held against."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+#: Rounds of a measurement: each takes all of its sides, one after the other.
+ROUNDS = 7
+
+Runs = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure is to be: at least, or at most, so much."""
+
+    kind: Literal["at least", "at most"]
+    value: float
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.kind == 'at least' else '≤'} {self.value:g}"
+
+    def is_met_by(self, value: float) -> bool:
+        return value >= self.value if self.kind == "at least" else value <= self.value
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: a ratio, or an amount in `unit`, and the runs that it was made of."""
+
+    #: The group that it is shown in: rendering, serving, waiting, scale.
+    group: str
+    name: str
+    value: float
+    #: Empty for a ratio.
+    unit: str = ""
+    bar: Bar | None = None
+    #: What each side took in each round, in `runs_unit`.
+    runs: Runs = field(default_factory=dict)
+    runs_unit: str = "ms"
+    #: Other things worth telling, in words.
+    note: str = ""
+
+    @property
+    def rounds(self) -> int:
+        return min(map(len, self.runs.values()), default=1)
+
+
+def at_least(value: float) -> Bar:
+    return Bar("at least", value)
+
+
+def at_most(value: float) -> Bar:
+    return Bar("at most", value)
+
+
+def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int = ROUNDS, what: str = "") -> Runs:
+    """Run every side once a round, in an order that turns around each time; return what each gave, round by round.
+
+    A side is warm when it counts: the first round is thrown away.
+    """
+    runs: Runs = {name: [] for name in sides}
+    for done in range(rounds + 1):
+        progress(f"{what}: round {done} of {rounds}")
+        order = list(sides) if done % 2 else list(sides)[::-1]
+        for name in order:
+            value = sides[name]()
+            if done:
+                runs[name].append(value)
+    progress("")
+    return runs
+
+
+def ratio(runs: Runs, above: str, below: str) -> float:
+    """Return the median of one side divided by the median of another."""
+    return statistics.median(runs[above]) / statistics.median(runs[below])
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """Return figures as a Markdown table."""
+    lines = ["| figure | bar | measured | medians |", "|---|---|---|---|"]
+    for figure in figures:
+        met = "" if figure.bar is None else (" ✓" if figure.bar.is_met_by(figure.value) else " ✗")
+        medians = ", ".join(f"{name} {_short(statistics.median(values))}" for name, values in figure.runs.items())
+        if medians:
+            medians += f" {figure.runs_unit} ({figure.rounds} rounds)"
+        told = "; ".join(filter(None, (medians, figure.note)))
+        unit = f" {figure.unit}" if figure.unit else ""
+        lines.append(f"| {figure.name} | {figure.bar or ''} | **{_short(figure.value)}{unit}**{met} | {told} |")
+    return "\n".join(lines)
+
+
+def show(figures: Iterable[Figure]) -> Sequence[Figure]:
+    """Print figures as they come, and return them."""
+    shown = []
+    for figure in figures:
+        print(table([figure]).splitlines()[-1], flush=True)
+        shown.append(figure)
+    return shown
+
+
+def rounds_asked_for() -> int:
+    """Return the number that a command was given, or what is customary."""
+    return int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+
+
+def progress(text: str) -> None:
+    """Show what is being done, where somebody is looking."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<79}", end="\r" if not text else "", file=sys.stderr, flush=True)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
