@@ -35,6 +35,7 @@ from shared.exposition import Exposition
 from shared.ledger import Identity, Ledger
 from shared.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
 from shared.notices import Announcer, Listener
+from shared.pipelined import reader_beside
 from shared.queue import Queue
 from shared.response_cache import ResponseCache
 from shared.settings import Settings
@@ -60,16 +61,20 @@ def create_app(
     ledger = traced(timed(Ledger.connect(settings), LEDGER_SECONDS), "ledger")
     storage = traced(timed(open_storage(settings, cached=True), STORAGE_SECONDS), "storage")
 
-    redis = cache_redis = web_client(settings.redis_url, redis_from_url, settings)
+    # To Redis there is the listener's connection, to the one of the cache the reader's.
+    reads_apart, has_cache_redis = settings.redis_max_connections > 2, settings.cache_redis_url != settings.redis_url
+    others = 1 if has_cache_redis else 1 + reads_apart
+    redis = cache_redis = web_client(settings.redis_url, redis_from_url, settings, others)
     breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)
-    if settings.cache_redis_url != settings.redis_url:
+    if has_cache_redis:
         cache_redis = web_client(settings.cache_redis_url, redis_from_url, settings)
         cache_breaker = CircuitBreaker(cache_redis, WEB_DEADLINE)
+    reader = reader_beside(cache_redis) if reads_apart else None
     listening = listening_client(settings.redis_url, redis_from_url, settings)
     lifespan = Lifespan(settings, ledger, storage, redis, breaker)
 
     queue = traced(Queue(redis, breaker, lifespan.ledger_name), "queue")
-    response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name)
+    response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name, reader)
     announcer = Announcer(redis, breaker, lifespan.ledger_name)
     listener = Listener(listening, lifespan.ledger_name)
     settling = Settling(ledger, storage, response_cache, announcer, settings.keep_originals)
@@ -79,6 +84,9 @@ def create_app(
     if cache_redis is not redis:
         lifespan.to_check.append(lambda: check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL"))
     lifespan.background = [listener.run, Copies(ledger, storage, listener).run]
+    if reader is not None:
+        cache_breaker.on_opening.append(reader.drop)
+        lifespan.background.append(reader.run)
     lifespan.to_close = [
         breaker.close,
         cache_breaker.close,

@@ -165,7 +165,7 @@ class Jpeg:
         self._pictures = pictures
 
     def slot_of(self, req: Request, image_id: str) -> Slot:
-        return Slot(picture_path(image_id), image_id, PICTURE_SECONDS)
+        return Slot(picture_path(image_id), image_id, PICTURE_SECONDS, is_large=True)
 
     async def on_get(self, req: Request, resp: Response, image_id: str) -> None:
         await self._pictures.serve(req, resp, image_id, FULL, None)

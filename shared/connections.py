@@ -69,10 +69,14 @@ def redis_from_url(url: str, **options: Any) -> Redis:
     return Redis.from_pool(pool)
 
 
-def web_client(url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS) -> Redis:
-    """Return a client that never retries: somebody is waiting, so long as its breaker allows for a whole exchange."""
-    # The listener has the one that is missing, also where it listens to another server: better than one too many.
-    most = settings.redis_max_connections - 1
+def web_client(
+    url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS, others: int = 1
+) -> Redis:
+    """Return a client that never retries: somebody is waiting, so long as its breaker allows for a whole exchange.
+
+    `others` of the connections that we may have to its server are not the client's.
+    """
+    most = settings.redis_max_connections - others
     return _client(url, factory, settings, most, retry=Retry(NoBackoff(), 0), retry_on_error=[ReadOnlyError])
 
 
@@ -102,6 +106,12 @@ def _client(url: str, factory: RedisFactory, settings: Settings, most: int, **op
         options["ssl_cert_reqs"] = settings.redis_cert_reqs
         options["ssl_ca_certs"] = settings.redis_ca_certs and str(settings.redis_ca_certs)
     return factory(url, max_connections=most, socket_keepalive=True, **options)
+
+
+def maker_of_connections(client: Redis) -> Callable[[], AbstractConnection] | None:
+    """Return what makes a connection to the client's server that is none of the client's; None where it is a fake."""
+    pool = client.connection_pool
+    return pool.make_connection if isinstance(pool, _Pool) else None
 
 
 def is_tls(url: str) -> bool:
@@ -222,7 +232,7 @@ class CircuitBreaker:
 
     While it is open a task of its own asks, after an eighth of a second, a quarter … and then every second, whether
     Redis is back; before it closes, everything in `before_closing` is awaited, so that what was missed can be made
-    good before anybody trusts Redis again.
+    good before anybody trusts Redis again. When it opens, everything in `on_opening` is called.
 
     Where all of the client's connections are taken, an exchange waits for its turn, within its deadline. If that ends
     in vain it is we who are busy, and Redis is not left alone for it.
@@ -233,7 +243,12 @@ class CircuitBreaker:
         self._deadline = deadline
         self._turns = asyncio.Semaphore(client.connection_pool.max_connections)
         self._probe: asyncio.Task[None] | None = None
+        self.on_opening: list[Callable[[], None]] = []
         self.before_closing: list[Callable[[], Awaitable[None]]] = []
+
+    @property
+    def deadline(self) -> float:
+        return self._deadline
 
     @property
     def is_open(self) -> bool:
@@ -265,6 +280,16 @@ class CircuitBreaker:
                 self._open(exc)
             raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
 
+    async def watch(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Await the reply to what `send()` sends over a connection, and by a deadline, of its own. Raises RedisAway."""
+        if self._probe is not None:
+            raise RedisAway("Redis is being left alone")
+        try:
+            return await send()
+        except (RedisError, OSError, TimeoutError) as exc:
+            self._open(exc)
+            raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
+
     async def close(self) -> None:
         """Stop asking."""
         if self._probe is not None:
@@ -275,6 +300,8 @@ class CircuitBreaker:
             metrics.REDIS_LEFT_ALONE.add()
             logger.warning("redis is left alone", extra={"reason": f"{type(reason).__name__}: {reason}"})
             self._probe = asyncio.get_running_loop().create_task(self._ask_until_back())
+            for act in self.on_opening:
+                act()
 
     async def _ask_until_back(self) -> None:
         pause = PAUSE_SECONDS * _FIRST_PAUSE

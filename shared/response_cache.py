@@ -17,6 +17,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from shared import metrics
 from shared.connections import CircuitBreaker, RedisAway
 from shared.ledger import LedgerName
+from shared.pipelined import PipelinedReader
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Slot:
     path: str
     topic: str
     seconds: int
+    #: Of megabytes, maybe: nobody should have to wait behind it.
+    is_large: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,38 +70,60 @@ class Lookup:
 class ResponseCache:
     """The copies and tokens of one ledger. Methods raise RedisAway."""
 
-    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: LedgerName) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        breaker: CircuitBreaker,
+        ledger_name: LedgerName,
+        reader: PipelinedReader | None = None,
+    ) -> None:
         self._client = client
         self._breaker = breaker
         self._ledger_name = ledger_name
+        self._reader = reader
         self._may_fill = True
         self._sampled_at = -_MEMORY_SAMPLE_SECONDS
 
     async def read(self, slot: Slot) -> Lookup:
         """Look for a copy. Call it before the source is read: the token it returns vouches for no later state."""
-        token_key = self._token_key(slot.topic)
-
-        async def exchange() -> Lookup:
-            token, entry = await self._client.mget(token_key, self._entry_key(slot))
-            if token is not None:
-                return Lookup(_unpack(entry, token, slot.path), token)
-            try:
-                async with self._client.pipeline(transaction=True) as pipe:
-                    pipe.set(token_key, _new_token(), nx=True, ex=_TOKEN_SECONDS)
-                    pipe.get(token_key)
-                    _, token = await pipe.execute()
-            except OutOfMemoryError:
-                return Lookup(None, b"")
-            return Lookup(None, token or b"")
-
-        extra = _LARGE_COPY_SECONDS if slot.seconds == PICTURE_SECONDS else 0.0
         try:
-            lookup = await self._breaker.call(exchange, extra_seconds=extra)
+            token, entry = await self._look(slot)
         except RedisAway:
             metrics.RESPONSE_CACHE.add("away")
             raise
-        metrics.RESPONSE_CACHE.add("miss" if lookup.copy is None else "hit")
-        return lookup
+        copy = _unpack(entry, token, slot.path)
+        metrics.RESPONSE_CACHE.add("miss" if copy is None else "hit")
+        return Lookup(copy, token)
+
+    async def _look(self, slot: Slot) -> tuple[bytes, bytes | None]:
+        """Return the token, a new one where there was none, and the entry; all within one deadline."""
+        token_key, entry_key = self._token_key(slot.topic), self._entry_key(slot)
+        extra = _LARGE_COPY_SECONDS if slot.seconds == PICTURE_SECONDS else 0.0
+        reader = self._reader
+        if reader is not None and not slot.is_large and reader.is_free:
+            began = time.monotonic()
+            most = self._breaker.deadline + extra
+            token, entry = await self._breaker.watch(lambda: reader.mget(token_key, entry_key, seconds=most))
+            if token is not None:
+                return token, entry
+            extra -= time.monotonic() - began
+
+        async def exchange() -> tuple[bytes, bytes | None]:
+            token, entry = await self._client.mget(token_key, entry_key)
+            return (await self._set_token(token_key), None) if token is None else (token, entry)
+
+        return await self._breaker.call(exchange, extra_seconds=extra)
+
+    async def _set_token(self, key: str) -> bytes:
+        """Return a token that counts from now on, mine or somebody else's; an empty one where there is no room."""
+        try:
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.set(key, _new_token(), nx=True, ex=_TOKEN_SECONDS)
+                pipe.get(key)
+                _, token = await pipe.execute()
+        except OutOfMemoryError:
+            return b""
+        return token or b""
 
     async def fill(self, slot: Slot, token: bytes, copy: Copy) -> None:
         """Keep a copy under the token that `read` returned."""
@@ -164,12 +189,15 @@ def _unpack(entry: bytes | None, token: bytes, path: str) -> Copy | None:
     if entry is None:
         return None
     try:
-        entry_token, entry_path, status, headers, body = msgpack.unpackb(entry)
+        entry_token, entry_path, status, headers, body = msgpack.unpackb(entry, use_list=False)
         if entry_token != token or entry_path != path:
             return None
-        if not isinstance(status, int) or not isinstance(body, bytes):
-            raise TypeError("a status or a body of another type")
-        return Copy(status, tuple((str(name), str(value)) for name, value in headers), body)
+        if type(status) is not int or type(headers) is not tuple or type(body) is not bytes:
+            raise TypeError("a status, headers or a body of another type")
+        for name, value in headers:
+            if type(name) is not str or type(value) is not str:
+                raise TypeError("a header of another type")
+        return Copy(status, headers, body)
     except (ValueError, TypeError, msgpack.UnpackException):
         logger.warning("a cached response cannot be read", extra={"path": path})
         return None

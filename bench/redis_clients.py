@@ -1,0 +1,256 @@
+"""What a look into the response cache costs: `python -m bench.redis_clients [rounds]`, in time of this process's CPU.
+
+A look is one `MGET` of a token and of an entry of 13 KB, by as many at once as are named: by each client alone, and by
+the response cache as a whole, with the reader that it has and by redis-py alone, as before there was one.
+Clients that are not installed (coredis, valkey-glide) are skipped with a notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import uvloop
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+
+from bench.figures import ROUNDS, Figure, in_turns, ratio, rounds_asked_for, show
+from parts import Part, free_port, is_valkey_up, valkey_command
+from shared.cancellation import cancel
+from shared.connections import WEB_DEADLINE, CircuitBreaker, maker_of_connections, web_client
+from shared.pipelined import PipelinedReader, reader_beside
+from shared.response_cache import PICTURE_SECONDS, Copy, ResponseCache, Slot
+
+#: How many look at once, and how often each side looks a round.
+CONCURRENCIES = (1, 10, 50)
+LOOKS = 3_000
+
+ID = "0192f0c1-7c1e-7b1e-8b1e-0192f0c17c1e"
+SLOT = Slot(f"/thumbnails/{ID}/320x180.jpeg", ID, PICTURE_SECONDS)
+KEYS = (f"asgilook:5ca1ab1e:token:{ID}", f"asgilook:5ca1ab1e:response:{SLOT.path}")
+HEADERS = (
+    ("etag", '"2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"'),
+    ("last-modified", "Wed, 25 Nov 2026 20:00:00 GMT"),
+    ("cache-control", "public, max-age=31536000, immutable"),
+    ("accept-ranges", "bytes"),
+    ("x-content-type-options", "nosniff"),
+    ("content-type", "image/jpeg"),
+)
+#: What stands for the thumbnail: bytes that nothing can make smaller.
+BODY = os.urandom(13_000)
+
+Look = Callable[[], Awaitable[Any]]
+
+WHOLE, WHOLE_BEFORE = "response cache", "response cache by redis-py"
+READER, CLIENT = "reader", "redis-py"
+
+
+class JoinedPipelines:
+    """redis-py's own pipeline, one for each turn of the event loop."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._asked: list[asyncio.Future[Any]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def mget(self) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        if not self._asked:
+            loop.call_soon(self._begin)
+        self._asked.append(loop.create_future())
+        return self._asked[-1]
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        asked, self._asked = self._asked, []
+        pipe = self._client.pipeline(transaction=False)
+        for _ in asked:
+            pipe.mget(*KEYS)
+        for future, reply in zip(asked, await pipe.execute(), strict=True):
+            future.set_result(reply)
+
+
+class SharedConnection:
+    """redis-py's own connection for everybody, by its public methods: a task writes, and another one reads."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self._asked: deque[asyncio.Future[Any]] = deque()
+        self._unsent = 0
+        self._some_unsent, self._some_sent = asyncio.Event(), asyncio.Event()
+        self.tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
+
+    def mget(self) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        self._asked.append(future)
+        self._unsent += 1
+        self._some_unsent.set()
+        return future
+
+    async def _write(self) -> None:
+        while await self._some_unsent.wait():
+            self._some_unsent.clear()
+            command: Any = ("MGET", *KEYS)
+            commands, self._unsent = hiredis.pack_command(command) * self._unsent, 0
+            await self._connection.send_packed_command(commands)
+            self._some_sent.set()
+
+    async def _read(self) -> None:
+        while await self._some_sent.wait():
+            self._some_sent.clear()
+            while self._asked:
+                reply = await self._connection.read_response()
+                self._asked.popleft().set_result(reply)
+
+
+@contextmanager
+def running_valkey() -> Iterator[int]:
+    """Run a Valkey for the block; yield its port."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        valkey = Part("Valkey", valkey_command(Path(folder), port), dict(os.environ)).start()
+        process = valkey.process
+        if process is None:
+            raise SystemExit("Valkey does not start")
+        try:
+            deadline = time.monotonic() + 30
+            while not is_valkey_up(port, process.pid):
+                if time.monotonic() > deadline:
+                    raise SystemExit("Valkey does not come up")
+                time.sleep(0.01)
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@asynccontextmanager
+async def looks(port: int) -> AsyncIterator[dict[str, Look]]:
+    """Yield every way to look that there is here."""
+    url = f"redis://127.0.0.1:{port}/0"
+    async with AsyncExitStack() as opened:
+        client = web_client(url)
+        opened.push_async_callback(client.aclose)
+        breaker = CircuitBreaker(client, WEB_DEADLINE)
+        opened.push_async_callback(breaker.close)
+        reader, make_connection = reader_beside(client), maker_of_connections(client)
+        if reader is None or make_connection is None:
+            raise SystemExit("a fake Redis is not measured")
+        opened.push_async_callback(cancel, await running(reader))
+        connection = make_connection()
+        await connection.connect()  # type: ignore[no-untyped-call] # redis-py
+        opened.push_async_callback(connection.disconnect)
+        shared = SharedConnection(connection)
+        opened.push_async_callback(cancel, *shared.tasks)
+
+        cache, before = (ResponseCache(client, breaker, lambda: "5ca1ab1e", each) for each in (reader, None))
+        await cache.fill(SLOT, (await cache.read(SLOT)).token, Copy(200, HEADERS, BODY))
+        ways: dict[str, Look] = {
+            WHOLE: lambda: cache.read(SLOT),
+            WHOLE_BEFORE: lambda: before.read(SLOT),
+            READER: lambda: reader.mget(*KEYS, seconds=5.0),
+            CLIENT: lambda: client.mget(*KEYS),
+            "a redis-py pipeline a turn": JoinedPipelines(client).mget,
+            "redis-py's connection, shared": shared.mget,
+        }
+        for name, open_foreign in (("coredis", coredis_client), ("valkey-glide", glide_client)):
+            try:
+                ways[name] = await open_foreign(opened, port)
+            except ImportError:
+                print(f"{name} is not installed, and skipped", file=sys.stderr)
+        yield ways
+
+
+async def keep_looks(port: int, opened: asyncio.Future[dict[str, Look]], is_over: asyncio.Event) -> None:
+    """Open every way to look, and close it in the same task, which coredis insists on."""
+    try:
+        async with looks(port) as ways:
+            opened.set_result(ways)
+            await is_over.wait()
+    except BaseException as exc:
+        if opened.done():
+            raise
+        opened.set_exception(exc)
+
+
+async def running(reader: PipelinedReader) -> asyncio.Task[None]:
+    """Return the task of a reader that has its connection."""
+    task = asyncio.create_task(reader.run())
+    while not reader.is_free:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0.001)
+    return task
+
+
+async def coredis_client(opened: AsyncExitStack, port: int) -> Look:
+    client = await opened.enter_async_context(import_module("coredis").Redis(host="127.0.0.1", port=port))
+    return lambda: client.mget(KEYS)
+
+
+async def glide_client(opened: AsyncExitStack, port: int) -> Look:
+    glide = import_module("glide")
+    address = glide.NodeAddress("127.0.0.1", port)
+    client = await glide.GlideClient.create(glide.GlideClientConfiguration([address]))
+    opened.push_async_callback(client.close)
+    return lambda: client.mget(list(KEYS))
+
+
+async def microseconds(look: Look, concurrency: int) -> float:
+    """Return the CPU time of this process for one look, where so many look at once."""
+    each = LOOKS // concurrency
+
+    async def go_on_looking() -> None:
+        for _ in range(each):
+            if not await look():
+                raise SystemExit("nothing was found")
+
+    begun = time.process_time()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(go_on_looking())
+    return (time.process_time() - begun) / (each * concurrency) * 1e6
+
+
+def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
+    """Yield what the reader makes of a look, alone and as a part of the response cache."""
+    with running_valkey() as port, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        opened: asyncio.Future[dict[str, Look]] = runner.get_loop().create_future()
+        is_over = asyncio.Event()
+        keeping = runner.get_loop().create_task(keep_looks(port, opened, is_over))
+        ways = runner.get_loop().run_until_complete(opened)
+        for concurrency in CONCURRENCIES:
+            sides = {name: partial(side, runner, look, concurrency) for name, look in ways.items()}
+            runs = in_turns(sides, rounds, f"{concurrency} at once")
+            for what, before, after, others in (
+                ("a look into the response cache", WHOLE_BEFORE, WHOLE, ()),
+                ("the MGET alone", CLIENT, READER, set(ways) - {WHOLE, WHOLE_BEFORE}),
+            ):
+                yield Figure(
+                    "serving",
+                    f"CPU of {what}, {concurrency} at once: redis-py / the pipelined reader",
+                    ratio(runs, before, after),
+                    runs={name: values for name, values in runs.items() if name in {before, after, *others}},
+                    runs_unit="µs",
+                )
+        is_over.set()
+        runner.get_loop().run_until_complete(keeping)
+
+
+def side(runner: asyncio.Runner, look: Look, concurrency: int) -> float:
+    return runner.run(microseconds(look, concurrency))
+
+
+if __name__ == "__main__":
+    show(figures(rounds_asked_for()))
