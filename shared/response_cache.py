@@ -107,6 +107,7 @@ class ResponseCache:
             if token is not None:
                 return token, entry
             extra -= time.monotonic() - began
+            return await self._breaker.call(lambda: self._set_token(token_key), extra_seconds=extra), None
 
         async def exchange() -> tuple[bytes, bytes | None]:
             token, entry = await self._client.mget(token_key, entry_key)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
 import fakeredis
 import msgpack
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as ConnectionLost
 
-from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, worker_client
+from shared.cancellation import cancel
+from shared.connections import WEB_DEADLINE, WORKER_DEADLINE, CircuitBreaker, RedisAway, web_client, worker_client
+from shared.pipelined import PipelinedReader, reader_beside
 from shared.response_cache import LIST_TOPIC, MOST_BODY_BYTES, Copy, Lookup, ResponseCache, Slot
 from tests.services import LEDGER_NAME, ledger_name
-from tests.valkey import StartValkey
+from tests.valkey import StartValkey, Valkey
+from tests.waiting import until
 
 SLOT = Slot("/images/image-1", "image-1", 60)
 LIST = Slot("/images?limit=100", LIST_TOPIC, 60)
@@ -113,6 +123,8 @@ async def test_another_ledgers_copies_are_not_seen(cache: ResponseCache, redis: 
         msgpack.packb([b"TOKEN", SLOT.path, "two hundred", [], b""]),
         msgpack.packb([b"TOKEN", SLOT.path, 200, 5, b""]),
         msgpack.packb([b"TOKEN", SLOT.path, 200, [["one"]], b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, [["one", 1]], b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, {"on": 1}, b""]),
         msgpack.packb([b"TOKEN", SLOT.path, 200, [], "text"]),
         msgpack.packb([b"TOKEN", SLOT.path, 200, [], None]),
         msgpack.packb([b"TOKEN", "/images/image-2", 200, [], b""]),
@@ -231,3 +243,162 @@ async def test_a_server_that_does_not_tell_its_memory_is_filled(start_valkey: St
     assert not breaker.is_open
     await breaker.close()
     await client.aclose()
+
+
+# With a reader beside the client, as in a web process
+
+
+class Web:
+    """A response cache with a reader, and what it is made of; what its client reads is counted."""
+
+    def __init__(self, valkey: Valkey, deadline: float) -> None:
+        self.client = web_client(valkey.url)
+        self.breaker = CircuitBreaker(self.client, deadline)
+        reader = reader_beside(self.client)
+        assert reader is not None
+        self.reader: PipelinedReader = reader
+        self.breaker.on_opening.append(reader.drop)
+        self.cache = ResponseCache(self.client, self.breaker, ledger_name, reader)
+        self.read_by_client = 0
+        mget = self.client.mget
+
+        def counted_mget(*keys: Any) -> Any:
+            self.read_by_client += 1
+            return mget(*keys)
+
+        self.client.mget = counted_mget  # type: ignore[assignment] # it is the same, but for the count
+
+
+@asynccontextmanager
+async def web(valkey: Valkey, deadline: float = WORKER_DEADLINE) -> AsyncIterator[Web]:
+    web = Web(valkey, deadline)
+    running = asyncio.create_task(web.reader.run())
+    try:
+        await until(lambda: web.reader.is_free)
+        yield web
+    finally:
+        await cancel(running)
+        await web.breaker.close()
+        await web.client.aclose()
+
+
+async def test_a_crowd_reads_over_the_readers_connection(valkey: Valkey) -> None:
+    async with web(valkey) as here:
+        slots = [Slot(f"/images/{i}", f"image-{i}", 60) for i in range(100)]
+        copies = [Copy(200, (("n", str(i)),), b"x" * i) for i in range(100)]
+        for slot, copy in zip(slots, copies, strict=True):
+            await fill(here.cache, slot, copy)
+
+        lookups = await asyncio.gather(*(here.cache.read(slot) for slot in slots))
+
+        assert [lookup.copy for lookup in lookups] == copies
+        assert here.read_by_client == 0
+
+
+async def test_where_there_is_no_token_one_is_set(valkey: Valkey) -> None:
+    async with web(valkey) as here:
+        first = await here.cache.read(SLOT)
+        second = await here.cache.read(SLOT)
+
+        assert first == second == Lookup(None, first.token)
+        assert len(first.token) == 12
+
+
+async def test_a_changed_token_counts_for_the_reader_too(valkey: Valkey) -> None:
+    async with web(valkey) as here:
+        await fill(here.cache)
+        hit = await here.cache.read(SLOT)
+
+        await here.cache.change_tokens("image-1")
+
+        assert (hit.copy, (await here.cache.read(SLOT)).copy) == (COPY, None)
+
+
+async def test_what_may_be_large_is_read_apart(valkey: Valkey) -> None:
+    """Who asks for a record need not wait until a photograph of megabytes has come."""
+    async with web(valkey) as here:
+        await fill(here.cache, Slot("/images/image-1.jpeg", "image-1", 600, is_large=True))
+
+        assert here.read_by_client == 1
+
+
+async def test_without_its_connection_the_client_reads(valkey: Valkey) -> None:
+    async with web(valkey) as here:
+        await fill(here.cache)
+        here.reader.drop()
+
+        assert (await here.cache.read(SLOT)).copy == COPY
+        assert here.read_by_client == 1
+        await until(lambda: here.reader.is_free)
+        assert (await here.cache.read(SLOT)).copy == COPY
+        assert here.read_by_client == 1
+
+
+async def test_a_frozen_server_costs_one_deadline_and_is_left_alone(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.connections.PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("shared.response_cache._LARGE_COPY_SECONDS", 0.1)
+    async with web(valkey, WEB_DEADLINE) as here:
+        await fill(here.cache)
+        valkey.freeze()
+        begun = time.monotonic()
+
+        # The picture could wait for longer, but the connection ends with the first reply that is overdue.
+        slots = [Slot("/thumbnails/image-1/64x64.jpeg", "image-1", 600), *[SLOT] * 20]
+        outcomes = await asyncio.gather(*(here.cache.read(slot) for slot in slots), return_exceptions=True)
+
+        assert {type(outcome) for outcome in outcomes} == {RedisAway}
+        assert time.monotonic() - begun >= WEB_DEADLINE - 0.002
+        assert here.breaker.is_open
+        with pytest.raises(RedisAway, match="left alone"):
+            await here.cache.read(SLOT)
+        valkey.thaw()
+        await until(lambda: not here.breaker.is_open and here.reader.is_free)
+        assert (await here.cache.read(SLOT)).copy == COPY
+        assert here.read_by_client == 0
+
+
+async def test_where_the_client_finds_redis_away_nobody_waits_for_the_reader(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.connections.PAUSE_SECONDS", 3600)
+    async with web(valkey, WEB_DEADLINE) as here:
+        await here.client.ping()
+        valkey.freeze()
+        reading = asyncio.ensure_future(here.reader.mget("key", seconds=30.0))
+
+        with pytest.raises(RedisAway):
+            await here.breaker.call(here.client.ping)
+
+        with pytest.raises(ConnectionLost):
+            reading.result()
+        valkey.thaw()
+
+
+async def test_a_refused_read_is_a_redis_that_is_away(valkey: Valkey) -> None:
+    async with web(valkey) as here:
+        await fill(here.cache)
+        await here.client.acl_setuser("default", enabled=True, nopass=True, commands=["-mget"])
+
+        with pytest.raises(RedisAway, match="NOPERM"):
+            await here.cache.read(SLOT)
+
+        assert here.breaker.is_open
+
+
+async def test_a_reader_that_goes_away_takes_no_reply_with_it(valkey: Valkey) -> None:
+    async with web(valkey) as here:
+        slots = [Slot(f"/images/{i}", f"image-{i}", 60) for i in range(20)]
+        for slot in slots:
+            await fill(here.cache, slot, Copy(200, (), slot.path.encode()))
+        valkey.freeze()
+        reads = [asyncio.create_task(here.cache.read(slot)) for slot in slots]
+        await asyncio.sleep(0)
+        await cancel(*reads[::2])
+        valkey.thaw()
+
+        lookups = await asyncio.gather(*reads[1::2])
+
+        assert [lookup.copy for lookup in lookups] == [Copy(200, (), slot.path.encode()) for slot in slots[1::2]]
+        assert not here.breaker.is_open
