@@ -27,8 +27,10 @@ _MOST_COMMANDS = 1_000
 _MOST_BYTES = 2 * 1024 * 1024
 #: What a reply is taken for before any has come.
 _USUAL_BYTES = 16 * 1024
-#: Seconds that count of one turn of the clock below: a process may stand still in all of them but one.
-_PART_SECONDS = WEB_DEADLINE / 5
+#: Seconds between two turns of the clock below, and how many count of each at the most, since a timer is late by some
+#: of a millisecond: a process may stand still in all of a deadline's turns but one.
+_TURN_SECONDS = WEB_DEADLINE / 5
+_MOST_OF_A_TURN = 1.2 * _TURN_SECONDS
 #: A loop counts in whole milliseconds.
 _LEAST_SECONDS = 0.001
 #: Seconds between a connection's end and the next one's beginning; twice as many each time that it comes to nothing.
@@ -121,7 +123,7 @@ class _Pipeline(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._usual_bytes = float(_USUAL_BYTES)
         self._unparsed_bytes = 0
-        #: A clock that counts no more than a part each time, however long this process stood still: a reply may have
+        #: A clock that counts no more than a turn each time, however long this process stood still: a reply may have
         #: been there all the time. It goes while anybody waits; one timer is enough for all of them.
         self._clock = 0.0
         self._looked_at = 0.0
@@ -143,7 +145,7 @@ class _Pipeline(asyncio.Protocol):
         packed = hiredis.pack_command(command)  # type: ignore[arg-type] # typed as if it took one word
         if self._timer is None:
             self._looked_at = self._loop.time()
-            self._timer = self._loop.call_later(_PART_SECONDS, self._look_at_clock)
+            self._timer = self._loop.call_later(_TURN_SECONDS, self._look_at_clock)
         if not self._waiting:
             self._transport.write(packed)
         else:
@@ -163,7 +165,7 @@ class _Pipeline(asyncio.Protocol):
             self._timer.cancel()
         for future, _, _ in self._waiting:
             if not future.done():
-                future.set_exception(kind(why))
+                _refuse(future, kind(why))
         self._waiting.clear()
         self._unsent.clear()
 
@@ -212,7 +214,7 @@ class _Pipeline(asyncio.Protocol):
         if future.done():  # whoever waited has gone away
             return
         if is_refusal:
-            future.set_exception(reply)
+            _refuse(future, reply)
         else:
             future.set_result(reply)
 
@@ -222,7 +224,7 @@ class _Pipeline(asyncio.Protocol):
             self._unsent.clear()
 
     def _now(self) -> float:
-        return self._clock + min(self._loop.time() - self._looked_at, _PART_SECONDS)
+        return self._clock + min(self._loop.time() - self._looked_at, _MOST_OF_A_TURN)
 
     def _look_at_clock(self) -> None:
         self._clock = self._now()
@@ -234,12 +236,17 @@ class _Pipeline(asyncio.Protocol):
         if left <= 0:
             self.drop(TimeoutError, "a reply is overdue")
         else:
-            self._timer = self._loop.call_later(min(max(left, _LEAST_SECONDS), _PART_SECONDS), self._look_at_clock)
+            self._timer = self._loop.call_later(min(max(left, _LEAST_SECONDS), _TURN_SECONDS), self._look_at_clock)
 
     def _checked(self, check: asyncio.Future[Values]) -> None:
         error = check.exception()
         if isinstance(error, ResponseError) and str(error).startswith("READONLY"):
             self.drop(ReadOnlyError, str(error))
+
+
+def _refuse(future: asyncio.Future[Values], error: Exception) -> None:
+    future.set_exception(error)
+    future.exception()  # seen: whoever is cancelled just now does not ask any more
 
 
 def _are_values(reply: Any, values: int) -> bool:

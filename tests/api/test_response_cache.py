@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 import pytest_asyncio
-from falcon.testing import Result
+from falcon.testing import ASGIConductor, Result
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as ConnectionLost
 
-from shared.connections import WEB_DEADLINE, CircuitBreaker, web_client
+from api.app import create_app
+from shared.connections import WEB_DEADLINE, WORKER_DEADLINE, CircuitBreaker, web_client
 from shared.images import Image, Owed
 from shared.ledger import Ledger
 from shared.response_cache import LIST_TOPIC, Copy, ResponseCache, Slot
+from shared.settings import Settings
 from tests.api.arrange import Redises, Service, certain, headers_of, problem_of, until
 from tests.api.conftest import Start
+from tests.valkey import Valkey
 
 CACHE_URL = "redis://cache.test:6379/0"
 #: As large as the JPEG of a photograph of 12 MP.
@@ -561,3 +569,36 @@ async def test_the_cache_may_live_on_a_redis_of_its_own(start: Start, redises: R
     assert await service.copies() == []
     keys: list[Any] = await redises(CACHE_URL).keys("*:response:*")
     assert keys == [f"asgilook:{service.ledger_name}:response:/images".encode()]
+
+
+@pytest.mark.parametrize(("most", "expected"), [(2, "Miss"), (3, "Hit")])
+async def test_copies_are_read_over_a_connection_of_their_own_where_there_may_be_one(
+    template: Path, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, most: int, expected: str
+) -> None:
+    """The other two are the one on which notices are listened for, and that of everything else."""
+    monkeypatch.setattr("api.app.WEB_DEADLINE", WORKER_DEADLINE)  # on a busy machine, too
+    shutil.copytree(template, tmp_path / "data")
+    settings = Settings(
+        storage_path=tmp_path / "data", free_disk_floor=0, redis_url=valkey.url, redis_max_connections=most
+    )
+    redis = Redis.from_url(valkey.url)
+
+    async def connections() -> int:
+        return len(await redis.client_list()) - 1
+
+    async def are_as_many_as_may_be() -> bool:
+        return await connections() == most
+
+    async with ASGIConductor(create_app(settings)) as client:
+        await until(are_as_many_as_may_be)
+        await client.simulate_get("/images")
+
+        async def fail(*keys: Any) -> None:
+            raise ConnectionLost("it is not to be asked")
+
+        monkeypatch.setattr(Redis, "mget", fail)
+        answers = await asyncio.gather(*(client.simulate_get("/images") for _ in range(50)))
+
+        assert {cache_of(answer) for answer in answers} == {expected}
+        assert await connections() == most
+    await redis.aclose()
