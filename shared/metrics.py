@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from itertools import product
 from typing import Any, TypeVar
 
@@ -29,12 +29,13 @@ class Counter:
     def add(self, *labels: str, by: float = 1) -> None:
         """Count one, or so many."""
         if self._real is not None:
-            (self._real.labels(*labels) if labels else self._real).inc(by)
+            self._labelled(*labels).inc(by)
 
     def switch_on(self, prometheus: Any, registry: Any) -> None:
         self._real = prometheus.Counter(*self._declared, registry=registry)
+        self._labelled = _labelled(self._real)
         for labels in self._known:
-            self._real.labels(*labels)
+            self._labelled(*labels)
 
 
 class Histogram:
@@ -53,10 +54,16 @@ class Histogram:
     def observe(self, value: float, *labels: str) -> None:
         """Count what was measured."""
         if self._real is not None:
-            (self._real.labels(*labels) if labels else self._real).observe(value)
+            self._labelled(*labels).observe(value)
 
     def switch_on(self, prometheus: Any, registry: Any) -> None:
         self._real = prometheus.Histogram(*self._declared, registry=registry, buckets=self._up_to)
+        self._labelled = _labelled(self._real)
+
+
+def _labelled(metric: Any) -> Callable[..., Any]:
+    """Return what finds a metric by its labels, once: the library takes longer for that than to count."""
+    return cache(lambda *labels: metric.labels(*labels) if labels else metric)
 
 
 _ALL: list[Counter | Histogram] = []
