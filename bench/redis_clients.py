@@ -28,7 +28,7 @@ from redis.asyncio.connection import AbstractConnection
 from bench.figures import ROUNDS, Figure, in_turns, ratio, rounds_asked_for, show
 from parts import Part, free_port, is_valkey_up, valkey_command
 from shared.cancellation import cancel
-from shared.connections import WEB_DEADLINE, CircuitBreaker, maker_of_connections, web_client
+from shared.connections import WORKER_DEADLINE, CircuitBreaker, maker_of_connections, web_client
 from shared.pipelined import PipelinedReader, reader_beside
 from shared.response_cache import PICTURE_SECONDS, Copy, ResponseCache, Slot
 
@@ -144,7 +144,7 @@ async def looks(port: int) -> AsyncIterator[dict[str, Look]]:
     async with AsyncExitStack() as opened:
         client = web_client(url)
         opened.push_async_callback(client.aclose)
-        breaker = CircuitBreaker(client, WEB_DEADLINE)
+        breaker = CircuitBreaker(client, WORKER_DEADLINE)  # on a busy machine, too
         opened.push_async_callback(breaker.close)
         reader, make_connection = reader_beside(client), maker_of_connections(client)
         if reader is None or make_connection is None:
