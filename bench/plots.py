@@ -30,9 +30,9 @@ def draw_bars(figures: Sequence[Figure], path: Path) -> None:
         colour = MET if figure.is_met else MISSED
         axes.plot([1, times], [line, line], color=colour, linewidth=5, solid_capstyle="butt", alpha=0.5)
         axes.plot(times, line, "o", color=colour, markersize=8)
-        text = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 9}
-        axes.annotate(f"{figure.shown_value}", (1.02, line), color=colour, weight="bold", **text)
-        axes.annotate(f"bar {figure.bar}", (1.17, line), color=QUIET, **text)
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, line, figure.shown_value, color=colour, weight="bold", va="center", transform=beside)
+        axes.text(1.14, line, f"bar {figure.bar}", color=QUIET, va="center", transform=beside)
     axes.axvline(1, color="#404040", linewidth=1.2)
     least, most = min(0.5, *map(margin, barred)) / 1.15, max(2.0, *map(margin, barred)) * 1.15
     axes.set_xscale("log", base=2)
@@ -74,7 +74,8 @@ def draw_group(group: str, figures: Sequence[Figure], path: Path) -> bool:
     colours = colours_of(names)
     for axes, (unit, ours) in zip(column, panels.items(), strict=True):
         _draw_sides(axes, ours, unit, colours)
-    column[0].set_title(f"{group.capitalize()}: medians, and the least and the most of a round", loc="left", fontsize=11)
+    title = f"{group.capitalize()}: medians, and the least and the most of a round"
+    column[0].set_title(title, loc="left", fontsize=11)
     sheet.savefig(path, dpi=90)
     return True
 
@@ -102,7 +103,8 @@ def _draw_sides(axes: Axes, figures: Sequence[Figure], unit: str, colours: dict[
             axes.barh(line, middle, height=0.8, color=colours.get(side, OURS))
             if len(values) > 1:
                 axes.plot([min(values), max(values)], [line, line], color="#303030", linewidth=1)
-            axes.annotate(f" {middle:,.3g}" if middle < 1000 else f" {middle:,.0f}", (max(middle, *values), line), va="center", fontsize=8)
+            text = f" {middle:,.3g}" if middle < 1000 else f" {middle:,.0f}"
+            axes.annotate(text, (max(middle, *values), line), va="center", fontsize=8)
             most = max(most, middle, *values)
             ticks.append(line)
             name = figure.name if number == 0 else ""

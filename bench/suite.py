@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -57,6 +58,8 @@ def run(name: str, rounds: int) -> Told:
         lines.touch()
         command = [sys.executable, "-m", "bench.suite", name, str(rounds), str(lines)]
         failure = _end_of(subprocess.Popen(command, cwd=HERE))  # noqa: S603 - our own
+        if failure and (output := lines.with_suffix(".output")).exists():
+            print("".join(output.read_text(errors="replace").splitlines(keepends=True)[-30:]), file=sys.stderr)
         figures = [Figure.from_json(json.loads(line)) for line in lines.read_text().splitlines()]
     if not failure and not figures:
         failure = "it told nothing"
@@ -104,7 +107,11 @@ def _noted(figures: Iterable[Figure], file: Path) -> Iterator[Figure]:
 
 
 def main(name: str, rounds: int, file: Path) -> None:
-    """Be the process of one module."""
+    """Be the process of one module: figures and progress are shown, and what services print goes to a file."""
+    sys.stdout, sys.stderr = (open(os.dup(stream), "w", buffering=1) for stream in (1, 2))  # noqa: SIM115 - to our end
+    with file.with_suffix(".output").open("wb") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
     show(_noted(importlib.import_module(f"bench.{name}").figures(rounds), file))
 
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 
+from bench.clients import Client, at_once
 from bench.figures import ROUNDS, ROUNDS_THAT_COUNT, Figure, at_most, progress, rounds_asked_for, show
 from bench.isolation import photograph
-from bench.processes import Process, web_of
+from bench.processes import web_of
 from bench.service import Service, run_service, until
 
 MOST_MEGABYTES = 16.0
@@ -50,31 +49,12 @@ def growth_by_uploads(folder: Path) -> tuple[float, float]:
         web = web_of(service)
         for _ in range(3):
             service.upload(body[: UPLOAD_BYTES // 8])
-        _at_once(lambda: service.upload(body[:1_000_000]), UPLOADS)
+        at_once(lambda: service.upload(body[:1_000_000]), UPLOADS)
         before = web.resident_megabytes()
         web.forget_peak()
-        _at_once(lambda: service.upload(body), UPLOADS)
+        at_once(lambda: service.upload(body), UPLOADS)
         peak = web.peak_megabytes()
         return peak - before, web.resident_megabytes() - before
-
-
-def _at_once(act: Callable[[], object], times: int) -> None:
-    """Do something so many times at once."""
-    failures: list[BaseException] = []
-
-    def do() -> None:
-        try:
-            act()
-        except BaseException as exc:
-            failures.append(exc)
-
-    threads = [threading.Thread(target=do) for _ in range(times)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
 
 
 def growth_by_requests(folder: Path, requests: int) -> list[float]:
@@ -97,21 +77,15 @@ def growth_by_requests(folder: Path, requests: int) -> list[float]:
 def mix(service: Service, pictures: Sequence[bytes]) -> list[Ask]:
     """Upload some images; return requests of every kind about them, pictures and thumbnails mostly."""
     ids = [service.upload(pictures[number % len(pictures)]) for number in range(IMAGES)]
-    with closing(HTTPConnection("127.0.0.1", service.web_port, timeout=60)) as connection:
-
-        def get(path: str) -> tuple[bytes, str]:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.read(), answer.headers["ETag"] or ""
-
+    with closing(Client(service.web_port)) as client:
         records = []
         for image_id in ids:
-            until(lambda image_id=image_id: json.loads(get(f"/images/{image_id}")[0])["status"] == "ready")  # type: ignore[misc] # a default is no argument
-            records.append(json.loads(get(f"/images/{image_id}")[0]))
+            until(lambda image_id=image_id: json.loads(client.get(f"/images/{image_id}")[0])["status"] == "ready")  # type: ignore[misc] # a default is no argument
+            records.append(json.loads(client.get(f"/images/{image_id}")[0]))
         asks = []
         for record in records:
             asks += [Ask(path, 200, {}) for path in record["thumbnails"]] * 3
-            asks += [Ask(path, 304, {"If-None-Match": get(path)[1]}) for path in record["thumbnails"]]
+            asks += [Ask(path, 304, {"If-None-Match": client.get(path)[1]}) for path in record["thumbnails"]]
             asks += [Ask(record["image"], 200, {}), Ask(f"/images/{record['id']}", 200, {})]
         missing = [path.replace("/images/", "/images/0") for path in (record["image"] for record in records)]
         asks += [Ask(path, 404, {}) for path in missing[:5]]
@@ -127,16 +101,12 @@ def ask_all(service: Service, asks: Sequence[Ask], count: int) -> None:
 
     def ask() -> None:
         at = next(starts) * len(asks) // CLIENTS
-        with closing(HTTPConnection("127.0.0.1", service.web_port, timeout=60)) as connection:
+        with closing(Client(service.web_port)) as client:
             for number in range(count // CLIENTS):
                 one = asks[(at + number) % len(asks)]
-                connection.request("GET", one.path, headers=one.headers)
-                answer = connection.getresponse()
-                answer.read()
-                if answer.status != one.status:
-                    raise SystemExit(f"GET {one.path} got {answer.status}")
+                client.get(one.path, one.status, one.headers)
 
-    _at_once(ask, CLIENTS)
+    at_once(ask, CLIENTS)
 
 
 def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
