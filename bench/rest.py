@@ -148,7 +148,8 @@ def _at_rest(seconds: float) -> Iterator[Figure]:
         progress("")
         names = _names(processes)
         cores = [
-            (process.cpu_seconds() - before) / seconds * 100 for process, before in zip(processes, cpu, strict=True)
+            (process.cpu_seconds() - before) / seconds * 100
+            for process, before in zip(processes, cpu_before, strict=True)
         ]
         woken = [
             (process.wakeups() - before) / seconds for process, before in zip(processes, woken_before, strict=True)
