@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
 
 from bench.figures import Figure
+from bench.model import Machine, Mix, queue_of
+from bench.queueing import arrivals, percentile, simulate
+
+if TYPE_CHECKING:
+    from bench.capacity import Check
 
 MET, MISSED, QUIET = "#2a7f62", "#c0392b", "#8a8a8a"
 #: Ours in one colour wherever it stands, everybody else in their own.
@@ -124,3 +131,40 @@ def _draw_sides(axes: Axes, figures: Sequence[Figure], unit: str, colours: dict[
 def _without_frame(axes: Axes) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
+
+
+def draw_waiting(machine: Machine, mix: Mix, checks: Sequence[Check], path: Path) -> None:
+    """Draw the time to ready by how busy the slots are: the model's, simulated, and measured."""
+    sheet = Sheet(figsize=(9, 5.2), layout="constrained")
+    axes = sheet.subplots()
+    most = machine.rate(mix)
+    uses = [number / 50 for number in range(1, 48)]
+    queues = [queue_of(machine, mix, use * most) for use in uses]
+    chance = random.Random(1)  # noqa: S311 - no secret
+    for share, colour, name in ((0.5, OTHERS[0], "median"), (0.95, OURS, "95 of 100 within")):
+        axes.plot(uses, [queue.ready_within(share) for queue in queues], color=colour, label=f"{name}: model")
+        for number, use in enumerate(uses[4::5]):
+            queue = queues[4::5][number]
+            jobs = arrivals(lambda now, queue=queue: queue.rate, queue.rate, 20_000 / queue.rate, chance)  # type: ignore[misc] # a default is no argument
+            run = simulate(jobs, lambda queue=queue: chance.choice(queue.service), machine.cores)  # type: ignore[misc] # a default is no argument
+            label = None if number else f"{name}: simulated, 20,000 images"
+            axes.plot(use, run.ready_within(share), "o", color=colour, markersize=5, alpha=0.6, label=label)
+        for number, one in enumerate(check for check in checks if check.point):
+            assert one.point is not None  # noqa: S101 - only those
+            value = one.point.median if share == 0.5 else one.point.slowest_of_20
+            spread = [percentile([run.ready_within(share) for run in one.runs], edge) for edge in (0.05, 0.95)]
+            use = one.load.asked
+            axes.plot([use, use], spread, color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
+            label = None if number else f"{name}: measured, {one.load.seconds:.0f} s"
+            axes.plot(use, value, "D", color=colour, markeredgecolor="#202020", markersize=8, label=label)
+    top = max([queues[42].ready_within(0.95), *(check.point.slowest_of_20 for check in checks if check.point)])
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, top * 1.1)
+    axes.set_xticks([number / 10 for number in range(11)], [f"{number * 10} %" for number in range(11)])
+    axes.set_xlabel(f"uploads, of the {most:.1f} a second that this machine renders ({machine.cores} slots)")
+    axes.set_ylabel("seconds from upload to ready")
+    axes.set_title("Waiting; bars: what chance alone makes of a run of that length", loc="left", fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", fontsize=9, frameon=False)
+    _without_frame(axes)
+    sheet.savefig(path, dpi=100)

@@ -147,13 +147,10 @@ def _at_rest(seconds: float) -> Iterator[Figure]:
         time.sleep(seconds)  # it is over this time that they are counted
         progress("")
         names = _names(processes)
-        cores = [
-            (process.cpu_seconds() - before) / seconds * 100
-            for process, before in zip(processes, cpu_before, strict=True)
-        ]
-        woken = [
-            (process.wakeups() - before) / seconds for process, before in zip(processes, woken_before, strict=True)
-        ]
+        computed = [process.cpu_seconds() for process in processes]
+        cores = [(after - before) / seconds * 100 for after, before in zip(computed, cpu_before, strict=True)]
+        woken_after = [process.wakeups() for process in processes]
+        woken = [(after - before) / seconds for after, before in zip(woken_after, woken_before, strict=True)]
         memory = [process.own_megabytes() for process in processes]
     yield Figure(
         "scale",
