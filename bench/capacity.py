@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import machine as here
-from bench import suite
+from bench import scale_plots, suite
 from bench.load import Load, Point, measure
 from bench.model import Answer, Demand, Machine, plan, queue_of, view_shares
 from bench.queueing import DAY_SECONDS, Queue, Simulated, arrivals, daily, percentile, simulate
@@ -158,12 +158,13 @@ def a_day(machine: Machine, seed: int = 1) -> str:
         came, lambda: chance.choice(service[chance.choices(list(MIX), list(MIX.values()))[0]]), machine.cores
     )
     noon = [taken for at, taken in zip(came, run.times, strict=True) if abs(at - DAY_SECONDS / 2) <= 1800]
+    busiest, whole = ([percentile(times, share) for share in (0.5, 0.95)] for times in (noon, run.times))
+    predicted = [queue.ready_within(share) for share in (0.5, 0.95)]
     return (
-        f"A day of {len(came):,} uploads, half of 3 and half of 12 MP, whose busiest hour has {demand.peak:g} times "
-        f"the mean and 70 % of the capacity, simulated: in that hour a median of {percentile(noon, 0.5):.2f} s and 95 of "
-        f"100 within {percentile(noon, 0.95):.2f} s; the model says {queue.ready_within(0.5):.2f} and "
-        f"{queue.ready_within(0.95):.2f} s. Over the whole day: {percentile(run.times, 0.5):.2f} and "
-        f"{percentile(run.times, 0.95):.2f} s."
+        f"A day of {len(came):,} uploads, half of 3 and half of 12 MP, its busiest hour with {demand.peak:g} times the "
+        f"mean and 70 % of the capacity, simulated: in that hour a median of {busiest[0]:.2f} s and 95 of 100 within "
+        f"{busiest[1]:.2f} s; the model says {predicted[0]:.2f} and {predicted[1]:.2f} s. Over the whole day: "
+        f"{whole[0]:.2f} and {whole[1]:.2f} s."
     )
 
 
@@ -176,8 +177,6 @@ def load_points(file: Path) -> tuple[dict[str, str], list[Point]]:
 
 def write(machine: Machine, folder: Path) -> None:
     """Compute the page and draw the plot."""
-    from bench import plots
-
     facts, points = load_points(folder / MEASURED)
     by_use = {point.asked: point for point in points}
     checks = [check(machine, use, by_use.get(use)) for use in USES]
@@ -197,7 +196,7 @@ def write(machine: Machine, folder: Path) -> None:
     text = page.read_text() if page.exists() else f"# Capacity\n\n{BEGIN}\n{END}\n"
     head, _, rest = text.partition(BEGIN)
     page.write_text(f"{head}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{rest.partition(END)[2]}")
-    plots.draw_waiting(machine, MIX, checks, folder / PLOT)
+    scale_plots.draw_waiting(machine, MIX, checks, folder / PLOT)
 
 
 def measure_all(machine: Machine, file: Path) -> None:

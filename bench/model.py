@@ -209,7 +209,7 @@ def queue_of(
 ) -> Queue:
     """Return the queue that so many uploads a second make, where views take the share `viewing` of all cores."""
     use, slots = 0.5, machine.cores * workers
-    for _ in range(100):  # what images take depends on how many there are at once, and the other way round
+    for _ in range(20):  # what images take depends on how many there are at once, and the other way round
         queue = Queue(slots, uploads, samples(machine.service(mix, use, 1 - viewing), mix), batch)
         use = (use + min(queue.utilization, 1.0)) / 2
     return queue

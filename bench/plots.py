@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
-import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
 
 from bench.figures import Figure
-from bench.model import Machine, Mix, queue_of
-from bench.queueing import arrivals, percentile, simulate
-
-if TYPE_CHECKING:
-    from bench.capacity import Check
 
 MET, MISSED, QUIET = "#2a7f62", "#c0392b", "#8a8a8a"
 #: Ours in one colour wherever it stands, everybody else in their own.
 OURS = "#e08a1e"
 OTHERS = ("#5b5f97", "#8fb8de", "#a3a380", "#b8b8b8", "#7d5a50", "#6b9080", "#c08497")
 #: Words of the names that our own sides have.
-_OUR_WORDS = ("ours", "asgilook", "service", "web", "worker", "lru")
+_OUR_WORDS = ("ours", "asgilook", "backlog", "lru", "reader")
 _LINE_INCHES = 0.36
+#: Figures of one unit that differ by more have panels of their own: the smaller ones could not be seen.
+_MOST_TIMES = 12.0
+#: Further than so many times better than its bar nothing is drawn.
+_MOST_MARGIN = 16.0
 
 
 def draw_bars(figures: Sequence[Figure], path: Path) -> None:
     """Draw how far each figure is on the good side of its bar, as a multiple of it, on a scale of doublings."""
     barred = [figure for figure in figures if figure.bar is not None]
-    sheet = Sheet(figsize=(11, 1.4 + _LINE_INCHES * len(barred)), layout="constrained")
+    sheet = Sheet(figsize=(12, 1.1 + _LINE_INCHES * len(barred)), layout="constrained")
     axes = sheet.subplots()
     for line, figure in enumerate(barred):
-        times = margin(figure)
+        times = min(margin(figure), _MOST_MARGIN)
         colour = MET if figure.is_met else MISSED
-        axes.plot([1, times], [line, line], color=colour, linewidth=5, solid_capstyle="butt", alpha=0.5)
-        axes.plot(times, line, "o", color=colour, markersize=8)
+        axes.plot([1, times], [line, line], color=colour, linewidth=6, solid_capstyle="butt", alpha=0.4)
+        axes.plot(times, line, ">" if margin(figure) > _MOST_MARGIN else "o", color=colour, markersize=8)
         beside = axes.get_yaxis_transform()
-        axes.text(1.02, line, figure.shown_value, color=colour, weight="bold", va="center", transform=beside)
-        axes.text(1.14, line, f"bar {figure.bar}", color=QUIET, va="center", transform=beside)
+        measured = {"color": colour, "weight": "bold", "ha": "right", "va": "center", "fontsize": 9}
+        axes.text(1.11, line, figure.shown_value, transform=beside, clip_on=False, **measured)  # type: ignore[arg-type] # as its stubs have it
+        axes.text(1.13, line, str(figure.bar), color=QUIET, va="center", fontsize=9, transform=beside)
     axes.axvline(1, color="#404040", linewidth=1.2)
-    least, most = min(0.5, *map(margin, barred)) / 1.15, max(2.0, *map(margin, barred)) * 1.15
+    least, most = min([0.5, *map(margin, barred)]) / 1.15, min(max([2.0, *map(margin, barred)]), _MOST_MARGIN) * 1.1
     axes.set_xscale("log", base=2)
     axes.set_xlim(least, most)
     ticks = [2.0**power for power in range(-6, 7) if least <= 2.0**power <= most]
     axes.set_xticks(ticks, ["the bar" if tick == 1 else f"{tick:g} x" for tick in ticks])
     axes.minorticks_off()
-    axes.set_yticks(range(len(barred)), [f"{figure.name}" for figure in barred], fontsize=9)
+    axes.set_yticks(range(len(barred)), [figure.name for figure in barred], fontsize=9)
+    axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(barred) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
-    _without_frame(axes)
-    axes.set_title("How many times better than its bar", loc="left", fontsize=11)
+    without_frame(axes)
+    title = "How many times better than its bar each figure is, and at the right what was measured and the bar"
+    axes.set_title(title, loc="left", fontsize=11)
     sheet.savefig(path, dpi=90)
 
 
@@ -64,27 +64,40 @@ def margin(figure: Figure) -> float:
     return 1 / max(figure.value / figure.bar.value, least)
 
 
-def draw_group(group: str, figures: Sequence[Figure], path: Path) -> bool:
-    """Draw what each side took, one panel for each unit; tell whether there was anything to draw."""
-    panels: dict[str, list[Figure]] = {}
-    for figure in figures:
-        if figure.runs:
-            panels.setdefault(figure.runs_unit, []).append(figure)
-        elif figure.unit:
-            panels.setdefault(figure.unit, []).append(figure)
+def draw_sides(group: str, figures: Sequence[Figure], path: Path) -> bool:
+    """Draw what each side took, a panel for what has the same unit and size; tell whether there was anything."""
+    panels = panels_of([figure for figure in figures if figure.runs])
     if not panels:
         return False
-    heights = [sum(len(_sides(figure)) + 0.7 for figure in ours) + 0.5 for ours in panels.values()]
-    sheet = Sheet(figsize=(11, 0.9 + sum(0.27 * height + 0.5 for height in heights)), layout="constrained")
+    heights = [sum(len(figure.runs) + 1.3 for figure in ours) for ours in panels]
+    sheet = Sheet(figsize=(10, 0.6 + sum(0.25 * height + 0.55 for height in heights)), layout="constrained")
     column = sheet.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    names = sorted({side for figure in figures for side in figure.runs})
-    colours = colours_of(names)
-    for axes, (unit, ours) in zip(column, panels.items(), strict=True):
-        _draw_sides(axes, ours, unit, colours)
-    title = f"{group.capitalize()}: medians, and the least and the most of a round"
-    column[0].set_title(title, loc="left", fontsize=11)
+    colours = colours_of(list(dict.fromkeys(side for figure in figures for side in figure.runs)))
+    for axes, ours in zip(column, panels, strict=True):
+        _draw_panel(axes, ours, colours)
+    sheet.suptitle(
+        f"{group.capitalize()}: medians; lines: least and most of all rounds", x=0.01, ha="left", fontsize=12
+    )
     sheet.savefig(path, dpi=90)
     return True
+
+
+def panels_of(figures: Sequence[Figure]) -> list[list[Figure]]:
+    """Return figures by what can be seen on one scale: of one unit, and not many times as large as another."""
+    panels: list[list[Figure]] = []
+    for figure in figures:
+        for panel in panels:
+            sizes = [_largest(one) for one in (*panel, figure)]
+            if panel[0].runs_unit == figure.runs_unit and max(sizes) <= _MOST_TIMES * min(sizes):
+                panel.append(figure)
+                break
+        else:
+            panels.append([figure])
+    return panels
+
+
+def _largest(figure: Figure) -> float:
+    return max(statistics.median(values) for values in figure.runs.values())
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
@@ -95,76 +108,50 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def _is_ours(name: str) -> bool:
-    return any(word in name.lower().split() for word in _OUR_WORDS)
+    return any(word in name.lower().replace(":", " ").split() for word in _OUR_WORDS)
 
 
-def _sides(figure: Figure) -> dict[str, list[float]]:
-    return figure.runs or {"": [figure.value]}
-
-
-def _draw_sides(axes: Axes, figures: Sequence[Figure], unit: str, colours: dict[str, str]) -> None:
-    line, ticks, labels, most = 0.0, [], [], 0.0
+def _draw_panel(axes: Axes, figures: Sequence[Figure], colours: Mapping[str, str]) -> None:
+    line, places = 0.0, {}
     for figure in figures:
-        for number, (side, values) in enumerate(_sides(figure).items()):
-            middle = statistics.median(values)
-            axes.barh(line, middle, height=0.8, color=colours.get(side, OURS))
-            if len(values) > 1:
-                axes.plot([min(values), max(values)], [line, line], color="#303030", linewidth=1)
-            text = f" {middle:,.3g}" if middle < 1000 else f" {middle:,.0f}"
-            axes.annotate(text, (max(middle, *values), line), va="center", fontsize=8)
-            most = max(most, middle, *values)
-            ticks.append(line)
-            name = figure.name if number == 0 else ""
-            labels.append(f"{name}   {side}" if side else name)
+        bar = "" if figure.bar is None else f", bar {figure.bar}"
+        axes.text(
+            *(0.0, line), f"{figure.name}: {figure.shown_value}{bar}", va="center", fontsize=9, weight="bold",
+            color="#202020" if figure.is_met else MISSED, transform=axes.get_yaxis_transform(),
+        )  # fmt: skip
+        for side, values in figure.runs.items():
             line += 1
-        line += 0.7
-    axes.set_xlim(0, most * 1.12 or 1)
-    axes.set_ylim(line - 0.7 + 0.1, -0.9)
-    axes.set_yticks(ticks, labels, fontsize=8)
+            draw_bar(axes, line, values, colours[side])
+            places[line] = side
+        line += 1.3
+    axes.set_xlim(0, max(max(values) for figure in figures for values in figure.runs.values()) * 1.12)
+    axes.set_ylim(line - 0.6, -0.7)
+    axes.set_yticks(list(places), list(places.values()), fontsize=9)
+    axes.set_xlabel(figures[0].runs_unit, fontsize=9, loc="right")
+    tidy(axes)
+
+
+def draw_bar(axes: Axes, line: float, values: Sequence[float], colour: str) -> None:
+    """Draw a median with the least and the most beside it, and its number."""
+    middle = statistics.median(values)
+    axes.barh(line, middle, height=0.8, color=colour)
+    if len(values) > 1:
+        axes.plot([min(values), max(values)], [line, line], color="#303030", linewidth=1)
+    axes.annotate(f" {in_short(middle)}", (max(values), line), va="center", fontsize=8)
+
+
+def in_short(value: float) -> str:
+    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def tidy(axes: Axes) -> None:
+    """Have bars from 0 on, with nothing around them that says nothing."""
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(unit, fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    _without_frame(axes)
+    without_frame(axes)
 
 
-def _without_frame(axes: Axes) -> None:
+def without_frame(axes: Axes) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-
-
-def draw_waiting(machine: Machine, mix: Mix, checks: Sequence[Check], path: Path) -> None:
-    """Draw the time to ready by how busy the slots are: the model's, simulated, and measured."""
-    sheet = Sheet(figsize=(9, 5.2), layout="constrained")
-    axes = sheet.subplots()
-    most = machine.rate(mix)
-    uses = [number / 50 for number in range(1, 48)]
-    queues = [queue_of(machine, mix, use * most) for use in uses]
-    chance = random.Random(1)  # noqa: S311 - no secret
-    for share, colour, name in ((0.5, OTHERS[0], "median"), (0.95, OURS, "95 of 100 within")):
-        axes.plot(uses, [queue.ready_within(share) for queue in queues], color=colour, label=f"{name}: model")
-        for number, use in enumerate(uses[4::5]):
-            queue = queues[4::5][number]
-            jobs = arrivals(lambda now, queue=queue: queue.rate, queue.rate, 20_000 / queue.rate, chance)  # type: ignore[misc] # a default is no argument
-            run = simulate(jobs, lambda queue=queue: chance.choice(queue.service), machine.cores)  # type: ignore[misc] # a default is no argument
-            label = None if number else f"{name}: simulated, 20,000 images"
-            axes.plot(use, run.ready_within(share), "o", color=colour, markersize=5, alpha=0.6, label=label)
-        for number, one in enumerate(check for check in checks if check.point):
-            assert one.point is not None  # noqa: S101 - only those
-            value = one.point.median if share == 0.5 else one.point.slowest_of_20
-            spread = [percentile([run.ready_within(share) for run in one.runs], edge) for edge in (0.05, 0.95)]
-            use = one.load.asked
-            axes.plot([use, use], spread, color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
-            label = None if number else f"{name}: measured, {one.load.seconds:.0f} s"
-            axes.plot(use, value, "D", color=colour, markeredgecolor="#202020", markersize=8, label=label)
-    top = max([queues[42].ready_within(0.95), *(check.point.slowest_of_20 for check in checks if check.point)])
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, top * 1.1)
-    axes.set_xticks([number / 10 for number in range(11)], [f"{number * 10} %" for number in range(11)])
-    axes.set_xlabel(f"uploads, of the {most:.1f} a second that this machine renders ({machine.cores} slots)")
-    axes.set_ylabel("seconds from upload to ready")
-    axes.set_title("Waiting; bars: what chance alone makes of a run of that length", loc="left", fontsize=11)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", fontsize=9, frameon=False)
-    _without_frame(axes)
-    sheet.savefig(path, dpi=100)

@@ -13,6 +13,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 DAY_SECONDS = 86_400.0
 
@@ -26,7 +27,7 @@ class Queue:
     service: Sequence[float]
     batch: int = 1
 
-    @property
+    @cached_property
     def utilization(self) -> float:
         return self.rate * statistics.fmean(self.service) / self.slots
 
@@ -34,13 +35,13 @@ class Queue:
     def is_stable(self) -> bool:
         return self.utilization < 1
 
-    @property
+    @cached_property
     def waiting_share(self) -> float:
         """The share of jobs that find no free slot."""
         alone = erlang_c(self.slots, self.utilization * self.slots)
         return 1 - (1 - alone) * min(1.0, self.slots / self.batch)
 
-    @property
+    @cached_property
     def mean_wait(self) -> float:
         """The seconds that a job waits on average; infinite where more comes than can be done."""
         if not self.is_stable:
@@ -71,7 +72,7 @@ class Queue:
         least, most = 0.0, max(self.service)
         while done(most) < share:
             most *= 2
-        for _ in range(50):
+        for _ in range(30):
             middle = (least + most) / 2
             least, most = (middle, most) if done(middle) < share else (least, middle)
         return most
@@ -142,7 +143,7 @@ def daily(mean: float, peak: float) -> Callable[[float], float]:
         return math.sqrt(math.pi) * math.gamma(power + 1) / math.gamma(power + 0.5)
 
     least, most = 0.0, 100.0
-    for _ in range(60):
+    for _ in range(40):
         power = (least + most) / 2
         least, most = (power, most) if top(power) < peak else (least, power)
     return lambda now: mean * peak * ((1 - math.cos(2 * math.pi * now / DAY_SECONDS)) / 2) ** most

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import machine, plots, suite
+from bench import machine, plots, scale_plots, suite
 from bench.figures import Figure, table
 from bench.suite import Told
 
@@ -41,8 +41,12 @@ def write(told: dict[str, Told], folder: Path) -> None:
     if any(figure.bar is not None for figure in figures):
         plots.draw_bars(figures, folder / GLANCE)
     for group, ours in by_group(figures).items():
-        if plots.draw_group(group, ours, folder / f"performance-{group}.png"):
-            drawn[group] = f"performance-{group}.png"
+        picture = folder / f"performance-{group}.png"
+        others = [figure for figure in ours if group != "scale" or figure.name.startswith("a backlog")]
+        if plots.draw_sides(group, others, picture):
+            drawn[group] = picture.name
+    if scale_plots.draw_scale(figures, folder / "performance-machine.png"):
+        drawn["scale"] = "performance-machine.png"
     page = folder / PAGE
     text = page.read_text() if page.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
     head, _, rest = text.partition(BEGIN)
