@@ -10,32 +10,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from bench import machine as here
 from bench import scale_plots, suite
-from bench.load import Load, Point, measure
-from bench.model import Answer, Demand, Machine, plan, queue_of, view_shares
-from bench.queueing import DAY_SECONDS, Queue, Simulated, arrivals, daily, percentile, simulate
+from bench.checks import MIX, USES, a_day, check, table_of_checks
+from bench.load import Point, measure
+from bench.model import Answer, Demand, Machine, plan
+from bench.queueing import DAY_SECONDS
 from parts import HERE
 
 DOCS = HERE / "docs"
 RAW, MEASURED, PAGE, PLOT = "figures.json", "capacity.json", "capacity.md", "capacity.png"
 BEGIN, END = "<!-- computed: from here on written by python -m bench.capacity -->", "<!-- computed: end -->"
 
-#: What the measured runs ask for: shares of the predicted capacity, and views a second besides.
-USES = (0.5, 0.8)
-VIEWS = 50.0
-MIX = {3.0: 0.5, 12.0: 0.5}
-SECONDS = 60.0
 #: What the page shows: uploads and views a day.
 SCENARIOS = ((1_000, 100_000), (10_000, 1_000_000), (100_000, 10_000_000), (1_000_000, 100_000_000))
-#: Simulations of a measured run: how much a run of its length varies by chance alone.
-SIMULATIONS = 100
 
 
 def table_of(demands: Sequence[Demand], answers: Sequence[Answer]) -> str:
@@ -75,97 +68,6 @@ def _seconds(value: float) -> str:
 
 def _gigabytes(value: float) -> str:
     return f"{value * 1000:.0f} MB" if value < 1 else f"{value:,.0f} GB" if value < 1000 else f"{value / 1000:,.1f} TB"
-
-
-@dataclass(frozen=True)
-class Check:
-    """A load as the model sees it, simulated, and measured where it was."""
-
-    load: Load
-    queue: Queue
-    #: Cores that the model says are used.
-    cores: float
-    runs: Sequence[Simulated]
-    point: Point | None = None
-
-
-def check(machine: Machine, use: float, point: Point | None = None) -> Check:
-    """Predict a run, and simulate it many times."""
-    demand = Demand(0, 0, MIX, pictures=180, skew=0, not_modified=0)
-    shares, _ = view_shares(demand, VIEWS, 1)
-    viewing = VIEWS * sum(share * machine.views[kind] for kind, share in shares.items()) / 1000
-    left = 1 - viewing / machine.cores
-    uploads = use * machine.rate(MIX) * left
-    if point is not None:  # what was asked for then, by figures that may have been others
-        uploads = point.uploads
-    queue = queue_of(machine, MIX, uploads, 1 - left)
-    service = machine.service(MIX, min(queue.utilization, 1.0), left)
-    chance = random.Random(1)  # noqa: S311 - no secret
-    runs = [
-        simulate(
-            arrivals(lambda now: uploads, uploads, SECONDS, chance),
-            lambda: chance.choice(service[chance.choices(list(MIX), list(MIX.values()))[0]]),
-            machine.cores,
-        )
-        for _ in range(SIMULATIONS)
-    ]
-    cores = uploads * sum(machine.cpu(MIX).values()) + viewing
-    return Check(Load(use, uploads, VIEWS, MIX, SECONDS), queue, cores, runs, point)
-
-
-def table_of_checks(checks: Sequence[Check]) -> str:
-    """Return predicted, simulated and measured beside each other."""
-    lines = [
-        "| load | | predicted | simulated (9 of 10 runs) | measured | measured / predicted |",
-        "|---|---|---|---|---|---|",
-    ]
-    for one in checks:
-        name = f"**{one.load.asked:.0%}**: {one.load.uploads:.2f} uploads and {one.load.views:.0f} views a second"
-        rows = [
-            ("slots busy", one.queue.utilization, [run.utilization for run in one.runs], "utilization", "{:.0%}"),
-            ("median", one.queue.ready_within(0.5), [run.ready_within(0.5) for run in one.runs], "median", "{:.2f} s"),
-            (
-                "95 of 100",
-                one.queue.ready_within(0.95),
-                [run.ready_within(0.95) for run in one.runs],
-                "slowest_of_20",
-                "{:.2f} s",
-            ),
-            ("cores", one.cores, [], "cores", "{:.2f}"),
-        ]
-        for what, predicted, simulated, field, form in rows:
-            spread = (
-                " to ".join(form.format(percentile(simulated, share)) for share in (0.05, 0.95)) if simulated else ""
-            )
-            measured = getattr(one.point, field) if one.point else None
-            cells = [name, what, form.format(predicted), spread]
-            cells += ["", ""] if measured is None else [form.format(measured), f"{measured / predicted:.2f}"]
-            lines.append(f"| {' | '.join(cells)} |")
-            name = ""
-    return "\n".join(lines)
-
-
-def a_day(machine: Machine, seed: int = 1) -> str:
-    """Simulate a day of the usual curve, and tell its busiest hour beside what the model says of it."""
-    chance = random.Random(seed)  # noqa: S311 - no secret
-    demand = Demand(0, 0, MIX)
-    most = 0.7 * machine.rate(MIX)
-    curve = daily(most / demand.peak, demand.peak)
-    queue = queue_of(machine, MIX, most)
-    service = machine.service(MIX, queue.utilization)
-    came = arrivals(curve, most, DAY_SECONDS, chance)
-    run = simulate(
-        came, lambda: chance.choice(service[chance.choices(list(MIX), list(MIX.values()))[0]]), machine.cores
-    )
-    noon = [taken for at, taken in zip(came, run.times, strict=True) if abs(at - DAY_SECONDS / 2) <= 1800]
-    busiest, whole = ([percentile(times, share) for share in (0.5, 0.95)] for times in (noon, run.times))
-    predicted = [queue.ready_within(share) for share in (0.5, 0.95)]
-    return (
-        f"A day of {len(came):,} uploads, half of 3 and half of 12 MP, its busiest hour with {demand.peak:g} times the "
-        f"mean and 70 % of the capacity, simulated: in that hour a median of {busiest[0]:.2f} s and 95 of 100 within "
-        f"{busiest[1]:.2f} s; the model says {predicted[0]:.2f} and {predicted[1]:.2f} s. Over the whole day: "
-        f"{whole[0]:.2f} and {whole[1]:.2f} s."
-    )
 
 
 def load_points(file: Path) -> tuple[dict[str, str], list[Point]]:
@@ -209,7 +111,7 @@ def measure_all(machine: Machine, file: Path) -> None:
     for use in USES:
         one = check(machine, use)
         print(f"{use:.0%} of the capacity: {one.load.uploads:.2f} uploads a second", file=sys.stderr, flush=True)
-        points.append(measure(one.load, machine.cores))
+        points.append(measure(one.load))
     file.write_text(json.dumps({"facts": facts, "points": [asdict(point) for point in points]}, indent=1) + "\n")
 
 

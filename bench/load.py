@@ -41,8 +41,6 @@ class Point:
     views: float
     seconds: float
     images: int
-    #: The share of the render slots' time that images were in them.
-    utilization: float
     #: Seconds from upload to claim, and to ready.
     median_wait: float
     median: float
@@ -63,7 +61,7 @@ class Load:
     seconds: float
 
 
-def measure(load: Load, slots: int, seed: int = 1) -> Point:
+def measure(load: Load, seed: int = 1) -> Point:
     """Run a service, one web process and one worker, under a load."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     pictures = {megapixels: photograph(SIZES[f"{megapixels:g} MP"]) for megapixels in load.mix}
@@ -98,7 +96,7 @@ def measure(load: Load, slots: int, seed: int = 1) -> Point:
         if failures:
             raise failures[0]
         until(lambda: _unfinished(ledger) == 0, "an image is not ready")
-        return _point(load, ledger, began + WARM_SECONDS, slots, cores, client_cores)
+        return _point(load, ledger, began + WARM_SECONDS, cores, client_cores)
 
 
 def _viewed(service: Service) -> list[str]:
@@ -155,9 +153,7 @@ def _unfinished(ledger: sqlite3.Connection) -> int:
     return int(ledger.execute("SELECT count(*) FROM images WHERE status NOT IN ('ready', 'failed')").fetchone()[0])
 
 
-def _point(
-    load: Load, ledger: sqlite3.Connection, since: float, slots: int, cores: float, client_cores: float
-) -> Point:
+def _point(load: Load, ledger: sqlite3.Connection, since: float, cores: float, client_cores: float) -> Point:
     query = """SELECT queued.at, taken.at, done.at FROM notes AS queued
         JOIN notes AS taken ON taken.id = queued.id AND taken.status = 'processing'
         JOIN notes AS done ON done.id = queued.id AND done.status = 'ready'
@@ -165,7 +161,6 @@ def _point(
     ends = since + load.seconds
     rows: list[tuple[float, float, float]] = ledger.execute(query).fetchall()
     ours = [row for row in rows if since <= row[0] < ends]
-    busy = sum(max(0.0, min(done, ends) - max(taken, since)) for _, taken, done in rows)
     times = [done - queued for queued, _, done in ours]
     return Point(
         load.asked,
@@ -173,7 +168,6 @@ def _point(
         load.views,
         load.seconds,
         len(ours),
-        busy / (slots * load.seconds),
         percentile([taken - queued for queued, taken, _ in ours], 0.5),
         percentile(times, 0.5),
         percentile(times, 0.95),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from bench.figures import Figure
 from bench.queueing import DAY_SECONDS, Queue
 
-#: Of the cores, and of a web process, no more is planned for at the peak.
+#: Of the cores, the slots, and of a web process no more is planned for at the peak.
 MOST_USE = 0.7
 #: How long copies of pictures live: in a web process, and in Redis.
 PROCESS_SECONDS, REDIS_SECONDS = 2.0, 600.0
@@ -89,21 +89,27 @@ class Machine:
         """Return images a second with a slot for each core."""
         return 1 / _mean(mix, self._line(lambda size: 1 / size.rate))
 
-    def service(self, mix: Mix, use: float, left: float = 1.0) -> dict[float, list[float]]:
-        """Return the seconds that images of each size take, as varied as those measured.
+    def service(self, mix: Mix) -> dict[float, list[float]]:
+        """Return the seconds that images of each size have a slot, as varied as their renders.
 
-        They take what they take alone, and with every slot busy what the highest rate comes to; with `use` of the
-        slots busy, so much of the way in between. `left` is the share of the cores that views leave.
+        On average what the highest rate comes to: then every slot is busy, by definition.
         """
+        mean = self._line(lambda size: self.cores / size.rate)
+        return {megapixels: self._varied(megapixels, mean(megapixels)) for megapixels in mix}
+
+    def taken(self, mix: Mix, use: float) -> dict[float, list[float]]:
+        """Return the seconds that they take from their claim to being ready, with the share `use` of all slots busy."""
         alone = self._line(lambda size: statistics.fmean(size.alone) / 1000)
-        saturated = self._line(lambda size: self.cores / size.rate)
-        service = {}
-        for megapixels in mix:
-            mean = (1 - use) * alone(megapixels) + use * max(alone(megapixels), saturated(megapixels))
-            nearest = min(self.sizes, key=lambda size: abs(size.megapixels - megapixels))
-            usual = statistics.fmean(nearest.busy)
-            service[megapixels] = [mean / left * taken / usual for taken in nearest.busy]
-        return service
+        busy = self._line(lambda size: statistics.fmean(size.busy) / 1000)
+        return {
+            megapixels: self._varied(megapixels, (1 - use) * alone(megapixels) + use * busy(megapixels))
+            for megapixels in mix
+        }
+
+    def _varied(self, megapixels: float, mean: float) -> list[float]:
+        nearest = min(self.sizes, key=lambda size: abs(size.megapixels - megapixels))
+        usual = statistics.fmean(nearest.busy)
+        return sorted(mean * milliseconds / usual for milliseconds in nearest.busy)
 
     def _line(self, value: Callable[[Costs], float]) -> Callable[[float], float]:
         """Return what a value comes to at other sizes: on the line through the smallest and the largest."""
@@ -122,10 +128,10 @@ def _mean(mix: Mix, value: Callable[[float], float]) -> float:
 
 
 def samples(service: Mapping[float, Sequence[float]], mix: Mix, count: int = 200) -> list[float]:
-    """Return seconds of so many images of all sizes, in the shares of the mix, evenly out of those measured."""
+    """Return seconds of so many images of all sizes, in the shares of the mix, evenly out of sorted ones."""
     drawn = []
     for megapixels, share in mix.items():
-        ordered = sorted(service[megapixels])
+        ordered = service[megapixels]
         ours = max(1, round(count * share / sum(mix.values())))
         drawn += [ordered[(2 * number + 1) * len(ordered) // (2 * ours)] for number in range(ours)]
     return drawn
@@ -182,10 +188,11 @@ def plan(machine: Machine, demand: Demand) -> Answer:
         # What polls cost comes on top of what an upload was measured to cost.
         cores = uploads * (sum(cpu.values()) + POLLS * machine.views["record"] / 1000) + viewing
         here = machine.cores * machines
-        queue = (
-            queue_of(machine, demand.mix, uploads, viewing / here, machines, demand.batch) if viewing < here else None
-        )
-        if queue and cores <= MOST_USE * here and queue.ready_within(0.95) <= demand.within:
+        if viewing >= here:
+            continue
+        queue = queue_of(machine, demand.mix, uploads, viewing / here, machines, demand.batch)
+        is_roomy = max(cores / here, queue.utilization) <= MOST_USE
+        if is_roomy and queue.ready_within(0.95) <= demand.within:
             break
     else:
         raise ValueError(f"more than {MOST_MACHINES} machines")
@@ -208,11 +215,11 @@ def queue_of(
     machine: Machine, mix: Mix, uploads: float, viewing: float = 0.0, workers: int = 1, batch: int = 1
 ) -> Queue:
     """Return the queue that so many uploads a second make, where views take the share `viewing` of all cores."""
-    use, slots = 0.5, machine.cores * workers
-    for _ in range(20):  # what images take depends on how many there are at once, and the other way round
-        queue = Queue(slots, uploads, samples(machine.service(mix, use, 1 - viewing), mix), batch)
-        use = (use + min(queue.utilization, 1.0)) / 2
-    return queue
+    left, slots = 1 - viewing, machine.cores * workers
+    service = [seconds / left for seconds in samples(machine.service(mix), mix)]
+    use = min(1.0, uploads * statistics.fmean(service) / slots)
+    taken = [seconds / left for seconds in samples(machine.taken(mix, use), mix)]
+    return Queue(slots, uploads, service, batch, taken)
 
 
 def _web(machine: Machine, demand: Demand, receiving: float) -> tuple[int, dict[str, float], float, float]:

@@ -20,12 +20,19 @@ DAY_SECONDS = 86_400.0
 
 @dataclass(frozen=True)
 class Queue:
-    """Jobs that come at random, `rate` a second in batches of so many, for slots that take seconds like `service`."""
+    """Jobs that come at random, `rate` a second in batches of so many, and have a slot for seconds like `service`."""
 
     slots: int
     rate: float
     service: Sequence[float]
     batch: int = 1
+    #: Seconds from having a slot to being done, job by job, where that is not the same.
+    taken: Sequence[float] = ()
+
+    @property
+    def jobs(self) -> list[tuple[float, float]]:
+        """Seconds in the slot, and to being done, of each kind of job."""
+        return list(zip(self.service, self.taken or self.service, strict=True))
 
     @cached_property
     def utilization(self) -> float:
@@ -67,9 +74,10 @@ class Queue:
             return math.inf
 
         def done(seconds: float) -> float:
-            return statistics.fmean(self.waited_at_most(seconds - taken) for taken in self.service)
+            return statistics.fmean(self.waited_at_most(seconds - taken) for _, taken in jobs)
 
-        least, most = 0.0, max(self.service)
+        jobs = self.jobs
+        least, most = 0.0, max(taken for _, taken in jobs)
         while done(most) < share:
             most *= 2
         for _ in range(30):
@@ -102,15 +110,18 @@ class Simulated:
         return percentile(self.times, share)
 
 
-def simulate(arrivals: Sequence[float], draw: Callable[[], float], slots: int) -> Simulated:
-    """Have jobs that come at these seconds wait for a slot, first come, first served; each takes what is drawn."""
+def simulate(arrivals: Sequence[float], draw: Callable[[], tuple[float, float]], slots: int) -> Simulated:
+    """Have jobs that come at these seconds wait for a slot, first come, first served.
+
+    For each is drawn how long it has the slot, and how long it takes from then on to be done.
+    """
     free = [0.0] * slots
     waits, times, busy = [], [], 0.0
     for arrival in arrivals:
         begun = max(arrival, heapq.heappop(free))
-        taken = draw()
-        heapq.heappush(free, begun + taken)
-        busy += taken
+        held, taken = draw()
+        heapq.heappush(free, begun + held)
+        busy += held
         waits.append(begun - arrival)
         times.append(begun + taken - arrival)
     span = max(free) if arrivals else 1.0

@@ -6,18 +6,15 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
 
+from bench.checks import Check
 from bench.figures import Figure
 from bench.model import Machine, Mix, queue_of
 from bench.plots import MISSED, OTHERS, OURS, draw_bar, in_short, tidy, without_frame
 from bench.queueing import arrivals, percentile, simulate
-
-if TYPE_CHECKING:
-    from bench.capacity import Check
 
 #: Each kind of process, and where rows are few or many, in one colour.
 COLOURS = {"child": OTHERS[0], "worker": OTHERS[1], "web": OURS, "Valkey": OTHERS[2]}
@@ -111,7 +108,7 @@ def _draw(axes: Axes, bars: Bars) -> None:
     if any(len(parts) > 1 for parts in bars.values()):
         for kind in kinds:
             axes.barh(0, 0, color=COLOURS.get(kind, OURS), label=kind)
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(kinds))
     axes.set_xlim(0, axes.get_xlim()[1] * 1.06)
     axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
     axes.set_ylim(len(bars) - 0.4, -0.6)
@@ -131,7 +128,7 @@ def draw_waiting(machine: Machine, mix: Mix, checks: Sequence[Check], path: Path
         for number, use in enumerate(uses[4::5]):
             queue = queues[4::5][number]
             jobs = arrivals(lambda now, queue=queue: queue.rate, queue.rate, 20_000 / queue.rate, chance)  # type: ignore[misc] # a default is no argument
-            run = simulate(jobs, lambda queue=queue: chance.choice(queue.service), machine.cores)  # type: ignore[misc] # a default is no argument
+            run = simulate(jobs, lambda queue=queue: chance.choice(queue.jobs), machine.cores)  # type: ignore[misc] # a default is no argument
             label = None if number else f"{name}: simulated, 20,000 images"
             axes.plot(use, run.ready_within(share), "o", color=colour, markersize=5, alpha=0.6, label=label)
         for number, one in enumerate(check for check in checks if check.point):

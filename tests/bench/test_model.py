@@ -48,18 +48,22 @@ def test_a_size_in_between_costs_what_lies_in_between() -> None:
 
 
 def test_an_image_takes_longer_the_more_is_rendered_and_viewed_beside_it() -> None:
+    mix = {3.0: 1.0}
     alone, busy, beside_views = (
-        sum(MACHINE.service({3.0: 1.0}, use, left)[3.0]) / 2 for use, left in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.5))
+        queue_of(MACHINE, mix, uploads, viewing).jobs[0] for uploads, viewing in ((0.0, 0.0), (20.0, 0.0), (10.0, 0.5))
     )
 
-    assert (alone, busy, beside_views) == pytest.approx((0.055, 0.1, 0.2))
+    # In its slot, and until it is ready: 55 ms alone, 100 ms where every slot is busy, twice that on half of the cores.
+    assert [seconds / 0.8 for seconds in alone] == pytest.approx([0.1, 0.055])
+    assert [seconds / 0.8 for seconds in busy] == pytest.approx([0.1, 0.1])
+    assert [seconds / 0.8 for seconds in beside_views] == pytest.approx([0.2, 0.2])
 
 
 def test_what_a_machine_renders_at_the_most_fills_its_slots() -> None:
-    mix = {3.0: 1.0}
+    mix = {3.0: 0.5, 12.0: 0.5}
 
-    assert queue_of(MACHINE, mix, 0.999 * MACHINE.rate(mix)).utilization == pytest.approx(1.0, abs=0.02)
-    assert not queue_of(MACHINE, mix, 1.1 * MACHINE.rate(mix)).is_stable
+    assert queue_of(MACHINE, mix, MACHINE.rate(mix)).utilization == pytest.approx(1.0)
+    assert not queue_of(MACHINE, mix, 1.01 * MACHINE.rate(mix)).is_stable
 
 
 def test_a_small_service_takes_one_of_each() -> None:

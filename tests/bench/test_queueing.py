@@ -50,7 +50,7 @@ def test_the_model_agrees_with_a_simulation(slots: int, use: float, batch: int) 
     queue = Queue(slots, rate, service, batch)
 
     run = simulate(
-        arrivals(lambda now: rate, rate, 20_000 / rate, chance, batch), lambda: chance.choice(service), slots
+        arrivals(lambda now: rate, rate, 20_000 / rate, chance, batch), lambda: chance.choice(queue.jobs), slots
     )
 
     assert run.utilization == pytest.approx(queue.utilization, rel=0.05)
@@ -59,13 +59,13 @@ def test_the_model_agrees_with_a_simulation(slots: int, use: float, batch: int) 
     assert run.ready_within(0.95) == pytest.approx(queue.ready_within(0.95), rel=0.15)
 
 
-def test_jobs_are_served_in_the_order_in_which_they_come() -> None:
-    taken = iter([4.0, 1.0, 1.0, 1.0])
+def test_jobs_get_slots_in_the_order_in_which_they_come_and_may_go_on_without() -> None:
+    taken = iter([(4.0, 4.0), (1.0, 1.0), (1.0, 1.5), (1.0, 1.0)])
 
     run = simulate([0.0, 0.0, 0.0, 1.5], lambda: next(taken), slots=2)
 
     assert run.waits == [0.0, 0.0, 1.0, 0.5]
-    assert run.times == [4.0, 1.0, 2.0, 1.5]
+    assert run.times == [4.0, 1.0, 2.5, 1.5]
     assert run.utilization == pytest.approx(7.0 / (2 * 4.0))
 
 
