@@ -46,6 +46,8 @@ class Figure:
     runs_unit: str = "ms"
     #: Other things worth telling, in words.
     note: str = ""
+    #: Whether the runs are not sides but parts, one after the other: of a time, of a cost.
+    are_parts: bool = False
 
     @property
     def rounds(self) -> int:

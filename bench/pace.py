@@ -138,6 +138,7 @@ def _figures_of(size: str, picture: bytes, services: dict[str, Service], rounds:
         "ms",
         runs={name: values[1:] for name, values in usual.cpu.items()},
         note=f"{len(picture):,} bytes",
+        are_parts=True,
     )
     alone = one_after_the_other(services[USUAL], picture, 3 * rounds)
     yield Figure(

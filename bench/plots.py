@@ -69,7 +69,7 @@ def draw_sides(group: str, figures: Sequence[Figure], path: Path) -> bool:
     panels = panels_of([figure for figure in figures if figure.runs])
     if not panels:
         return False
-    heights = [sum(len(figure.runs) + 1.3 for figure in ours) for ours in panels]
+    heights = [sum(3.3 if figure.are_parts else len(figure.runs) + 1.3 for figure in ours) for ours in panels]
     sheet = Sheet(figsize=(10, 0.6 + sum(0.25 * height + 0.55 for height in heights)), layout="constrained")
     column = sheet.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     colours = colours_of(list(dict.fromkeys(side for figure in figures for side in figure.runs)))
@@ -100,6 +100,12 @@ def _largest(figure: Figure) -> float:
     return max(statistics.median(values) for values in figure.runs.values())
 
 
+def _longest(figure: Figure) -> float:
+    if figure.are_parts:
+        return sum(statistics.median(values) for values in figure.runs.values())
+    return max(max(values) for values in figure.runs.values())
+
+
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """Return each side's colour, the same in every panel."""
     others = [name for name in names if not _is_ours(name)]
@@ -119,12 +125,16 @@ def _draw_panel(axes: Axes, figures: Sequence[Figure], colours: Mapping[str, str
             *(0.0, line), f"{figure.name}: {figure.shown_value}{bar}", va="center", fontsize=9, weight="bold",
             color="#202020" if figure.is_met else MISSED, transform=axes.get_yaxis_transform(),
         )  # fmt: skip
-        for side, values in figure.runs.items():
+        if figure.are_parts:
+            line += 1
+            draw_parts(axes, line, figure.runs, colours)
+            line += 1.0  # for the names of the parts
+        for side, values in figure.runs.items() if not figure.are_parts else ():
             line += 1
             draw_bar(axes, line, values, colours[side])
             places[line] = side
         line += 1.3
-    axes.set_xlim(0, max(max(values) for figure in figures for values in figure.runs.values()) * 1.12)
+    axes.set_xlim(0, max(_longest(figure) for figure in figures) * 1.12)
     axes.set_ylim(line - 0.6, -0.7)
     axes.set_yticks(list(places), list(places.values()), fontsize=9)
     axes.set_xlabel(figures[0].runs_unit, fontsize=9, loc="right")
@@ -138,6 +148,20 @@ def draw_bar(axes: Axes, line: float, values: Sequence[float], colour: str) -> N
     if len(values) > 1:
         axes.plot([min(values), max(values)], [line, line], color="#303030", linewidth=1)
     axes.annotate(f" {in_short(middle)}", (max(values), line), va="center", fontsize=8)
+
+
+def draw_parts(axes: Axes, line: float, parts: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> None:
+    """Draw medians of what follows one another as one bar, each with its name and number below."""
+    left = 0.0
+    whole = sum(statistics.median(values) for values in parts.values())
+    for number, (name, values) in enumerate(parts.items()):
+        middle = statistics.median(values)
+        axes.barh(line, middle, left=left, height=0.8, color=colours.get(name, OURS), edgecolor="white", linewidth=0.8)
+        if middle > 0.02 * whole:
+            below = line + 0.75 + 0.55 * (number % 2)  # in turns: names are longer than short parts
+            axes.text(left, below, f"{name} {in_short(middle)}", fontsize=8, va="center")
+        left += middle
+    axes.annotate(f" {in_short(left)}", (left, line), va="center", fontsize=8)
 
 
 def in_short(value: float) -> str:

@@ -73,6 +73,7 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
             statistics.median(web[kind]) + statistics.median(valkey[kind]),
             "ms",
             runs={"web": web[kind], "Valkey": valkey[kind]},
+            are_parts=True,
         )
     yield Figure(
         "scale",
