@@ -15,8 +15,21 @@ MET, MISSED, QUIET = "#2a7f62", "#c0392b", "#8a8a8a"
 #: Ours in one colour wherever it stands, everybody else in their own.
 OURS = "#e08a1e"
 OTHERS = ("#5b5f97", "#8fb8de", "#a3a380", "#b8b8b8", "#7d5a50", "#6b9080", "#c08497")
-#: Words of the names that our own sides have.
-_OUR_WORDS = ("ours", "asgilook", "backlog", "lru", "reader")
+#: What is in the names of those that we are compared to.
+_RIVALS = (
+    "alone",
+    "bare",
+    "copy",
+    "falcon",
+    "glide",
+    "libjpeg",
+    "nginx",
+    "redis-py",
+    "rows",
+    "sharp",
+    "tutorial",
+    "vips",
+)
 _LINE_INCHES = 0.36
 #: Figures of one unit that differ by more have panels of their own: the smaller ones could not be seen.
 _MOST_TIMES = 12.0
@@ -114,7 +127,7 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def _is_ours(name: str) -> bool:
-    return any(word in name.lower().replace(":", " ").split() for word in _OUR_WORDS)
+    return not any(rival in name.lower() for rival in _RIVALS)
 
 
 def _draw_panel(axes: Axes, figures: Sequence[Figure], colours: Mapping[str, str]) -> None:
@@ -127,7 +140,7 @@ def _draw_panel(axes: Axes, figures: Sequence[Figure], colours: Mapping[str, str
         )  # fmt: skip
         if figure.are_parts:
             line += 1
-            draw_parts(axes, line, figure.runs, colours)
+            draw_parts(axes, line, figure.runs)
             line += 1.0  # for the names of the parts
         for side, values in figure.runs.items() if not figure.are_parts else ():
             line += 1
@@ -137,7 +150,9 @@ def _draw_panel(axes: Axes, figures: Sequence[Figure], colours: Mapping[str, str
     axes.set_xlim(0, max(_longest(figure) for figure in figures) * 1.12)
     axes.set_ylim(line - 0.6, -0.7)
     axes.set_yticks(list(places), list(places.values()), fontsize=9)
-    axes.set_xlabel(figures[0].runs_unit, fontsize=9, loc="right")
+    unit = figures[0].runs_unit
+    better = "more" if unit.endswith(("/s", "a second")) else "less"
+    axes.set_xlabel(f"{unit}, {better} is better", fontsize=9, loc="right")
     tidy(axes)
 
 
@@ -150,13 +165,14 @@ def draw_bar(axes: Axes, line: float, values: Sequence[float], colour: str) -> N
     axes.annotate(f" {in_short(middle)}", (max(values), line), va="center", fontsize=8)
 
 
-def draw_parts(axes: Axes, line: float, parts: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> None:
+def draw_parts(axes: Axes, line: float, parts: Mapping[str, Sequence[float]]) -> None:
     """Draw medians of what follows one another as one bar, each with its name and number below."""
     left = 0.0
     whole = sum(statistics.median(values) for values in parts.values())
     for number, (name, values) in enumerate(parts.items()):
         middle = statistics.median(values)
-        axes.barh(line, middle, left=left, height=0.8, color=colours.get(name, OURS), edgecolor="white", linewidth=0.8)
+        colour = (OURS, *OTHERS)[number % (1 + len(OTHERS))]
+        axes.barh(line, middle, left=left, height=0.8, color=colour, edgecolor="white", linewidth=0.8)
         if middle > 0.02 * whole:
             below = line + 0.75 + 0.55 * (number % 2)  # in turns: names are longer than short parts
             axes.text(left, below, f"{name} {in_short(middle)}", fontsize=8, va="center")
