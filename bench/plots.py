@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
 
 from bench.figures import Figure
+from bench.queueing import percentile
 
 MET, MISSED, QUIET = "#2a7f62", "#c0392b", "#8a8a8a"
 #: Ours in one colour wherever it stands, everybody else in their own.
@@ -33,6 +34,8 @@ _RIVALS = (
 _LINE_INCHES = 0.36
 #: Figures of one unit that differ by more have panels of their own: the smaller ones could not be seen.
 _MOST_TIMES = 12.0
+#: So many rounds have some that were disturbed.
+_MANY = 20
 #: Further than so many times better than its bar nothing is drawn.
 _MOST_MARGIN = 16.0
 
@@ -49,8 +52,8 @@ def draw_bars(figures: Sequence[Figure], path: Path) -> None:
         axes.plot(times, line, ">" if margin(figure) > _MOST_MARGIN else "o", color=colour, markersize=8)
         beside = axes.get_yaxis_transform()
         measured = {"color": colour, "weight": "bold", "ha": "right", "va": "center", "fontsize": 9}
-        axes.text(1.11, line, figure.shown_value, transform=beside, clip_on=False, **measured)  # type: ignore[arg-type] # as its stubs have it
-        axes.text(1.13, line, str(figure.bar), color=QUIET, va="center", fontsize=9, transform=beside)
+        axes.text(1.10, line, figure.shown_value, transform=beside, clip_on=False, **measured)  # type: ignore[arg-type] # as its stubs have it
+        axes.text(1.115, line, str(figure.bar), color=QUIET, va="center", fontsize=9, transform=beside)
     axes.axvline(1, color="#404040", linewidth=1.2)
     least, most = min([0.5, *map(margin, barred)]) / 1.15, min(max([2.0, *map(margin, barred)]), _MOST_MARGIN) * 1.1
     axes.set_xscale("log", base=2)
@@ -64,8 +67,8 @@ def draw_bars(figures: Sequence[Figure], path: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     without_frame(axes)
     title = "How many times better than its bar each figure is, and at the right what was measured and the bar"
-    axes.set_title(title, loc="left", fontsize=11)
-    sheet.savefig(path, dpi=90)
+    sheet.suptitle(title, x=0.01, ha="left", fontsize=11)
+    sheet.savefig(path, dpi=90, bbox_inches="tight", pad_inches=0.15)
 
 
 def margin(figure: Figure) -> float:
@@ -89,7 +92,10 @@ def draw_sides(group: str, figures: Sequence[Figure], path: Path) -> bool:
     for axes, ours in zip(column, panels, strict=True):
         _draw_panel(axes, ours, colours)
     sheet.suptitle(
-        f"{group.capitalize()}: medians; lines: least and most of all rounds", x=0.01, ha="left", fontsize=12
+        f"{group.capitalize()}: medians; lines: least and most, or 9 of 10 of many rounds",
+        x=0.01,
+        ha="left",
+        fontsize=12,
     )
     sheet.savefig(path, dpi=90)
     return True
@@ -116,7 +122,7 @@ def _largest(figure: Figure) -> float:
 def _longest(figure: Figure) -> float:
     if figure.are_parts:
         return sum(statistics.median(values) for values in figure.runs.values())
-    return max(max(values) for values in figure.runs.values())
+    return max(spread(values)[1] for values in figure.runs.values())
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
@@ -157,12 +163,20 @@ def _draw_panel(axes: Axes, figures: Sequence[Figure], colours: Mapping[str, str
 
 
 def draw_bar(axes: Axes, line: float, values: Sequence[float], colour: str) -> None:
-    """Draw a median with the least and the most beside it, and its number."""
+    """Draw a median, where most of its rounds were, and its number."""
     middle = statistics.median(values)
+    least, most = spread(values)
     axes.barh(line, middle, height=0.8, color=colour)
     if len(values) > 1:
-        axes.plot([min(values), max(values)], [line, line], color="#303030", linewidth=1)
-    axes.annotate(f" {in_short(middle)}", (max(values), line), va="center", fontsize=8)
+        axes.plot([least, most], [line, line], color="#303030", linewidth=1)
+    axes.annotate(f" {in_short(middle)}", (max(most, 0), line), va="center", fontsize=8)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the most of a few rounds; of many, what 9 of 10 lie between."""
+    if len(values) < _MANY:
+        return min(values), max(values)
+    return percentile(values, 0.05), percentile(values, 0.95)
 
 
 def draw_parts(axes: Axes, line: float, parts: Mapping[str, Sequence[float]]) -> None:

@@ -37,30 +37,31 @@ def write(told: dict[str, Told], folder: Path) -> None:
     merged = {name: {**before, **told}[name] for name in suite.MODULES if name in before or name in told}
     suite.save(merged, folder / RAW)
     figures = suite.all_figures(merged)
-    drawn = {}
+    drawn: dict[str, list[str]] = {}
     if any(figure.bar is not None for figure in figures):
         plots.draw_bars(figures, folder / GLANCE)
     for group, ours in by_group(figures).items():
         picture = folder / f"performance-{group}.png"
         others = [figure for figure in ours if group != "scale" or figure.name.startswith("a backlog")]
         if plots.draw_sides(group, others, picture):
-            drawn[group] = picture.name
+            drawn[group] = [picture.name]
     if scale_plots.draw_scale(figures, folder / "performance-machine.png"):
-        drawn["scale"] = "performance-machine.png"
+        drawn["scale"] = ["performance-machine.png", *drawn.get("scale", [])]
     page = folder / PAGE
     text = page.read_text() if page.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
     head, _, rest = text.partition(BEGIN)
     page.write_text(f"{head}{BEGIN}\n\n{_measured(merged, drawn)}\n\n{END}{rest.partition(END)[2]}")
 
 
-def _measured(told: dict[str, Told], drawn: dict[str, str]) -> str:
+def _measured(told: dict[str, Told], drawn: dict[str, list[str]]) -> str:
     parts = [_runs(told), tables(told)]
     if any(figure.bar is not None for figure in suite.all_figures(told)):
         parts.insert(1, f"![Each figure that has a bar, against it]({GLANCE})")
     text = "\n\n".join(parts)
-    for group, name in drawn.items():
+    for group, names in drawn.items():
         title = f"### {group.capitalize()}\n"
-        text = text.replace(title, f"{title}\n![{group.capitalize()}, what each side took]({name})\n")
+        pictures = "".join(f"\n![{group.capitalize()}: what each side took]({name})\n" for name in names)
+        text = text.replace(title, title + pictures)
     return text
 
 

@@ -26,7 +26,7 @@ def draw_scale(figures: Sequence[Figure], path: Path) -> bool:
     panels = [
         ("Images a second, whole service", "images/s", _pace(named)),
         ("CPU for an image", "ms", _stacks(named, "CPU for an image, ")),
-        ("CPU for a view, by where its answer comes from", "ms", _stacks(named, "CPU for a view, ")),
+        ("CPU for a view, answered from", "ms", _stacks(named, "CPU for a view, ")),
         ("A page of the list, a poll", "ms", _rows(named)),
         ("Start", "s", _values(named, "start of ")),
         ("Memory at rest (PSS)", "MB", _sides(named, "idle memory")),
@@ -108,7 +108,7 @@ def _draw(axes: Axes, bars: Bars) -> None:
     if any(len(parts) > 1 for parts in bars.values()):
         for kind in kinds:
             axes.barh(0, 0, color=COLOURS.get(kind, OURS), label=kind)
-        axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(kinds))
+        axes.legend(fontsize=8, frameon=False, loc="best")
     axes.set_xlim(0, axes.get_xlim()[1] * 1.06)
     axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
     axes.set_ylim(len(bars) - 0.4, -0.6)
