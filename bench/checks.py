@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.load import Load, Point
+from bench.load import WARM_SECONDS, Load, Point
 from bench.model import Demand, Machine, queue_of, view_shares
 from bench.queueing import DAY_SECONDS, Queue, Simulated, arrivals, daily, percentile, simulate
 
@@ -41,17 +42,19 @@ def check(machine: Machine, use: float, point: Point | None = None) -> Check:
     if point is not None:  # what was asked for then, by figures that may have been others
         uploads = point.uploads
     queue = queue_of(machine, MIX, uploads, 1 - left)
-    jobs, chance = queue.jobs, random.Random(1)  # noqa: S311 - no secret
-    runs = [
-        simulate(
-            arrivals(lambda now: uploads, uploads, SECONDS, chance),
-            lambda: chance.choice(jobs),
-            machine.cores,
-        )
-        for _ in range(SIMULATIONS)
-    ]
+    chance = random.Random(1)  # noqa: S311 - no secret
+    runs = [_simulated(queue, chance) for _ in range(SIMULATIONS)]
     cores = uploads * sum(machine.cpu(MIX).values()) + viewing
     return Check(Load(use, uploads, VIEWS, MIX, SECONDS), queue, cores, runs, point)
+
+
+def _simulated(queue: Queue, chance: random.Random) -> Simulated:
+    """Simulate a run as long as a measured one, which is full when what counts begins."""
+    jobs = queue.jobs
+    came = arrivals(lambda now: queue.rate, queue.rate, WARM_SECONDS + SECONDS, chance)
+    run = simulate(came, lambda: chance.choice(jobs), queue.slots)
+    first = bisect(came, WARM_SECONDS)
+    return Simulated(run.waits[first:], run.times[first:], run.utilization)
 
 
 def table_of_checks(checks: Sequence[Check]) -> str:
