@@ -83,13 +83,14 @@ def write(machine: Machine, folder: Path) -> None:
     by_use = {point.asked: point for point in points}
     checks = [check(machine, use, by_use.get(use)) for use in USES]
     demands = [Demand(*scenario) for scenario in SCENARIOS]
-    told = suite.load(folder / RAW)["scale"].facts
+    scale = suite.load(folder / RAW)["scale"]
+    told = scale.facts
     parts = [
-        f"From what was measured on {told['date']}: {told['cores']} cores ({told['CPU']}), Pillow {told['Pillow']}. "
-        "Photographs of 12 MP, 25 kB a view of 100,000 pictures; the busiest hour has three times the mean.",
+        f"From what was measured on {told['date']}: {told['cores']} cores ({told['CPU']}), of which others used "
+        f"{scale.others:.2f} meanwhile, Pillow {told['Pillow']}. Photographs of 12 MP, 25 kB a view of 100,000 pictures; the busiest hour has three times the mean.",
         table_of(demands, [plan(machine, demand) for demand in demands]),
         "## Against a simulation and a measured run",
-        *([f"Measured on {facts['date']}, with clients on the same {facts['cores']} cores."] if facts else []),
+        *([_told_of(facts)] if facts else []),
         table_of_checks(checks),
         a_day(machine),
         f"![Time from upload to ready by how much is asked of the service: model, simulation, measured]({PLOT})",
@@ -101,17 +102,25 @@ def write(machine: Machine, folder: Path) -> None:
     scale_plots.draw_waiting(machine, MIX, checks, folder / PLOT)
 
 
+def _told_of(facts: dict[str, str]) -> str:
+    return (
+        f"Measured on {facts['date']}, with the clients on the same {facts['cores']} cores. Others used "
+        f"{facts['others']} cores meanwhile: what they use is not there for rendering, and the model does not know."
+    )
+
+
 def measure_all(machine: Machine, file: Path) -> None:
     """Run the service under each load, and write down what was measured."""
     busy = here.busy_cores()
     facts = here.facts()
     if busy > here.MOST_OTHERS:
         print(f"others use {busy:.1f} cores: what is timed now says little", file=sys.stderr, flush=True)
-    points = []
+    points, others = [], here.Others.watch()
     for use in USES:
         one = check(machine, use)
         print(f"{use:.0%} of the capacity: {one.load.uploads:.2f} uploads a second", file=sys.stderr, flush=True)
         points.append(measure(one.load))
+    facts["others"] = f"{others.cores():.2f}"
     file.write_text(json.dumps({"facts": facts, "points": [asdict(point) for point in points]}, indent=1) + "\n")
 
 

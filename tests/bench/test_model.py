@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from bench.capacity import table_of
+from bench.checks import check, table_of_checks
 from bench.figures import Figure
 from bench.model import Costs, Demand, Machine, plan, popularities, queue_of, view_shares
 
@@ -117,3 +119,23 @@ def test_popularities_are_shares_of_all_pictures() -> None:
     assert sum(count for count, _ in groups) == 100_000
     assert sum(count * share for count, share in groups) == pytest.approx(1.0)
     assert groups[0][1] > 100 * groups[-1][1]
+
+
+def test_an_operator_gets_a_table_with_a_column_for_each_demand() -> None:
+    demands = [Demand(1_000, 100_000), Demand(1_000_000, 100_000_000)]
+
+    lines = table_of(demands, [plan(MACHINE, demand) for demand in demands]).splitlines()
+
+    assert lines[0] == "| uploads a day | 1,000 | 1,000,000 |"
+    assert {line.count("|") for line in lines} == {4}
+    assert "| **web processes** | 1 |" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("use", [0.5, 0.8])
+def test_what_is_predicted_for_a_run_lies_among_simulations_of_it(use: float) -> None:
+    one = check(MACHINE, use)
+
+    times = sorted(run.ready_within(0.95) for run in one.runs)
+    assert one.queue.utilization == pytest.approx(use)
+    assert times[5] < one.queue.ready_within(0.95) < times[-5]
+    assert f"**{use:.0%}**" in table_of_checks([one])
