@@ -87,7 +87,8 @@ def write(machine: Machine, folder: Path) -> None:
     told = scale.facts
     parts = [
         f"From what was measured on {told['date']}: {told['cores']} cores ({told['CPU']}), of which others used "
-        f"{scale.others:.2f} meanwhile, Pillow {told['Pillow']}. Photographs of 12 MP, 25 kB a view of 100,000 pictures; the busiest hour has three times the mean.",
+        f"{scale.others:.2f} meanwhile, Pillow {told['Pillow']}. Photographs of 12 MP, 25 kB a view of 100,000 "
+        "pictures; the busiest hour has three times the mean.",
         table_of(demands, [plan(machine, demand) for demand in demands]),
         "## Against a simulation and a measured run",
         *([_told_of(facts)] if facts else []),
