@@ -7,6 +7,7 @@ process computed meanwhile is told for one image: that is what the capacity mode
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import statistics
 import tempfile
@@ -15,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPConnection
+from itertools import pairwise
 from pathlib import Path
 
 from bench.clients import at_once
@@ -64,7 +67,7 @@ def drain(service: Service, picture: bytes, images: int, costs: Costs) -> float:
     with closing(sqlite3.connect(service.ledger_file, timeout=10)) as ledger:
         until(lambda: _ready(ledger, began) >= len(ids), "an image is not ready")
         (ended,) = ledger.execute("SELECT max(at) FROM notes WHERE status = 'ready'").fetchone()
-        costs.rendering += milliseconds_to_ready(ledger, began, "processing")
+        costs.rendering += milliseconds_to_ready(ledger, began)
     for name, used in _by_kind(processes, before).items():
         costs.cpu.setdefault(name, []).append(used * 1000 / len(ids))
     return len(ids) / (float(ended) - began)
@@ -75,11 +78,11 @@ def _ready(ledger: sqlite3.Connection, since: float) -> int:
     return int(ledger.execute(query, (since,)).fetchone()[0])
 
 
-def milliseconds_to_ready(ledger: sqlite3.Connection, since: float, status: str) -> list[float]:
-    """Return how long each image took from the status named to its being ready."""
-    query = """SELECT (done.at - begun.at) * 1000 FROM notes AS done JOIN notes AS begun USING (id)
-        WHERE done.status = 'ready' AND begun.status = ? AND done.at > ?"""
-    return [milliseconds for (milliseconds,) in ledger.execute(query, (status, since))]
+def milliseconds_to_ready(ledger: sqlite3.Connection, since: float) -> list[float]:
+    """Return how long each image took from its claim to its being ready."""
+    query = """SELECT (done.at - taken.at) * 1000 FROM notes AS done JOIN notes AS taken USING (id)
+        WHERE done.status = 'ready' AND taken.status = 'processing' AND done.at > ?"""
+    return [milliseconds for (milliseconds,) in ledger.execute(query, (since,))]
 
 
 def _by_kind(processes: Sequence[Process], before: Sequence[float]) -> dict[str, float]:
@@ -89,14 +92,30 @@ def _by_kind(processes: Sequence[Process], before: Sequence[float]) -> dict[str,
     return used
 
 
-def one_after_the_other(service: Service, picture: bytes, images: int) -> list[float]:
-    """Return the milliseconds from `202` to ready of images that have the machine for themselves."""
-    began = time.time()
-    with closing(sqlite3.connect(service.ledger_file, timeout=10)) as ledger:
-        for number in range(1, images + 1):
-            service.upload(picture)
-            until(lambda number=number: _ready(ledger, began) >= number, "an image is not ready")  # type: ignore[misc] # a default is no argument
-        return milliseconds_to_ready(ledger, began, "queued")
+def one_after_the_other(service: Service, picture: bytes, images: int) -> Runs:
+    """Return the milliseconds that images which have the machine for themselves spend on their way, part by part.
+
+    The client's clock and the ledger's are one; the ledger's notes are of the millisecond.
+    """
+    parts: Runs = {"last byte to row": [], "row to claim": [], "claim to ready": [], "ready to answer": []}
+    with (
+        closing(sqlite3.connect(service.ledger_file, timeout=10)) as ledger,
+        closing(HTTPConnection("127.0.0.1", service.web_port, timeout=60)) as connection,
+    ):
+        for _ in range(images):
+            connection.request("POST", "/images", picture, {"Prefer": "wait=20"})
+            sent = time.time()
+            answer = connection.getresponse()
+            body = answer.read()
+            answered = time.time()
+            if answer.status != 201:
+                raise SystemExit(f"an upload got {answer.status}: {body!r}")
+            image_id = json.loads(body)["id"]
+            notes = dict(ledger.execute("SELECT status, at FROM notes WHERE id = ?", (image_id,)).fetchall())
+            times = [sent, notes["queued"], notes["processing"], notes["ready"], answered]
+            for part, (begun, ended) in zip(parts.values(), pairwise(times), strict=True):
+                part.append((ended - begun) * 1000)
+    return parts
 
 
 def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
@@ -140,13 +159,23 @@ def _figures_of(size: str, picture: bytes, services: dict[str, Service], rounds:
         note=f"{len(picture):,} bytes",
         are_parts=True,
     )
-    alone = one_after_the_other(services[USUAL], picture, 3 * rounds)
+    parts = one_after_the_other(services[USUAL], picture, 3 * rounds)
+    alone = [claimed + ready for claimed, ready in zip(parts["row to claim"], parts["claim to ready"], strict=True)]
     yield Figure(
         "scale",
         f"upload to ready, {size}, alone",
         statistics.median(alone),
         "ms",
         runs={"alone": alone, "from its claim, every slot busy": usual.rendering},
+    )
+    yield Figure(
+        "waiting",
+        f"the way of an upload, {size}: its last byte to its answer",
+        sum(statistics.median(values) for values in parts.values()),
+        "ms",
+        runs=parts,
+        note="Prefer: wait, one at a time",
+        are_parts=True,
     )
 
 
