@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 #: Rounds of a measurement: each takes all of its sides, one after the other.
 ROUNDS = 7
+#: With fewer it is only looked at: what takes long may be made smaller then.
+ROUNDS_THAT_COUNT = 5
 
 Runs = dict[str, list[float]]
 
@@ -44,10 +46,30 @@ class Figure:
     runs_unit: str = "ms"
     #: Other things worth telling, in words.
     note: str = ""
+    #: Whether the runs are not sides but parts, one after the other: of a time, of a cost.
+    are_parts: bool = False
 
     @property
     def rounds(self) -> int:
         return min(map(len, self.runs.values()), default=1)
+
+    @property
+    def is_met(self) -> bool:
+        """Tell whether it is what it is to be; without a bar it is."""
+        return self.bar is None or self.bar.is_met_by(self.value)
+
+    @property
+    def shown_value(self) -> str:
+        return f"{_short(self.value)} {self.unit}".rstrip()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` makes a figure of again."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Figure:
+        bar = content["bar"]
+        return cls(**{**content, "bar": bar and Bar(**bar)})
 
 
 def at_least(value: float) -> Bar:
@@ -84,13 +106,12 @@ def table(figures: Iterable[Figure]) -> str:
     """Return figures as a Markdown table."""
     lines = ["| figure | bar | measured | medians |", "|---|---|---|---|"]
     for figure in figures:
-        met = "" if figure.bar is None else (" ✓" if figure.bar.is_met_by(figure.value) else " ✗")
+        met = "" if figure.bar is None else (" ✓" if figure.is_met else " ✗")
         medians = ", ".join(f"{name} {_short(statistics.median(values))}" for name, values in figure.runs.items())
         if medians:
             medians += f" {figure.runs_unit} ({figure.rounds} rounds)"
         told = "; ".join(filter(None, (medians, figure.note)))
-        unit = f" {figure.unit}" if figure.unit else ""
-        lines.append(f"| {figure.name} | {figure.bar or ''} | **{_short(figure.value)}{unit}**{met} | {told} |")
+        lines.append(f"| {figure.name} | {figure.bar or ''} | **{figure.shown_value}**{met} | {told} |")
     return "\n".join(lines)
 
 

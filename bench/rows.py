@@ -16,16 +16,18 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uuid_utils
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Sheet
 from sqlalchemy import and_, delete, update
 
+from bench import figures as forms
 from bench.population import (
     LATER_SECONDS,
     Population,
@@ -94,6 +96,8 @@ class Counts:
 
     rounds: int
     rows: int
+    #: Whether a backlog is looked at as well.
+    with_backlog: bool = True
 
 
 @dataclass(frozen=True)
@@ -282,11 +286,11 @@ async def _timed(step: Step, side: Side) -> float:
     return took
 
 
-async def compare(database: str, few: Side, many: Side, rounds: int) -> dict[str, Times]:
+async def compare(database: str, few: Side, many: Side, rounds: int, steps: Sequence[Step] = STEPS) -> dict[str, Times]:
     """Do every step in both ledgers, again and again."""
-    times = {step.name: Times() for step in STEPS}
+    times = {step.name: Times() for step in steps}
     for number in range(-5, rounds):
-        for step in STEPS:
+        for step in steps:
             sides = [(few, times[step.name].few), (many, times[step.name].many)]
             for side, took in sides if number % 2 else sides[::-1]:
                 milliseconds = await _timed(step, side)
@@ -332,14 +336,17 @@ class Measured:
     sizes: dict[str, int]
 
 
-async def measure(database: str, few: Settings, many: Settings, fill: Fill, counts: Counts) -> Measured:
+async def measure(
+    database: str, few: Settings, many: Settings, fill: Fill, counts: Counts, steps: Sequence[Step] = STEPS
+) -> Measured:
     """Fill the two ledgers that the settings name, and compare them."""
     began = time.monotonic()
     some, crowd = await fill(few, FEW), await fill(many, counts.rows)
     print(f"{database}: {counts.rows:,} rows in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     sizes = await asyncio.to_thread(sizes_on_postgresql if many.is_on_postgresql else sizes_on_sqlite, many)
     async with _side(few, some) as one, _side(many, crowd) as other:
-        return Measured(await compare(database, one, other, counts.rounds), await with_backlog(other, many), sizes)
+        times = await compare(database, one, other, counts.rounds, steps)
+        return Measured(times, await with_backlog(other, many) if counts.with_backlog else {}, sizes)
 
 
 def sizes_on_sqlite(settings: Settings) -> dict[str, int]:
@@ -358,7 +365,7 @@ def sizes_on_postgresql(settings: Settings) -> dict[str, int]:
 
 def draw(measured: dict[str, Measured], rows: int, path: Path) -> None:
     """Draw what each step costs with few rows and with many, a panel a database."""
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure = Sheet(figsize=(12, 8), layout="constrained")
     panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
     for panel, (database, one) in zip(panels, measured.items(), strict=True):
         for place, times in enumerate(one.times.values()):
@@ -396,16 +403,42 @@ def show(database: str, one: Measured, counts: Counts) -> None:
         print(f"  {name:34} {size / counts.rows:9.2f}")
 
 
+def databases(counts: Counts, steps: Sequence[Step] = STEPS) -> Iterator[tuple[str, Measured]]:
+    """Measure on SQLite, then on PostgreSQL."""
+    memory = "/dev/shm"  # noqa: S108 - only where it is, and in a folder of our own
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        few, many = on_sqlite(Path(folder) / "few"), on_sqlite(Path(folder) / "many")
+        yield "SQLite", asyncio.run(measure("SQLite", few, many, fill_sqlite, counts, steps))
+    with postgresql_server() as server, on_postgresql(server, "few") as few, on_postgresql(server, "many") as many:
+        yield "PostgreSQL", asyncio.run(measure("PostgreSQL", few, many, fill_postgresql, counts, steps))
+
+
+def figures(rounds: int = forms.ROUNDS) -> Iterator[forms.Figure]:
+    """Yield what pages of the list and polls cost; the worst of all pages counts."""
+    rows = MANY if rounds >= forms.ROUNDS_THAT_COUNT else MANY // 10
+    steps = [step for step in STEPS if step.name.startswith(("list", "poll"))]
+    try:
+        for database, one in databases(Counts(20 * rounds, rows, with_backlog=False), steps):
+            for what in ("list", "poll"):
+                ours = {name: times for name, times in one.times.items() if name.startswith(what)}
+                worst = max(ours, key=lambda name: ours[name].ratio)
+                yield forms.Figure(
+                    "scale",
+                    f"{'a page of the list' if what == 'list' else 'a poll'}, {database}: {rows:,} rows / {FEW:,}",
+                    ours[worst].ratio,
+                    bar=forms.at_most(MOST),
+                    runs={f"{FEW:,} rows": ours[worst].few, f"{rows:,} rows": ours[worst].many},
+                    note=f"the worst of {len(ours)}: {worst}",
+                )
+            yield forms.Figure("scale", f"a row, {database}", sum(one.sizes.values()) / rows, "bytes")
+    except pytest.skip.Exception as exc:
+        print(f"PostgreSQL is skipped: {exc}", file=sys.stderr)
+
+
 def main() -> int:
     given = [int(text) for text in sys.argv[1:]]
     counts = Counts(given[0] if given else ROUNDS, given[1] if len(given) > 1 else MANY)
-    memory = "/dev/shm"  # noqa: S108 - only where it is, and in a folder of our own
-    measured: dict[str, Measured] = {}
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        few, many = on_sqlite(Path(folder) / "few"), on_sqlite(Path(folder) / "many")
-        measured["SQLite"] = asyncio.run(measure("SQLite", few, many, fill_sqlite, counts))
-    with postgresql_server() as server, on_postgresql(server, "few") as few, on_postgresql(server, "many") as many:
-        measured["PostgreSQL"] = asyncio.run(measure("PostgreSQL", few, many, fill_postgresql, counts))
+    measured = dict(databases(counts))
     for database, one in measured.items():
         show(database, one, counts)
     if counts.rows == MANY:

@@ -1,0 +1,211 @@
+"""Figures as pictures: every bar at a glance, and for each group what its sides took."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Sheet
+
+from bench.figures import Figure
+from bench.queueing import percentile
+
+MET, MISSED, QUIET = "#2a7f62", "#c0392b", "#8a8a8a"
+#: Ours in one colour wherever it stands, everybody else in their own.
+OURS = "#e08a1e"
+OTHERS = ("#5b5f97", "#8fb8de", "#a3a380", "#b8b8b8", "#7d5a50", "#6b9080", "#c08497")
+#: What is in the names of those that we are compared to.
+_RIVALS = (
+    "alone",
+    "bare",
+    "copy",
+    "falcon",
+    "glide",
+    "libjpeg",
+    "nginx",
+    "redis-py",
+    "rows",
+    "sharp",
+    "tutorial",
+    "vips",
+)
+_LINE_INCHES = 0.36
+#: Figures of one unit that differ by more have panels of their own: the smaller ones could not be seen.
+_MOST_TIMES = 12.0
+#: So many rounds have some that were disturbed.
+_MANY = 20
+#: Further than so many times better than its bar nothing is drawn.
+_MOST_MARGIN = 16.0
+
+
+def draw_bars(figures: Sequence[Figure], path: Path) -> None:
+    """Draw how far each figure is on the good side of its bar, as a multiple of it, on a scale of doublings."""
+    barred = [figure for figure in figures if figure.bar is not None]
+    sheet = Sheet(figsize=(12, 1.1 + _LINE_INCHES * len(barred)), layout="constrained")
+    axes = sheet.subplots()
+    for line, figure in enumerate(barred):
+        times = min(margin(figure), _MOST_MARGIN)
+        colour = MET if figure.is_met else MISSED
+        axes.plot([1, times], [line, line], color=colour, linewidth=6, solid_capstyle="butt", alpha=0.4)
+        axes.plot(times, line, ">" if margin(figure) > _MOST_MARGIN else "o", color=colour, markersize=8)
+        beside = axes.get_yaxis_transform()
+        measured = {"color": colour, "weight": "bold", "ha": "right", "va": "center", "fontsize": 9}
+        axes.text(1.10, line, figure.shown_value, transform=beside, clip_on=False, **measured)  # type: ignore[arg-type] # as its stubs have it
+        axes.text(1.115, line, str(figure.bar), color=QUIET, va="center", fontsize=9, transform=beside)
+    axes.axvline(1, color="#404040", linewidth=1.2)
+    least, most = min([0.5, *map(margin, barred)]) / 1.15, min(max([2.0, *map(margin, barred)]), _MOST_MARGIN) * 1.1
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(least, most)
+    ticks = [2.0**power for power in range(-6, 7) if least <= 2.0**power <= most]
+    axes.set_xticks(ticks, ["the bar" if tick == 1 else f"{tick:g} x" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_yticks(range(len(barred)), [figure.name for figure in barred], fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(barred) - 0.4, -0.6)
+    axes.grid(axis="x", alpha=0.3)
+    without_frame(axes)
+    title = "How many times better than its bar each figure is, and at the right what was measured and the bar"
+    sheet.suptitle(title, x=0.01, ha="left", fontsize=11)
+    sheet.savefig(path, dpi=90, bbox_inches="tight", pad_inches=0.15)
+
+
+def margin(figure: Figure) -> float:
+    """Return how many times better than its bar a figure is: above 1 it is met, whichever way the bar goes."""
+    assert figure.bar is not None  # noqa: S101 - only what has one is asked
+    least = 1 / 64
+    if figure.bar.kind == "at least":
+        return max(figure.value / figure.bar.value, least)
+    return 1 / max(figure.value / figure.bar.value, least)
+
+
+def draw_sides(group: str, figures: Sequence[Figure], path: Path) -> bool:
+    """Draw what each side took, a panel for what has the same unit and size; tell whether there was anything."""
+    panels = panels_of([figure for figure in figures if figure.runs])
+    if not panels:
+        return False
+    heights = [sum(3.3 if figure.are_parts else len(figure.runs) + 1.3 for figure in ours) for ours in panels]
+    sheet = Sheet(figsize=(10, 0.6 + sum(0.25 * height + 0.55 for height in heights)), layout="constrained")
+    column = sheet.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    colours = colours_of(list(dict.fromkeys(side for figure in figures for side in figure.runs)))
+    for axes, ours in zip(column, panels, strict=True):
+        _draw_panel(axes, ours, colours)
+    sheet.suptitle(
+        f"{group.capitalize()}: medians; lines: least and most, or 9 of 10 of many rounds",
+        x=0.01,
+        ha="left",
+        fontsize=12,
+    )
+    sheet.savefig(path, dpi=90)
+    return True
+
+
+def panels_of(figures: Sequence[Figure]) -> list[list[Figure]]:
+    """Return figures by what can be seen on one scale: of one unit, and not many times as large as another."""
+    panels: list[list[Figure]] = []
+    for figure in figures:
+        for panel in panels:
+            sizes = [_largest(one) for one in (*panel, figure)]
+            if panel[0].runs_unit == figure.runs_unit and max(sizes) <= _MOST_TIMES * min(sizes):
+                panel.append(figure)
+                break
+        else:
+            panels.append([figure])
+    return panels
+
+
+def _largest(figure: Figure) -> float:
+    return max(statistics.median(values) for values in figure.runs.values())
+
+
+def _longest(figure: Figure) -> float:
+    if figure.are_parts:
+        return sum(statistics.median(values) for values in figure.runs.values())
+    return max(spread(values)[1] for values in figure.runs.values())
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """Return each side's colour, the same in every panel."""
+    others = [name for name in names if not _is_ours(name)]
+    colours = {name: OTHERS[number % len(OTHERS)] for number, name in enumerate(others)}
+    return {name: colours.get(name, OURS) for name in names}
+
+
+def _is_ours(name: str) -> bool:
+    return not any(rival in name.lower() for rival in _RIVALS)
+
+
+def _draw_panel(axes: Axes, figures: Sequence[Figure], colours: Mapping[str, str]) -> None:
+    line, places = 0.0, {}
+    for figure in figures:
+        bar = "" if figure.bar is None else f", bar {figure.bar}"
+        axes.text(
+            *(0.0, line), f"{figure.name}: {figure.shown_value}{bar}", va="center", fontsize=9, weight="bold",
+            color="#202020" if figure.is_met else MISSED, transform=axes.get_yaxis_transform(),
+        )  # fmt: skip
+        if figure.are_parts:
+            line += 1
+            draw_parts(axes, line, figure.runs)
+            line += 1.0  # for the names of the parts
+        for side, values in figure.runs.items() if not figure.are_parts else ():
+            line += 1
+            draw_bar(axes, line, values, colours[side])
+            places[line] = side
+        line += 1.3
+    axes.set_xlim(0, max(_longest(figure) for figure in figures) * 1.12)
+    axes.set_ylim(line - 0.6, -0.7)
+    axes.set_yticks(list(places), list(places.values()), fontsize=9)
+    unit = figures[0].runs_unit
+    better = "more" if unit.endswith(("/s", "a second")) else "less"
+    axes.set_xlabel(f"{unit}, {better} is better", fontsize=9, loc="right")
+    tidy(axes)
+
+
+def draw_bar(axes: Axes, line: float, values: Sequence[float], colour: str) -> None:
+    """Draw a median, where most of its rounds were, and its number."""
+    middle = statistics.median(values)
+    least, most = spread(values)
+    axes.barh(line, middle, height=0.8, color=colour)
+    if len(values) > 1:
+        axes.plot([least, most], [line, line], color="#303030", linewidth=1)
+    axes.annotate(f" {in_short(middle)}", (max(most, 0), line), va="center", fontsize=8)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the most of a few rounds; of many, what 9 of 10 lie between."""
+    if len(values) < _MANY:
+        return min(values), max(values)
+    return percentile(values, 0.05), percentile(values, 0.95)
+
+
+def draw_parts(axes: Axes, line: float, parts: Mapping[str, Sequence[float]]) -> None:
+    """Draw medians of what follows one another as one bar, each with its name and number below."""
+    left = 0.0
+    whole = sum(statistics.median(values) for values in parts.values())
+    for number, (name, values) in enumerate(parts.items()):
+        middle = statistics.median(values)
+        colour = (OURS, *OTHERS)[number % (1 + len(OTHERS))]
+        axes.barh(line, middle, left=left, height=0.8, color=colour, edgecolor="white", linewidth=0.8)
+        if middle > 0.02 * whole:
+            below = line + 0.75 + 0.55 * (number % 2)  # in turns: names are longer than short parts
+            axes.text(left, below, f"{name} {in_short(middle)}", fontsize=8, va="center")
+        left += middle
+    axes.annotate(f" {in_short(left)}", (left, line), va="center", fontsize=8)
+
+
+def in_short(value: float) -> str:
+    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def tidy(axes: Axes) -> None:
+    """Have bars from 0 on, with nothing around them that says nothing."""
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    without_frame(axes)
+
+
+def without_frame(axes: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)

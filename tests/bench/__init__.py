@@ -1,0 +1,1 @@
+"""Tests of bench: its arithmetic, not what it measures."""
