@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,11 @@ _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
 #: Characters of an address, be it IPv4's within IPv6.
 _MOST_ADDRESS = 45
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+#: A request's own id, where its client gave none: this process's, and its number.
+_PROCESS_ID = secrets.token_hex(10)
+_numbers = itertools.count()
+#: The headers that the guard looks at; of several lines of one name, the first.
+_HEARD = frozenset((b"origin", b"x-request-id", b"prefer", b"content-length", b"transfer-encoding"))
 
 log = logging.getLogger("api.access")
 
@@ -90,13 +96,23 @@ class Guard:
             await self._app(scope, receive, _in_one_line(send))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        logs.request_id.set(_request_id(scope["headers"]))
+        headers: Headers = scope["headers"]
+        heard: dict[bytes, bytes] = {}
+        is_announced = asks_to_wait = False
+        for name, value in headers:
+            if name in _HEARD:
+                heard.setdefault(name, value)
+                # RFC 9112, section 6.3: a request without either has no body.
+                is_announced |= name == b"transfer-encoding" or (name == b"content-length" and bool(value.strip(b" 0")))
+                asks_to_wait |= name == b"prefer" and b"wait" in value.lower()
+        logs.request_id.set(request_id_of(heard.get(b"x-request-id")))
         # A pipelined request starts in the context of the one before it.
         logs.image_id.set(None)
-        body = _RequestBody(receive, self._settings, self._clock, announced=_announces_a_body(scope["headers"]))
-        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
-        response = _Response(send, body, cors.headers_for(self._settings.cors_origins, origin))
-        preflight = cors.preflight_headers(self._settings.cors_origins, scope["method"], scope["headers"])
+        body = _RequestBody(receive, self._settings, self._clock, announced=is_announced)
+        response = _Response(send, body, cors.headers_for(self._settings.cors_origins, heard.get(b"origin")))
+        preflight = None
+        if scope["method"] == "OPTIONS":
+            preflight = cors.preflight_headers(self._settings.cors_origins, scope["method"], headers)
         started = self._clock()
         try:
             if preflight is not None:
@@ -119,14 +135,24 @@ class Guard:
             raise
         finally:
             seconds = self._clock() - started
-            _log_access(scope, response, seconds)
-            _count(scope, response, seconds)
+            client = scope.get("client")
+            _log_access(
+                scope["method"],
+                scope["path"],
+                response.status,
+                response.bytes,
+                seconds,
+                client[0] if client else None,
+                response.cache,
+            )
+            route = scope.get("asgilook.route") or "none"
+            _count(scope["method"], route, response.status, seconds, asks_to_wait)
 
     async def _refuse(
         self, scope: Scope, response: _Response, status: int, detail: str, more: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
         headers, body = self._problem(status, detail)
-        headers = _with([*headers, *more], b"content-length", b"%d" % len(body))
+        headers = [*headers, *more, (b"content-length", b"%d" % len(body))]
         await response.send({"type": "http.response.start", "status": status, "headers": headers})
         await response.send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -237,12 +263,13 @@ class _Response:
     def _start(self, event: Event) -> Event:
         headers: Headers = [*event.get("headers", []), *self._more]
         self.status = event["status"]
-        self.cache = next((value.decode("latin-1") for name, value in headers if name == b"x-asgilook-cache"), None)
-        for name, value in SAFETY_HEADERS:
-            headers = _with(headers, name, value)
+        present = dict(headers)
+        cache = present.get(b"x-asgilook-cache")
+        self.cache = None if cache is None else cache.decode("latin-1")
+        headers += [header for header in SAFETY_HEADERS if header[0] not in present]
         self._lingers = self._body.unread
-        if self._lingers:
-            headers = _with(headers, b"connection", b"close")
+        if self._lingers and b"connection" not in present:
+            headers.append((b"connection", b"close"))
         return {**event, "headers": headers}
 
     async def _linger(self, last: Event) -> None:
@@ -254,55 +281,43 @@ class _Response:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _announces_a_body(headers: Headers) -> bool:
-    # RFC 9112, section 6.3: a request without either has no body.
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0") != b"")
-        for name, value in headers
-    )
-
-
 def _is_plain(scope: Scope) -> bool:
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     # Falcon drops every slash that a path begins with.
     return path.isascii() and b"%" not in path and not path.startswith(b"//")
 
 
-def _request_id(headers: Headers) -> str:
-    given = next((value for name, value in headers if name == b"x-request-id"), b"")
-    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def request_id_of(given: bytes | None) -> str:
+    """Return the id that a request goes by: the one that it came with, if that is fit for a log."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode("ascii")
+    return f"{_PROCESS_ID}{next(_numbers):012x}"
 
 
-def _asks_to_wait(headers: Headers) -> bool:
-    return any(name == b"prefer" and b"wait" in value.lower() for name, value in headers)
-
-
-def _with(headers: Headers, name: bytes, value: bytes) -> Headers:
-    return headers if any(present == name for present, _ in headers) else [*headers, (name, value)]
-
-
-def _count(scope: Scope, response: _Response, seconds: float) -> None:
+def _count(method: str, route: str, status: int | None, seconds: float, asks_to_wait: bool) -> None:
     # What a client makes up must not become a label.
-    method = scope["method"] if scope["method"] in _METHODS else "other"
-    route = scope.get("asgilook.route") or "none"
-    tracing.answered(method, route, response.status)
-    metrics.REQUESTS.add(method, route, str(response.status or "client gone"))
-    # Seconds that were asked for say nothing about us.
-    metrics.REQUEST_SECONDS.observe(seconds, method, route, "yes" if _asks_to_wait(scope["headers"]) else "no")
+    method = method if method in _METHODS else "other"
+    tracing.answered(method, route, status)
+    if metrics.REQUEST_SECONDS.is_on:
+        metrics.REQUESTS.add(method, route, str(status or "client gone"))
+        # Seconds that were asked for say nothing about us.
+        metrics.REQUEST_SECONDS.observe(seconds, method, route, "yes" if asks_to_wait else "no")
 
 
-def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
+def _log_access(
+    method: str, path: str, status: int | None, sent: int, seconds: float, client: str | None, cache: str | None
+) -> None:
     extra: dict[str, Any] = {
-        "method": scope["method"],
+        "method": method,
         # Never the query: it may hold what its client takes for private.
-        "path": scope["path"][:200],
-        "status": response.status,
-        "bytes": response.bytes,
+        "path": path[:200],
+        "status": status,
+        "bytes": sent,
         "milliseconds": round(seconds * 1000, 1),
     }
-    if scope.get("client"):
+    if client:
         # Whoever connects; or whom X-Forwarded-For names, where the server trusts who connects to say so.
-        extra["client"] = scope["client"][0][:_MOST_ADDRESS]
-    if response.cache is not None:
-        extra["cache"] = response.cache
-    log.info("answered" if response.status else "client went away", extra=extra)
+        extra["client"] = client[:_MOST_ADDRESS]
+    if cache is not None:
+        extra["cache"] = cache
+    logs.say(log, "answered" if status else "client went away", extra)
