@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import itertools
 import logging
 import re
 import resource
@@ -21,10 +20,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import httptools
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api import cors
-from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS
+from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, Guard
 from api.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
 
@@ -79,10 +79,16 @@ class Connection(HttpToolsProtocol):
     #: Bytes that a client was too slow for, those who have been so for longest first.
     _unsent: ClassVar[dict[Connection, int]] = {}
 
+    #: Who answers what is at hand, before there is a task.
+    _guard: ClassVar[Guard | None] = None
+    #: The server's own headers, which change every second, as they were and in one piece.
+    _own_headers: ClassVar[tuple[object, bytes]] = (None, b"")
+
     @classmethod
-    def configure(cls, settings: Settings) -> None:
-        """Set the limits of all connections to come."""
+    def configure(cls, settings: Settings, guard: Guard | None = None) -> None:
+        """Set the limits of all connections to come, and who answers what can be answered at once."""
         cls.settings = settings
+        cls._guard = guard
         cls.most_connections = allow_connections(settings.max_connections)
         if cls.most_connections < settings.max_connections:
             log.warning("fewer connections than are allowed", extra={"connections": cls.most_connections})
@@ -92,6 +98,9 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive = self.settings.keep_alive_seconds  # type: ignore[assignment] # it is only waited for
         self.url = b""
         self.headers = []
+        self._version = ""
+        #: The Host of the request before: the empty one is good, too.
+        self._host = b""
         self._head_bytes = 0
         self._in_head = True
         #: What a body has had besides its content.
@@ -229,6 +238,9 @@ class Connection(HttpToolsProtocol):
         self._framing_bytes = 0
         self._judge_head()
         self._idle.pop(self, None)
+        if self._is_answered_at_once():
+            self.headers = []
+            return
         super().on_headers_complete()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
@@ -245,10 +257,46 @@ class Connection(HttpToolsProtocol):
             return  # as the parser has it
         self._in_head = True
         self._head_bytes = 0
-        super().on_message_complete()
+        # The cycle is the one before, or there was none, where this request was answered at once.
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def _is_answered_at_once(self) -> bool:
+        """Answer a request that nothing has to be waited for, unless others are still to be answered before it."""
+        # A client that sends many and reads none is left to what waits for its turn.
+        if self._guard is None or self._is_answering or self.transport.get_write_buffer_size() or self.root_path:
+            return False
+        written = self._written.bytes
+        try:
+            method = self.parser.get_method().decode("ascii")
+            return self._guard.answer_at_once(method, self.url, self.headers, self._client_behind, self._write_at_once)
+        except Exception:
+            log.exception("a request could not be answered at once")
+            return self._written.bytes > written
+
+    def _client_behind(self, forwarded: list[bytes]) -> str | None:
+        """Return the address that is to be logged, as uvicorn has it: of its client, or whom a trusted proxy names."""
+        client = self.client[0] if self.client else None
+        app = self.config.loaded_app
+        if forwarded and isinstance(app, ProxyHeadersMiddleware) and client in app.trusted_hosts:
+            return app.trusted_hosts.get_trusted_client_address(b", ".join(forwarded).decode("latin-1"))[0] or client
+        return client
+
+    def _write_at_once(self, status: int, lines: bytes, body: bytes) -> None:
+        own = self.server_state.default_headers
+        if self._own_headers[0] is not own:
+            Connection._own_headers = own, b"".join(b"%b: %b\r\n" % header for header in own)
+        keeps_alive = self._version == "1.1" and self.parser.should_keep_alive()
+        end = b"\r\n" if keeps_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((STATUS_LINE[status], self._own_headers[1], lines, end)))
+        if body:
+            self.transport.write(body)
+        if not keeps_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def _judge_head(self) -> None:
-        version = self.parser.get_http_version()
+        version = self._version = self.parser.get_http_version()
         if len(self.url) > MOST_TARGET_BYTES:
             self._object(Problem("target-too-long"))
         if len(self.headers) > MOST_HEADERS:
@@ -262,21 +310,35 @@ class Connection(HttpToolsProtocol):
             self._object(Problem("malformed-request", "The target has a fragment."))
         if len(self.pipeline) >= MOST_PIPELINED:
             self._object(Problem("malformed-request", f"More than {MOST_PIPELINED} requests wait for their answers."))
-        if len(self.url) + sum(map(len, itertools.chain.from_iterable(self.headers))) > MOST_HEAD_BYTES:
+        size = len(self.url)
+        hosts, host, codings, coding, has_length = 0, b"", 0, None, False
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"host":
+                hosts, host = hosts + 1, value
+            elif name == b"transfer-encoding":
+                codings, coding = codings + 1, value
+            elif name == b"content-length":
+                has_length = True
+        if size > MOST_HEAD_BYTES:
             self._object(Problem("head-too-large"))
-        names = [name for name, _ in self.headers]
-        values = dict(self.headers)
         # RFC 9112, section 3.2
-        hosts = names.count(b"host")
-        if hosts > 1 or (not hosts and version == "1.1") or not _HOST.fullmatch(values.get(b"host", b"").strip(b" \t")):
+        if hosts > 1 or (not hosts and version == "1.1") or not self._is_host(host):
             self._object(Problem("malformed-request", "There must be one Host."))
-        coding = values.get(b"transfer-encoding")
         if coding is not None:
             # RFC 9112, section 6.1: what an older hop may have framed otherwise. (With a length: the parser refuses.)
-            if version == "1.0" or b"content-length" in values:
+            if version == "1.0" or has_length:
                 self._object(Problem("malformed-request", "Its body could be framed in two ways."))
-            if coding.strip(b" \t").lower() != b"chunked" or names.count(b"transfer-encoding") > 1:
+            if coding.strip(b" \t").lower() != b"chunked" or codings > 1:
                 self._object(Problem("unsupported-coding"))
+
+    def _is_host(self, host: bytes) -> bool:
+        # A client names the same one again and again.
+        if host != self._host:
+            if not _HOST.fullmatch(host.strip(b" \t")):
+                return False
+            self._host = host
+        return True
 
     def _object(self, problem: Problem) -> None:
         self._problem = problem

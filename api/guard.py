@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from api import cors
 from shared import logs, metrics, tracing
@@ -47,7 +47,32 @@ _numbers = itertools.count()
 #: The headers that the guard looks at; of several lines of one name, the first.
 _HEARD = frozenset((b"origin", b"x-request-id", b"prefer", b"content-length", b"transfer-encoding"))
 
+#: Of a request that asks for more than can be answered at once, or brings something along.
+_NOT_AT_ONCE = frozenset(
+    (
+        *(b"if-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"),
+        *(b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"prefer", b"traceparent"),
+    )
+)
+
 log = logging.getLogger("api.access")
+
+
+class Picture(Protocol):
+    """What can be answered at once: headers in one piece, of an answer and of a 304, and what the guard adds."""
+
+    @property
+    def etag(self) -> bytes: ...
+    @property
+    def is_hit(self) -> bool: ...
+    @property
+    def lines(self) -> bytes: ...
+    @property
+    def unmodified(self) -> bytes: ...
+    @property
+    def safety(self) -> bytes: ...
+    @property
+    def body(self) -> bytes: ...
 
 
 class ClientDisconnected(AsgilookError):
@@ -78,9 +103,11 @@ class Guard:
         settings: Settings,
         problem: Problem,
         *,
+        at_hand: Callable[[str], tuple[Picture, str] | None] = lambda path: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
+        self._at_hand = at_hand
         self._settings = settings
         self._problem = problem
         self._clock = clock
@@ -94,6 +121,58 @@ class Guard:
             await send({"type": "websocket.close", "code": 1000})
         else:
             await self._app(scope, receive, _in_one_line(send))
+
+    def answer_at_once(
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers,
+        client_of: Callable[[list[bytes]], str | None],
+        write: Callable[[int, bytes, bytes], None],
+    ) -> bool:
+        """Answer a plain GET of a picture that is at hand, without a task or an application; tell whether it was.
+
+        Nothing differs for the client, or in the log, from what would otherwise be. `write` takes a status, the
+        headers' lines and a body; `client_of` tells who is behind the X-Forwarded-For that it is given.
+        """
+        if method != "GET":
+            return False
+        path = target.partition(b"?")[0].decode("latin-1")
+        started = self._clock()
+        found = self._at_hand(path)
+        if found is None:
+            return False
+        picture, route = found
+        origin = given_id = held = None
+        forwarded = []
+        for name, value in headers:
+            if name in _NOT_AT_ONCE:
+                return False
+            if name == b"x-forwarded-for":
+                forwarded.append(value)
+            elif name == b"x-request-id":
+                given_id = given_id or value
+            elif name == b"origin":
+                origin = origin or value
+            elif name == b"if-none-match":
+                if value != picture.etag or held is not None:
+                    return False
+                held = value
+        more = b""
+        if self._settings.cors_origins:
+            allowed = cors.headers_for(self._settings.cors_origins, origin)
+            more = b"".join(b"%b: %b\r\n" % header for header in allowed)
+        if held is None:
+            status, lines, body = 200, picture.lines, picture.body
+        else:
+            status, lines, body = 304, picture.unmodified, b""
+        write(status, lines + more + picture.safety, body)
+        logs.request_id.set(request_id_of(given_id))
+        logs.image_id.set(None)
+        seconds = self._clock() - started
+        _log_access(method, path, status, len(body), seconds, client_of(forwarded), "Hit" if picture.is_hit else "Miss")
+        _count(method, route, status, seconds, asks_to_wait=False)
+        return True
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = scope["headers"]
@@ -307,17 +386,35 @@ def _count(method: str, route: str, status: int | None, seconds: float, asks_to_
 def _log_access(
     method: str, path: str, status: int | None, sent: int, seconds: float, client: str | None, cache: str | None
 ) -> None:
+    if not log.isEnabledFor(logging.INFO):
+        return
+    message = "answered" if status else "client went away"
+    # Never the query: it may hold what its client takes for private.
+    path = path[:200]
+    milliseconds = round(seconds * 1000, 1)
+    # Whoever connects; or whom X-Forwarded-For names, where the server trusts who connects to say so.
+    client = client and client[:_MOST_ADDRESS]
+    handler = logs.direct_handler(log)
+    if handler is not None:
+        fields = (
+            f'"method": {logs.quoted(method)}, "path": {logs.quoted(path)}, "status": {status or "null"}, '
+            f'"bytes": {sent}, "milliseconds": {milliseconds}'
+        )
+        if client:
+            fields += f', "client": {logs.quoted(client)}'
+        if cache is not None:
+            fields += f', "cache": {logs.quoted(cache)}'
+        handler.write(log.name, message, fields)
+        return
     extra: dict[str, Any] = {
         "method": method,
-        # Never the query: it may hold what its client takes for private.
-        "path": path[:200],
+        "path": path,
         "status": status,
         "bytes": sent,
-        "milliseconds": round(seconds * 1000, 1),
+        "milliseconds": milliseconds,
     }
     if client:
-        # Whoever connects; or whom X-Forwarded-For names, where the server trusts who connects to say so.
-        extra["client"] = client[:_MOST_ADDRESS]
+        extra["client"] = client
     if cache is not None:
         extra["cache"] = cache
-    logs.say(log, "answered" if status else "client went away", extra)
+    log.info(message, extra=extra)

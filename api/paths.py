@@ -32,6 +32,23 @@ class SizeConverter(BaseConverter):
         return size if max(size) <= MAX_SIDE else None
 
 
+_IMAGE_ID, _SIZE = ImageIdConverter(), SizeConverter()
+
+
+def picture_at(path: str) -> tuple[str, Size | None] | None:
+    """Return whose picture is at this path and its size, if it is a thumbnail; None where no picture can be there."""
+    if not path.endswith(".jpeg"):
+        return None
+    match path[: -len(".jpeg")].split("/"):
+        case ["", "images", name]:
+            image_id = _IMAGE_ID.convert(name)
+            return None if image_id is None else (image_id, None)
+        case ["", "thumbnails", name, dimensions]:
+            image_id, size = _IMAGE_ID.convert(name), _SIZE.convert(dimensions)
+            return None if image_id is None or size is None else (image_id, size)
+    return None
+
+
 def register(router_options: CompiledRouterOptions) -> None:
     """Make `{…:image_id}` and `{…:size}` known to an app's routes; to be called before they are added."""
     router_options.converters["image_id"] = ImageIdConverter

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
+from typing import TypeVar
 
 import falcon
 from falcon.asgi import Request, Response
@@ -12,14 +13,17 @@ from api import conditional
 from api.cache import allow_copy, apply_decision
 from api.images import Enqueueing
 from api.problems import RETRY_SECONDS, Problem
+from api.recent import found_in
 from api.records import picture_path, thumbnail_path
 from shared.errors import NoSuchKey
 from shared.images import FULL, Image, Rendition, Size, Status, ladder, rendition_key, thumbnail_name
 from shared.ledger import Ledger
-from shared.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Slot
+from shared.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Copy, Slot
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
+
+T = TypeVar("T")
 
 #: Seconds for which the address of a large picture is good: to begin with it, not to pass it on.
 _REDIRECT_SECONDS = 60.0
@@ -39,18 +43,48 @@ class Pictures:
 
     async def serve(self, req: Request, resp: Response, image_id: str, name: str, size: Size | None) -> None:
         """Answer with the rendition called `name`; `size` is None for the full-size JPEG."""
-        image = await self._ready_image(image_id)
+        found = found_in(req.scope)
+        image = None if found is None else found.image
+        await self._of_ready(image_id, lambda image: self._answer(req, resp, image, name, size), image)
+
+    async def find(self, image_id: str, name: str, size: Size | None) -> tuple[Image, Copy | None]:
+        """Return an image that is ready and a copy of one of its pictures, or None for one that is to be streamed.
+
+        Raises Problem for what is not there.
+        """
+
+        async def read(image: Image) -> tuple[Image, Copy | None]:
+            rendition = await self._rendition(image, name, size)
+            if not self.is_copied(rendition):
+                return image, None
+            body = await self._storage.read(rendition_key(image.id, image.published or 0, name))
+            return image, self.copy_of(image, rendition, body)
+
+        return await self._of_ready(image_id, read)
+
+    async def _of_ready(self, image_id: str, answer: Callable[[Image], Awaitable[T]], image: Image | None = None) -> T:
+        """Return what is made of an image that is ready, once more where its files are not where its row says."""
+        image = image or await self._ready_image(image_id)
         try:
-            await self._answer(req, resp, image, name, size)
+            return await answer(image)
         except NoSuchKey:
             # Its folder may just have been superseded: the row, read again, knows the new one.
             latest = await self._ready_image(image_id)
             if latest.published == image.published:
                 raise await self._missing(latest) from None
             try:
-                await self._answer(req, resp, latest, name, size)
+                return await answer(latest)
             except NoSuchKey:
                 raise await self._missing(latest) from None
+
+    def is_copied(self, rendition: Rendition) -> bool:
+        """Tell whether a picture is small enough to be held and copied: others are streamed, or fetched elsewhere."""
+        most = self._settings.redirect_bytes
+        return rendition.bytes <= MOST_BODY_BYTES and (most is None or rendition.bytes <= most)
+
+    def copy_of(self, image: Image, rendition: Rendition, body: bytes) -> Copy:
+        """Return a picture as it is answered."""
+        return Copy(200, tuple(self._headers(image, rendition).items()), body)
 
     async def _ready_image(self, image_id: str) -> Image:
         image = await self._ledger.get(image_id)
@@ -69,11 +103,7 @@ class Pictures:
                 raise Problem("no-such-image")
 
     async def _answer(self, req: Request, resp: Response, image: Image, name: str, size: Size | None) -> None:
-        rendition = image.renditions.get(name)
-        if rendition is None:
-            if size in ladder(image.size or (0, 0), self._settings.min_thumb_size):
-                raise await self._missing(image)
-            raise Problem("no-such-size")
+        rendition = await self._rendition(image, name, size)
         key = rendition_key(image.id, image.published or 0, name)
         if await self._redirected(req, resp, image, rendition, key):
             return
@@ -83,6 +113,14 @@ class Pictures:
             resp.data = await self._storage.read(key)
             allow_copy(req)
         self._set_headers(resp, image, rendition)
+
+    async def _rendition(self, image: Image, name: str, size: Size | None) -> Rendition:
+        rendition = image.renditions.get(name)
+        if rendition is None:
+            if size in ladder(image.size or (0, 0), self._settings.min_thumb_size):
+                raise await self._missing(image)
+            raise Problem("no-such-size")
+        return rendition
 
     async def _redirected(self, req: Request, resp: Response, image: Image, rendition: Rendition, key: str) -> bool:
         """Send the client of a large picture to the store itself, where that is wanted; tell whether it was sent."""
@@ -118,15 +156,21 @@ class Pictures:
         resp.set_stream(pieces, last - first + 1)
 
     def _set_headers(self, resp: Response, image: Image, rendition: Rendition) -> None:
-        resp.content_type = falcon.MEDIA_JPEG
-        resp.set_header("ETag", conditional.strong_etag(rendition.sha256))
-        resp.set_header("Last-Modified", formatdate(image.modified, usegmt=True))
-        resp.set_header("Cache-Control", f"public, max-age={self._settings.picture_max_age}, immutable")
-        resp.set_header("Accept-Ranges", "bytes")
-        # Opened by itself, a picture is a document without rights. Pages of other origins may show it, also those that
-        # are isolated from whatever does not say so.
-        resp.set_header("Content-Security-Policy", "default-src 'none'; sandbox")
-        resp.set_header("Cross-Origin-Resource-Policy", "cross-origin")
+        for name, value in self._headers(image, rendition).items():
+            resp.set_header(name, value)
+
+    def _headers(self, image: Image, rendition: Rendition) -> dict[str, str]:
+        return {
+            "content-type": falcon.MEDIA_JPEG,
+            "etag": conditional.strong_etag(rendition.sha256),
+            "last-modified": formatdate(image.modified, usegmt=True),
+            "cache-control": f"public, max-age={self._settings.picture_max_age}, immutable",
+            "accept-ranges": "bytes",
+            # Opened by itself, a picture is a document without rights. Pages of other origins may show it, also those
+            # that are isolated from whatever does not say so.
+            "content-security-policy": "default-src 'none'; sandbox",
+            "cross-origin-resource-policy": "cross-origin",
+        }
 
     async def _missing(self, image: Image) -> Problem:
         """Have a ready image's renditions made again; return the problem to answer with meanwhile."""

@@ -21,6 +21,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 #: Made once: `json.dumps` makes another for each line.
 _encode = json.JSONEncoder(default=str).encode
+#: A text as JSON has it.
+quoted = json.encoder.encode_basestring_ascii
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,22 +37,31 @@ class JsonFormatter(logging.Formatter):
 
 
 class JsonHandler(logging.StreamHandler[Any]):
-    """Writes JSON lines to a stream, those of `say` without a record."""
+    """Writes JSON lines to a stream, some of them without a record."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self.setFormatter(JsonFormatter())
 
-    def write(self, logger: str, message: str, extra: dict[str, Any]) -> None:
+    def write(self, logger: str, message: str, fields: str) -> None:
+        """Write a line at INFO; `fields` is the JSON of what `extra` would give, without its braces."""
         now = time.time()
-        line = _begun(now, int(now % 1 * 1000), "INFO", logger, message)
-        line |= extra
-        with self.lock:  # type: ignore[union-attr] # there is one
-            try:
-                self.stream.write(_encode(line) + self.terminator)
-                self.flush()
-            except Exception:
-                self.handleError(logging.makeLogRecord({"name": logger, "msg": message, **extra}))
+        request, image = request_id.get(), image_id.get()
+        about = "" if request is None else f'"request": {quoted(request)}, '
+        if image is not None:
+            about += f'"image": {quoted(image)}, '
+        moment = f"{_second(int(now))}.{int(now % 1 * 1000):03d}Z"
+        line = (
+            f'{{"time": "{moment}", "level": "INFO", "logger": "{logger}", "message": "{message}", {about}{fields}}}\n'
+        )
+        self.acquire()
+        try:
+            self.stream.write(line)
+            self.stream.flush()
+        except Exception:
+            self.handleError(logging.makeLogRecord({"name": logger, "msg": message}))
+        finally:
+            self.release()
 
 
 def _begun(created: float, milliseconds: int, level: str, logger: str, message: str) -> dict[str, Any]:
@@ -72,22 +83,12 @@ def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def say(logger: logging.Logger, message: str, extra: dict[str, Any]) -> None:
-    """Log at INFO, as `logger.info` does: what every request says must not cost more than its answer.
+def direct_handler(logger: logging.Logger) -> JsonHandler | None:
+    """Return the handler of `configure`, unless somebody else listens to this logger, or filters what is said.
 
-    Nothing is asked but whether somebody else listens: no stack is searched for who said it, no record made.
+    What every request says must not cost more than its answer: written straight to the handler, a line needs no search
+    of the stack for who said it, and no record.
     """
-    if not logger.isEnabledFor(logging.INFO):
-        return
-    handler = _only_handler_of(logger)
-    if handler is None:
-        logger.info(message, extra=extra)
-    else:
-        handler.write(logger.name, message, extra)
-
-
-def _only_handler_of(logger: logging.Logger) -> JsonHandler | None:
-    """Return the handler of `configure`, unless somebody else listens, or filters what is said."""
     each = logger
     while each.parent is not None:
         if each.handlers or each.filters or not each.propagate:

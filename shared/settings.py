@@ -28,6 +28,7 @@ class Settings:
     allow_local: bool = False
     local_cache_bytes: int = 1024 * 1024 * 1024
     redirect_bytes: int | None = None
+    memory_cache_bytes: int = 8 * 1024 * 1024
     # Nothing with a password in it is shown by a traceback.
     database_url: str = field(default="", repr=False)
     database_connections: int = 4
@@ -129,6 +130,7 @@ class Settings:
             allow_local=read("ASGI_LOOK_ALLOW_LOCAL", _flag, default.allow_local),
             local_cache_bytes=read("ASGI_LOOK_LOCAL_CACHE_BYTES", _at_least(0), default.local_cache_bytes),
             redirect_bytes=read("ASGI_LOOK_REDIRECT_BYTES", _at_least(0), default.redirect_bytes),
+            memory_cache_bytes=read("ASGI_LOOK_MEMORY_CACHE_BYTES", _at_least(0), default.memory_cache_bytes),
             database_url=read("DATABASE_URL", _database_url, ""),
             database_connections=read("ASGI_LOOK_DATABASE_CONNECTIONS", _at_least(1), default.database_connections),
             redis_url=read("REDIS_URL", _redis_url, default.redis_url),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shared.logs import JsonFormatter, JsonHandler, image_id, request_id, say
+from shared.logs import JsonFormatter, JsonHandler, direct_handler, image_id, quoted, request_id
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,43 +79,36 @@ def test_an_exception_is_on_the_same_line() -> None:
 
 
 @pytest.mark.usefixtures("context")
-@pytest.mark.parametrize("listens_elsewhere", [False, True], ids=["alone", "with another listener"])
-def test_what_is_said_is_the_line_that_info_makes_of_it(
-    monkeypatch: pytest.MonkeyPatch, listens_elsewhere: bool
-) -> None:
-    """A request's line takes a shorter way where nobody but our own handler listens, and looks the same."""
+def test_a_line_that_is_written_without_a_record_is_the_one_that_info_makes(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, logger = io.StringIO(), logging.getLogger("api.test_logs")
     monkeypatch.setattr(logging.getLogger(), "handlers", [JsonHandler(stream)])
-    monkeypatch.setattr(logging.getLogger("api"), "level", logging.INFO)
-    heard: list[logging.LogRecord] = []
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    handler = direct_handler(logger)
+    assert handler is not None
 
-    def hear(record: logging.LogRecord) -> bool:
-        heard.append(record)
-        return True
-
-    if listens_elsewhere:
-        monkeypatch.setattr(logger, "filters", [hear])
-    extra = {"path": '/quote " and é', "status": 200, "client": None, "milliseconds": 0.1}
-
-    say(logger, "answered", extra)
-    logger.info("answered", extra=extra)
+    handler.write(logger.name, "answered", f'"path": {quoted("/quote and é")}, "status": 200')
+    logger.info("answered", extra={"path": "/quote and é", "status": 200})
 
     said, logged = (json.loads(line) for line in stream.getvalue().splitlines())
     assert list(said) == list(logged)
     assert {**said, "time": ""} == {**logged, "time": ""}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", said["time"])
-    assert len(heard) == (2 if listens_elsewhere else 0)
 
 
-def test_below_info_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(logging.getLogger(), "handlers", [JsonHandler(stream)])
-    monkeypatch.setattr(logging.getLogger("api"), "level", logging.WARNING)
-    logging.getLogger("api.test_quiet").manager._clear_cache()  # type: ignore[attr-defined] # setLevel would do it
-
-    say(logging.getLogger("api.test_quiet"), "answered", {})
-
-    assert stream.getvalue() == ""
+def test_nothing_is_written_past_those_who_listen_or_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("api.test_logs")
+    for changed, name, value in (
+        (logging.getLogger(), "handlers", [logging.NullHandler()]),
+        (logging.getLogger(), "handlers", [JsonHandler(io.StringIO()), logging.NullHandler()]),
+        (logging.getLogger("api"), "handlers", [logging.NullHandler()]),
+        (logger, "filters", [lambda record: False]),
+        (logger, "propagate", False),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(logging.getLogger(), "handlers", [JsonHandler(io.StringIO())])
+            assert direct_handler(logger) is not None
+            patched.setattr(changed, name, value)
+            assert direct_handler(logger) is None
 
 
 def test_ours_speak_from_the_level_set_and_libraries_from_warning_on() -> None:
