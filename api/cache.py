@@ -9,6 +9,7 @@ import falcon
 from falcon.asgi import Request, Response
 
 from api import conditional
+from api.handing_over import HEADERS
 from api.problems import Problem
 from api.recent import found_in
 from shared.connections import RedisAway
@@ -71,6 +72,8 @@ class ResponseCaching:
         token: bytes | None = req.context.get("token")
         if req.method != "GET" or token is None or not isinstance(resp.data, bytes):
             return
+        if not HEADERS.isdisjoint(resp.headers):
+            return  # A copy of nothing.
         copy = Copy(200, tuple(resp.headers.items()), resp.data)
         try:
             await self._cache.fill(req.context.slot, token, copy)
@@ -96,7 +99,9 @@ def allow_copy(req: Request) -> None:
 def _apply_conditionals(req: Request, resp: Response, etag: str, body: bytes) -> None:
     """Turn a whole answer into what the request's conditions ask for (RFC 9110, section 13.2.2)."""
     modified = resp.get_header("Last-Modified")
-    takes_ranges = resp.get_header("Accept-Ranges") == "bytes"
+    is_handed_over = not HEADERS.isdisjoint(resp.headers)
+    # Where the server in front sends it, ranges are that one's.
+    takes_ranges = resp.get_header("Accept-Ranges") == "bytes" and not is_handed_over
     decision = conditional.decide(
         req.method,
         req.headers_lower,
@@ -109,6 +114,8 @@ def _apply_conditionals(req: Request, resp: Response, etag: str, body: bytes) ->
         resp.data = body[decision.first : decision.last + 1]
     elif isinstance(decision, conditional.NotModified):
         resp.data = None
+        for name in HEADERS if is_handed_over else ():
+            resp.delete_header(name)
 
 
 def apply_decision(resp: Response, decision: conditional.Decision, length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
+from functools import lru_cache
 from typing import TypeVar
 
 import falcon
@@ -11,6 +12,7 @@ from falcon.asgi import Request, Response
 
 from api import conditional
 from api.cache import allow_copy, apply_decision
+from api.handing_over import HandingOver
 from api.images import Enqueueing
 from api.problems import RETRY_SECONDS, Problem
 from api.recent import found_in
@@ -40,6 +42,12 @@ class Pictures:
         self._storage = storage
         self._settling = settling
         self._enqueueing = enqueueing
+        self._handing_over = HandingOver(settings)
+
+    @property
+    def are_handed_over(self) -> bool:
+        """Whether the server in front of us sends the pictures' bytes: what is answered has none."""
+        return self._handing_over.is_on
 
     async def serve(self, req: Request, resp: Response, image_id: str, name: str, size: Size | None) -> None:
         """Answer with the rendition called `name`; `size` is None for the full-size JPEG."""
@@ -57,10 +65,21 @@ class Pictures:
             rendition = await self._rendition(image, name, size)
             if not self.is_copied(rendition):
                 return image, None
-            body = await self._storage.read(rendition_key(image.id, image.published or 0, name))
-            return image, self.copy_of(image, rendition, body)
+            return image, await self.read(image, rendition, name)
 
         return await self._of_ready(image_id, read)
+
+    async def read(self, image: Image, rendition: Rendition, name: str) -> Copy:
+        """Return a copy of a picture as it is answered. Raises NoSuchKey where its file is gone."""
+        key = rendition_key(image.id, image.published or 0, name)
+        return self.copy_of(image, rendition, key, await self._read(key))
+
+    async def _read(self, key: str) -> bytes:
+        if not self.are_handed_over:
+            return await self._storage.read(key)
+        if not await self._storage.exists(key):
+            raise NoSuchKey(key)
+        return b""
 
     async def _of_ready(self, image_id: str, answer: Callable[[Image], Awaitable[T]], image: Image | None = None) -> T:
         """Return what is made of an image that is ready, once more where its files are not where its row says."""
@@ -80,11 +99,14 @@ class Pictures:
     def is_copied(self, rendition: Rendition) -> bool:
         """Tell whether a picture is small enough to be held and copied: others are streamed, or fetched elsewhere."""
         most = self._settings.redirect_bytes
+        if self.are_handed_over:
+            return True
         return rendition.bytes <= MOST_BODY_BYTES and (most is None or rendition.bytes <= most)
 
-    def copy_of(self, image: Image, rendition: Rendition, body: bytes) -> Copy:
+    def copy_of(self, image: Image, rendition: Rendition, key: str, body: bytes) -> Copy:
         """Return a picture as it is answered."""
-        return Copy(200, tuple(self._headers(image, rendition).items()), body)
+        headers = self._headers(image, rendition) | self._handing_over.headers_for(key)
+        return Copy(200, tuple(headers.items()), body)
 
     async def _ready_image(self, image_id: str) -> Image:
         image = await self._ledger.get(image_id)
@@ -107,12 +129,13 @@ class Pictures:
         key = rendition_key(image.id, image.published or 0, name)
         if await self._redirected(req, resp, image, rendition, key):
             return
-        if rendition.bytes > MOST_BODY_BYTES:
+        if rendition.bytes > MOST_BODY_BYTES and not self.are_handed_over:
             await self._stream(req, resp, image, rendition, key)
         else:
-            resp.data = await self._storage.read(key)
+            resp.data = await self._read(key)
             allow_copy(req)
-        self._set_headers(resp, image, rendition)
+        for header, value in (self._headers(image, rendition) | self._handing_over.headers_for(key)).items():
+            resp.set_header(header, value)
 
     async def _rendition(self, image: Image, name: str, size: Size | None) -> Rendition:
         rendition = image.renditions.get(name)
@@ -155,15 +178,11 @@ class Pictures:
         pieces = await _begun(self._storage.stream(key, first, last))
         resp.set_stream(pieces, last - first + 1)
 
-    def _set_headers(self, resp: Response, image: Image, rendition: Rendition) -> None:
-        for name, value in self._headers(image, rendition).items():
-            resp.set_header(name, value)
-
     def _headers(self, image: Image, rendition: Rendition) -> dict[str, str]:
         return {
             "content-type": falcon.MEDIA_JPEG,
             "etag": conditional.strong_etag(rendition.sha256),
-            "last-modified": formatdate(image.modified, usegmt=True),
+            "last-modified": _http_date(image.modified),
             "cache-control": f"public, max-age={self._settings.picture_max_age}, immutable",
             "accept-ranges": "bytes",
             # Opened by itself, a picture is a document without rights. Pages of other origins may show it, also those
@@ -178,6 +197,11 @@ class Pictures:
         if wanted is not None:
             await self._enqueueing.enqueue(wanted)
         return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
+
+
+@lru_cache(maxsize=1024)
+def _http_date(seconds: float) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 def _decided(req: Request, image: Image, rendition: Rendition) -> conditional.Decision:

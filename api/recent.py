@@ -14,7 +14,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE
 
-from api.guard import SAFETY_HEADERS, Headers
+from api.guard import SAFETY_HEADERS
+from api.handing_over import HEADERS
 from shared.images import Image
 from shared.response_cache import Copy
 
@@ -26,6 +27,8 @@ _LARGEST_PART = 8
 _ENTRY_BYTES = 4096
 _RENDITION_BYTES = 512
 
+#: What says which file is to be sent, which is none where a client has it.
+_FILE_HEADERS = tuple(sorted(name.encode() for name in HEADERS))
 _HIT, _MISS = (b"x-asgilook-cache", b"Hit"), (b"x-asgilook-cache", b"Miss")
 
 
@@ -46,11 +49,14 @@ class Entry:
         present = dict(headers)
         self.etag = present.get(b"etag", b"")
         # In one piece, for an answer that is given without a detour: of a 304, then of all; what the guard would add.
-        self.unmodified = _lines(headers)
+        lines = [b"%b: %b\r\n" % header for header in headers if header[0] not in _FILE_HEADERS]
+        self.unmodified = b"".join(lines)
+        lines += [b"%b: %b\r\n" % (name, present[name]) for name in _FILE_HEADERS if name in present]
+        lines.append(b"content-length: %d\r\n" % len(copy.body))
+        self.lines = b"".join(lines)
         headers.append((b"content-length", b"%d" % len(copy.body)))
         self.headers = headers
-        self.lines = _lines(headers)
-        self.safety = _lines([header for header in SAFETY_HEADERS if header[0] not in present])
+        self.safety = b"".join([b"%b: %b\r\n" % header for header in SAFETY_HEADERS if header[0] not in present])
 
     @classmethod
     def of_foreign(cls, image_id: str, copy: Copy, read_at: float) -> Entry:
@@ -82,10 +88,6 @@ def found_in(scope: MutableMapping[str, Any]) -> Found | None:
     """Return what was found, where somebody has looked."""
     found: Found | None = scope.get(_FOUND)
     return found
-
-
-def _lines(headers: Headers) -> bytes:
-    return b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 @dataclass(frozen=True, slots=True)

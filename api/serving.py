@@ -118,12 +118,13 @@ class Serving:
             return None
         image, read_at = row
         rendition = image.renditions.get(_name_of(size))
-        if rendition is None or not self._pictures.is_copied(rendition):
+        if rendition is None or self._pictures.are_handed_over or not self._pictures.is_copied(rendition):
             return None
-        body = self._storage.read_now(rendition_key(image_id, image.published or 0, _name_of(size)), rendition.bytes)
+        key = rendition_key(image_id, image.published or 0, _name_of(size))
+        body = self._storage.read_now(key, rendition.bytes)
         if body is None:
             return None
-        entry = Entry(image_id, self._pictures.copy_of(image, rendition, body), read_at, is_hit=True)
+        entry = Entry(image_id, self._pictures.copy_of(image, rendition, key, body), read_at, is_hit=True)
         self._recent.keep_entry(path, entry)
         return entry
 
@@ -161,16 +162,18 @@ class Serving:
 
     async def _look(self, flight: _Flight, path: str, size: Size | None) -> Found:
         if (row := self._recent.row(flight.image_id)) is not None:
-            found = await self._from_row(*row, path, size)
+            found = await self._from_row(*row, size)
             if found is not None:
+                if found.entry is not None:
+                    self._keep(flight, path, found.entry)
                 return found
         slot = Slot(path, flight.image_id, PICTURE_SECONDS)
         token, copy = None, None
-        try:
-            lookup = await self._cache.read(slot)
-            token, copy = lookup.token, lookup.copy
-        except RedisAway:
-            pass
+        # What others send has no copy in Redis.
+        if not self._pictures.are_handed_over:
+            with contextlib.suppress(RedisAway):
+                lookup = await self._cache.read(slot)
+                token, copy = lookup.token, lookup.copy
         if copy is not None:
             entry = Entry.of_foreign(flight.image_id, copy, flight.begun)
             self._keep(flight, path, entry)
@@ -186,7 +189,7 @@ class Serving:
             await self._fill(slot, token, copy)
         return Found(Entry(flight.image_id, copy, read_at, is_hit=False))
 
-    async def _from_row(self, image: Image, read_at: float, path: str, size: Size | None) -> Found | None:
+    async def _from_row(self, image: Image, read_at: float, size: Size | None) -> Found | None:
         """Return what a known row and this machine's disk make of a path, or None where others have to be asked.
 
         Redis gets no copy of it: the token that is there now may be younger than the row.
@@ -196,14 +199,13 @@ class Serving:
             return None
         if not self._pictures.is_copied(rendition):
             return Found(image=image)
-        key = rendition_key(image.id, image.published or 0, _name_of(size))
-        if not self._storage.is_near(key):
+        if not self._storage.is_near(rendition_key(image.id, image.published or 0, _name_of(size))):
             return None
         try:
-            body = await self._storage.read(key)
+            copy = await self._pictures.read(image, rendition, _name_of(size))
         except AsgilookError:
             return None
-        return Found(Entry(image.id, self._pictures.copy_of(image, rendition, body), read_at, is_hit=True))
+        return Found(Entry(image.id, copy, read_at, is_hit=True))
 
     def _keep(self, flight: _Flight, path: str, entry: Entry) -> None:
         if not flight.is_outdated:
