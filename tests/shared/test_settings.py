@@ -195,10 +195,25 @@ BAD_VALUES = [
             "https://www.example.com null",
         )
     ),
+    *(
+        ("ASGI_LOOK_ACCEL", text)
+        for text in (
+            "yes",
+            "x-accel-redirect",
+            "x-accel-redirect:protected/",
+            "x-accel-redirect:/protected",
+            "x-sendfile:/",
+        )
+    ),
     ("ASGI_LOOK_BACKGROUND", "white"),
     ("ASGI_LOOK_BACKGROUND", "#fff"),
     ("ASGI_LOOK_LOG_LEVEL", "LOUD"),
 ]
+
+
+def test_files_of_an_object_store_are_handed_over_to_nobody() -> None:
+    with pytest.raises(SettingsError, match=r"^ASGI_LOOK_ACCEL: .*ASGI_LOOK_STORAGE"):
+        Settings.from_env({"ASGI_LOOK_ACCEL": "x-sendfile", "ASGI_LOOK_STORAGE": "s3://bucket"})
 
 
 @pytest.mark.parametrize(("name", "text"), BAD_VALUES)
