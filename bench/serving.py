@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -24,8 +25,9 @@ from pathlib import Path
 import falcon.asgi
 from PIL import Image
 
-from bench.figures import Bar, Figure, Runs, in_turns, ratio
-from bench.service import Service, until
+from bench.figures import ROUNDS, Bar, Figure, Runs, at_least, in_turns, ratio, rounds_asked_for, show
+from bench.isolation import photograph
+from bench.service import Service, run_service, until
 from parts import Part, free_port, read_procfile
 
 #: Requests of a side in one round, and the connections that they come by.
@@ -35,27 +37,42 @@ MANY_CONNECTIONS = 256
 #: Bytes of fewer requests where each answer is large.
 _MOST_BYTES = 400_000_000
 
-_ANSWER = "BENCH_SERVING_ANSWER"
-#: Where the rival has the answer that it gives.
-_PATH = "/picture.jpeg"
+_ANSWERS = "BENCH_SERVING_ANSWERS"
 
 RIVALS = FALCON, FALCON_BEHIND_OURS = ("falcon, uvicorn's protocol", "falcon, our protocol")
+#: The pictures: of so many bytes, at the least and at the most. The largest is never held, but streamed.
+THUMBNAIL, MEDIUM, LARGE, STREAMED = "thumbnail", "medium", "large", "streamed"
+SIZES = {
+    THUMBNAIL: (9_000, 20_000),
+    MEDIUM: (150_000, 600_000),
+    LARGE: (2_000_000, 5_000_000),
+    STREAMED: (8_400_000, 30_000_000),
+}
+#: Images whose thumbnails are asked for in turn where nothing is to be held: as many as there are connections, or no
+#: request would be the only one that waits for its picture.
+IMAGES = CONNECTIONS
+#: Room for the rows of all images, and for no picture.
+_ROWS_ALONE = 128 * 1024 - 1
 
 
 def constant() -> falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]:
-    """Return the rival: one resource that has its answer in memory."""
-    folder = Path(os.environ[_ANSWER])
-    headers = [(name, value) for name, value in json.loads((folder / "headers").read_text())]
-    body = (folder / "body").read_bytes()
-
-    class Constant:
-        async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-            resp.set_headers(headers)
-            resp.data = body
-
+    """Return the rival: resources that have their answers in memory, one for each folder."""
     app: falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response] = falcon.asgi.App()
-    app.add_route(_PATH, Constant())
+    for folder in Path(os.environ[_ANSWERS]).iterdir():
+        app.add_route(f"/{folder.name}", Constant(folder))
     return app
+
+
+class Constant:
+    """One answer, the same each time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._headers = [(name, value) for name, value in json.loads((folder / "headers").read_text())]
+        self._body = (folder / "body").read_bytes()
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        resp.set_headers(self._headers)
+        resp.data = self._body
 
 
 @dataclass
@@ -176,20 +193,33 @@ class Sides:
         for runs in self.wall.values():
             del runs[: len(runs) - rounds]  # the warm-up
 
-    def figures(
-        self, name: str, title: str, bar: Bar | None = None, rivals: Sequence[str] = RIVALS
-    ) -> Iterator[Figure]:
+    def figures(self, name: str, title: str, bar: Bar | None = None) -> Iterator[Figure]:
         """Yield how a side compares to the faster of its rivals: by requests a second, and by CPU time."""
+        group = name.partition(": ")[0]
         for runs, by in ((self.wall, "requests a second"), (self.cpu, "CPU time")):
-            rival = min(rivals, key=lambda each: statistics.median(runs[each]))
-            shown = {each: runs[each] for each in (name, *rivals)}
-            yield Figure(
-                "serving", f"{title} / {rival}: {by}", ratio(runs, rival, name), "", bar, shown, "µs a request"
-            )
+            rivals = {rival: runs[f"{group}: {rival}"] for rival in RIVALS}
+            fastest = min(rivals, key=lambda rival: statistics.median(rivals[rival]))
+            shown = {"ours": runs[name], **rivals}
+            value = ratio(shown, fastest, "ours")
+            yield Figure("serving", f"{title} / {fastest}: {by}", value, "", bar, shown, "µs a request")
 
 
-def picture_of(service: Service, original: bytes, least: int, most: int) -> str:
-    """Upload an original; return the path of one of its pictures that has so many bytes."""
+@dataclass
+class Picture:
+    """One that is served: where, and how it is answered."""
+
+    path: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def etag(self) -> str:
+        return next(value for name, value in self.headers if name.lower() == "etag")
+
+
+def picture_of(service: Service, original: bytes, kind: str) -> Picture:
+    """Upload an original; return one of its pictures that is of this kind."""
+    least, most = SIZES[kind]
     with closing(HTTPConnection("127.0.0.1", service.web_port, timeout=60)) as connection:
         connection.request("POST", "/images", original, {"Prefer": "wait=20"})
         answer = connection.getresponse()
@@ -197,26 +227,96 @@ def picture_of(service: Service, original: bytes, least: int, most: int) -> str:
         if answer.status != 201:
             raise SystemExit(f"an upload got {answer.status}")
         for path in (record["image"], *record["thumbnails"]):
-            connection.request("HEAD", path)
-            head = connection.getresponse()
-            head.read()
-            if least <= int(head.headers["Content-Length"]) <= most:
-                return str(path)
-    raise SystemExit(f"no picture of {least} to {most} bytes came of it")
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read()
+            if least <= len(body) <= most:
+                # But those that are the server's own.
+                own = ("date", "server", "content-length")
+                return Picture(path, [pair for pair in answer.getheaders() if pair[0].lower() not in own], body)
+    raise SystemExit(f"no {kind} picture came of it")
 
 
-def answer_to(port: int, path: str) -> tuple[list[tuple[str, str]], bytes]:
-    """Return the headers that are not the server's own, and the body."""
-    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        body = answer.read()
-        own = ("date", "server", "content-length")
-        return [(name, value) for name, value in answer.getheaders() if name.lower() not in own], body
-
-
-def noise() -> bytes:
+def noise(size: tuple[int, int]) -> bytes:
     """Return a picture that no encoder makes small."""
     file = io.BytesIO()
-    Image.effect_noise((4400, 3400), 120).convert("RGB").save(file, "JPEG", quality=90)
+    Image.effect_noise(size, 120).convert("RGB").save(file, "JPEG", quality=90)
     return file.getvalue()
+
+
+@contextmanager
+def sides() -> Iterator[Sides]:
+    """Run a service, rivals and what else is compared for the block."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "data").mkdir()
+        service = stack.enter_context(run_service(folder / "data"))
+        small = photograph((1200, 800))
+        thumbnails = [picture_of(service, small, THUMBNAIL) for _ in range(IMAGES)]
+        pictures = {
+            THUMBNAIL: thumbnails[0],
+            MEDIUM: picture_of(service, photograph((4200, 2800)), MEDIUM),
+            LARGE: picture_of(service, noise((2400, 1800)), LARGE),
+            STREAMED: picture_of(service, noise((4400, 3400)), STREAMED),
+        }
+        for kind, picture in pictures.items():
+            (folder / "answers" / kind).mkdir(parents=True)
+            (folder / "answers" / kind / "headers").write_text(json.dumps(picture.headers))
+            (folder / "answers" / kind / "body").write_bytes(picture.body)
+
+        env = {**service.env, "ASGI_LOOK_LOG_LEVEL": "INFO", _ANSWERS: str(folder / "answers")}
+        factory = "--factory bench.serving:constant"
+        nowhere = f"redis://127.0.0.1:{free_port()}/0"
+        falcon_alone = stack.enter_context(web_process(env, app=factory, http="--http httptools"))
+        falcon_behind_ours = stack.enter_context(web_process(env, app=factory))
+        ours = stack.enter_context(web_process(env))
+        by_redis = stack.enter_context(web_process(env | {"ASGI_LOOK_MEMORY_CACHE_BYTES": "0"}))
+        by_disk = stack.enter_context(
+            web_process(env | {"ASGI_LOOK_MEMORY_CACHE_BYTES": str(_ROWS_ALONE), "CACHE_REDIS_URL": nowhere})
+        )
+
+        compared = Sides()
+        all_thumbnails = [request_for(picture.path) for picture in thumbnails]
+        for kind, picture in pictures.items():
+            count = min(REQUESTS, _MOST_BYTES // len(picture.body))
+            own, rival = [request_for(picture.path)], [request_for(f"/{kind}")]
+            many = all_thumbnails if kind == THUMBNAIL else own
+            compared.add(f"{kind}: {FALCON}", falcon_alone, rival, count=count)
+            compared.add(f"{kind}: {FALCON_BEHIND_OURS}", falcon_behind_ours, rival, count=count)
+            if kind in (THUMBNAIL, MEDIUM):
+                compared.add(f"{kind}: memory", ours, own, count=count)
+            if kind != STREAMED:
+                compared.add(f"{kind}: Redis", by_redis, many, count=count)
+            compared.add(f"{kind}: disk", by_disk, many, count=count)
+        held = f"If-None-Match: {thumbnails[0].etag}"
+        compared.add(f"{THUMBNAIL}: 304", ours, [request_for(thumbnails[0].path, held)], 304)
+        crowd = {"connections": MANY_CONNECTIONS}
+        compared.add("many: memory", ours, [request_for(thumbnails[0].path)], **crowd)
+        compared.add(f"many: {FALCON}", falcon_alone, [request_for(f"/{THUMBNAIL}")], **crowd)
+        compared.add(f"many: {FALCON_BEHIND_OURS}", falcon_behind_ours, [request_for(f"/{THUMBNAIL}")], **crowd)
+        records = [request_for(f"/images/{picture.path.split('/')[2]}") for picture in thumbnails]
+        compared.add(f"{THUMBNAIL}: record", ours, records)
+        compared.add(f"{THUMBNAIL}: list", ours, [request_for("/images?limit=20")], count=REQUESTS // 3)
+        yield compared
+
+
+def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
+    """Yield every way to serve a picture beside the rival's."""
+    with sides() as compared:
+        compared.run(rounds, "serving")
+    yield from compared.figures(f"{THUMBNAIL}: memory", "thumbnail from memory", at_least(0.9))
+    yield from compared.figures(f"{THUMBNAIL}: Redis", "thumbnail from Redis", at_least(0.5))
+    yield from compared.figures(f"{THUMBNAIL}: 304", "304 for a thumbnail", at_least(1.2))
+    yield from compared.figures(f"{THUMBNAIL}: disk", "thumbnail from disk, its row known", at_least(0.4))
+    yield from compared.figures("many: memory", f"the same from memory, {MANY_CONNECTIONS} connections")
+    yield from compared.figures(f"{MEDIUM}: memory", "300 KB from memory")
+    for kind, title in ((MEDIUM, "300 KB"), (LARGE, "3 MB")):
+        yield from compared.figures(f"{kind}: disk", f"{title} from disk, its row known")
+        yield from compared.figures(f"{kind}: Redis", f"{title} from Redis")
+    yield from compared.figures(f"{STREAMED}: disk", "12 MB streamed from disk, its row known")
+    yield from compared.figures(f"{THUMBNAIL}: record", "a record that is polled, from Redis")
+    yield from compared.figures(f"{THUMBNAIL}: list", "a list of 20, from Redis")
+
+
+if __name__ == "__main__":
+    show(figures(rounds_asked_for()))

@@ -57,7 +57,8 @@ def told(path: str, *headers: str, version: str = "1.1") -> bytes:
 
 def raw_answers(client: RawClient, count: int) -> list[bytes]:
     """Return so many answers as they are on the wire, but for the time of day."""
-    read, answers = b"", []
+    read = b""
+    answers: list[bytes] = []
     while len(answers) < count:
         head, end, _ = read.partition(b"\r\n\r\n")
         length = re.search(rb"\r\ncontent-length: (\d+)", head)
