@@ -54,6 +54,8 @@ _LUMP = 64 * 1024
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 _RESET = struct.pack("ii", 1, 0)
+#: How the one answer begins that another one follows.
+_CONTINUE = b"HTTP/1.1 100 "
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +152,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
+        self._written.expect_head()
         super()._start_asgi_task(cycle, app)
 
     def _make_room(self) -> bool:
@@ -288,9 +291,7 @@ class Connection(HttpToolsProtocol):
             Connection._own_headers = own, b"".join(b"%b: %b\r\n" % header for header in own)
         keeps_alive = self._version == "1.1" and self.parser.should_keep_alive()
         end = b"\r\n" if keeps_alive else b"connection: close\r\n\r\n"
-        self.transport.write(b"".join((STATUS_LINE[status], self._own_headers[1], lines, end)))
-        if body:
-            self.transport.write(body)
+        self._written.write_both(b"".join((STATUS_LINE[status], self._own_headers[1], lines, end)), body)
         if not keeps_alive:
             self.transport.close()
         self.on_response_complete()
@@ -395,6 +396,7 @@ class Connection(HttpToolsProtocol):
             *cors.headers_for(self.settings.cors_origins, dict(self.headers).get(b"origin")),
         ]
         lines = [b"%s: %s\r\n" % header for header in headers]
+        self._written.flush()
         self.transport.write(b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body]))
         self._watch_sending()
 
@@ -407,6 +409,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
+        self._written.flush()
         super().on_response_complete()
         self._watch_sending()
         if was_last and not self.transport.is_closing():
@@ -463,21 +466,60 @@ class Connection(HttpToolsProtocol):
 
 
 class Written:
-    """A transport, and how much was written to it, also at last."""
+    """A transport, and how much was written to it, also at last.
+
+    An answer's head is held until there is something of its body: sent by itself, it would be a packet, and its client
+    would wake up for it, and then again.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._is_head_next = False
+        self._head = b""
         self.bytes = 0
         self.last = 0
         # Those that each request needs, without a detour.
         self._write = transport.write
+        self._writelines = transport.writelines
         self.is_closing = transport.is_closing
         self.get_write_buffer_size = transport.get_write_buffer_size
 
+    def expect_head(self) -> None:
+        """Take the next write for an answer's head."""
+        self._is_head_next = True
+
     def write(self, data: bytes) -> None:
-        self.last = len(data)
+        if self._is_head_next and not data.startswith(_CONTINUE):
+            self._is_head_next = False
+            self._head = data
+        elif self._head:
+            head, self._head = self._head, b""
+            self.write_both(head, data)
+        else:
+            self.last = len(data)
+            self.bytes += self.last
+            self._write(data)
+
+    def write_both(self, head: bytes, body: bytes) -> None:
+        """Write an answer in one go."""
+        self.last = len(head) + len(body)
         self.bytes += self.last
-        self._write(data)
+        self._writelines((head, body))
+
+    def flush(self) -> None:
+        """Write what is held, for nothing follows."""
+        self._is_head_next = False
+        if self._head:
+            head, self._head = self._head, b""
+            self.write(head)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def write_eof(self) -> None:
+        self.flush()
+        self._transport.write_eof()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

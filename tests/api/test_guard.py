@@ -708,7 +708,11 @@ async def test_an_answer_is_one_line_in_the_log(access: Lines) -> None:
 @pytest.mark.parametrize("client", [None, ("203.0.113.7", 1), ('"odd" é', 1)])
 @pytest.mark.parametrize("path", ["/images", '/"quoted" é\n'])
 async def test_a_line_is_the_same_whether_somebody_else_listens_or_not(
-    monkeypatch: pytest.MonkeyPatch, headers: Headers, client: tuple[str, int] | None, path: str
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    headers: Headers,
+    client: tuple[str, int] | None,
+    path: str,
 ) -> None:
     """Where nobody does, it is written without a record."""
 
@@ -718,7 +722,7 @@ async def test_a_line_is_the_same_whether_somebody_else_listens_or_not(
 
     stream = io.StringIO()
     monkeypatch.setattr(logging.getLogger(), "handlers", [logs.JsonHandler(stream)])
-    monkeypatch.setattr(logging.getLogger("api.access"), "level", logging.INFO)
+    caplog.set_level(logging.INFO, "api.access")
     asked = scope(method="GET", path=path, headers=[(b"x-request-id", b"one")], client=client, raw_path=b"/")
     guard = Guard(app, Settings(), problem, clock=Clock())
     await guard(asked, Script([]), Sent())

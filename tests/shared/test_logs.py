@@ -79,10 +79,12 @@ def test_an_exception_is_on_the_same_line() -> None:
 
 
 @pytest.mark.usefixtures("context")
-def test_a_line_that_is_written_without_a_record_is_the_one_that_info_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_written_without_a_record_is_the_one_that_info_makes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     stream, logger = io.StringIO(), logging.getLogger("api.test_logs")
     monkeypatch.setattr(logging.getLogger(), "handlers", [JsonHandler(stream)])
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    caplog.set_level(logging.INFO, logger.name)
     handler = direct_handler(logger)
     assert handler is not None
 
