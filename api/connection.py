@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import re
 import resource
@@ -24,7 +25,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api import cors
-from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, Guard
+from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, WRITE, Guard
 from api.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
 
@@ -245,6 +246,7 @@ class Connection(HttpToolsProtocol):
             self.headers = []
             return
         super().on_headers_complete()
+        self.cycle.scope[WRITE] = functools.partial(self._write_answer, self.cycle)  # type: ignore[literal-required] # ours
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
             self._framing = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING_HEADERS)
@@ -286,15 +288,31 @@ class Connection(HttpToolsProtocol):
         return client
 
     def _write_at_once(self, status: int, lines: bytes, body: bytes) -> None:
+        keeps_alive = self._version == "1.1" and self.parser.should_keep_alive()
+        self._write_whole(status, lines, body, keeps_alive)
+        self.on_response_complete()
+
+    def _write_answer(self, cycle: RequestResponseCycle, status: int, lines: bytes, body: bytes) -> bool:
+        """Write all that a request is answered, unless it has been begun or has to wait; tell whether it was written.
+
+        uvicorn would take the headers apart that are in one piece.
+        """
+        if cycle.response_started or cycle.disconnected or self.flow.write_paused:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        self._write_whole(status, lines, body, cycle.keep_alive)
+        cycle.on_response()
+        return True
+
+    def _write_whole(self, status: int, lines: bytes, body: bytes, keeps_alive: bool) -> None:
         own = self.server_state.default_headers
         if self._own_headers[0] is not own:
             Connection._own_headers = own, b"".join(b"%b: %b\r\n" % header for header in own)
-        keeps_alive = self._version == "1.1" and self.parser.should_keep_alive()
         end = b"\r\n" if keeps_alive else b"connection: close\r\n\r\n"
         self._written.write_both(b"".join((STATUS_LINE[status], self._own_headers[1], lines, end)), body)
         if not keeps_alive:
             self.transport.close()
-        self.on_response_complete()
 
     def _judge_head(self) -> None:
         version = self._version = self.parser.get_http_version()
@@ -502,6 +520,7 @@ class Written:
 
     def write_both(self, head: bytes, body: bytes) -> None:
         """Write an answer in one go."""
+        self._is_head_next = False
         self.last = len(head) + len(body)
         self.bytes += self.last
         self._writelines((head, body))

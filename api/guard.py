@@ -55,6 +55,10 @@ _NOT_AT_ONCE = frozenset(
     )
 )
 
+#: In a request's scope, where there are such: the connection's way to write an answer in one go, and the guard's, by
+#: which an application answers with a picture.
+WRITE, ANSWER = "asgilook.write", "asgilook.answer"
+
 log = logging.getLogger("api.access")
 
 
@@ -161,7 +165,7 @@ class Guard:
         more = b""
         if self._settings.cors_origins:
             allowed = cors.headers_for(self._settings.cors_origins, origin)
-            more = b"".join(b"%b: %b\r\n" % header for header in allowed)
+            more = _lines(allowed)
         if held is None:
             status, lines, body = 200, picture.lines, picture.body
         else:
@@ -188,7 +192,9 @@ class Guard:
         # A pipelined request starts in the context of the one before it.
         logs.image_id.set(None)
         body = _RequestBody(receive, self._settings, self._clock, announced=is_announced)
-        response = _Response(send, body, cors.headers_for(self._settings.cors_origins, heard.get(b"origin")))
+        more = cors.headers_for(self._settings.cors_origins, heard.get(b"origin"))
+        response = _Response(send, body, more, scope.get(WRITE))
+        scope[ANSWER] = response.answer
         preflight = None
         if scope["method"] == "OPTIONS":
             preflight = cors.preflight_headers(self._settings.cors_origins, scope["method"], headers)
@@ -318,14 +324,27 @@ class _RequestBody:
 class _Response:
     """The sending side: notes what is answered, and closes the connection with care where the body was not read."""
 
-    def __init__(self, send: Send, body: _RequestBody, more: Headers) -> None:
+    def __init__(
+        self, send: Send, body: _RequestBody, more: Headers, write: Callable[[int, bytes, bytes], bool] | None
+    ) -> None:
         self._send = send
+        self._write = write
         self._body = body
         self._more = more
         self._lingers = False
         self.status: int | None = None
         self.bytes = 0
         self.cache: str | None = None
+
+    def answer(self, picture: Picture) -> bool:
+        """Answer with a whole picture in one go, where that can be; tell whether it was."""
+        if self._write is None or self._body.unread:
+            return False
+        lines = picture.lines + _lines(self._more) + picture.safety
+        if not self._write(200, lines, picture.body):
+            return False
+        self.status, self.bytes, self.cache = 200, len(picture.body), "Hit" if picture.is_hit else "Miss"
+        return True
 
     async def send(self, event: Event) -> None:
         if self._body.client_gone:
@@ -358,6 +377,10 @@ class _Response:
         await self._send({**last, "more_body": True})
         await self._body.drop_some()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers]) if headers else b""
 
 
 def _is_plain(scope: Scope) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from falcon.routing import BaseConverter, CompiledRouterOptions
 
@@ -32,13 +33,18 @@ class SizeConverter(BaseConverter):
         return size if max(size) <= MAX_SIDE else None
 
 
+#: `/thumbnails/{id}/{w}x{h}.jpeg`.
+_LONGEST_PICTURE = 12 + 36 + 1 + 5 + 1 + 5 + 5
 _IMAGE_ID, _SIZE = ImageIdConverter(), SizeConverter()
 
 
 def picture_at(path: str) -> tuple[str, Size | None] | None:
     """Return whose picture is at this path and its size, if it is a thumbnail; None where no picture can be there."""
-    if not path.endswith(".jpeg"):
-        return None
+    return _picture_at(path) if len(path) <= _LONGEST_PICTURE and path.endswith(".jpeg") else None
+
+
+@lru_cache(maxsize=1024)
+def _picture_at(path: str) -> tuple[str, Size | None] | None:
     match path[: -len(".jpeg")].split("/"):
         case ["", "images", name]:
             image_id = _IMAGE_ID.convert(name)

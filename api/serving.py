@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from api.guard import Application, Receive, Scope, Send
+from api.guard import ANSWER, Application, Receive, Scope, Send
 from api.paths import picture_at
 from api.pictures import Pictures
 from api.recent import Entry, Found, Recent, put_into
@@ -75,6 +75,8 @@ class Serving:
                 found = await self._find(scope["path"], image_id, size)
             if found is not None and (entry := found.entry) is not None and _is_plain_get(scope):
                 scope["asgilook.route"] = _route_of(size)
+                if (answer := scope.get(ANSWER)) is not None and answer(entry):
+                    return
                 await send({"type": "http.response.start", "status": 200, "headers": entry.headers})
                 await send({"type": "http.response.body", "body": entry.body})
                 return
