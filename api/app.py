@@ -107,7 +107,6 @@ def create_app(
     settling.on_change.append(serving.forget)
     listener.on_change.append(serving.forget)
     listener.on_gap.append(serving.forget_all)
-    lifespan.to_close.insert(0, serving.close)
     app.add_middleware([lifespan, *middleware])
     if exposition is not None or settings.tracing:
         app.add_middleware(RouteNoting())

@@ -12,13 +12,11 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from api.guard import ANSWER, Application, Receive, Scope, Send
 from api.paths import picture_at
 from api.pictures import Pictures
 from api.recent import Entry, Found, Recent, put_into
-from shared.cancellation import cancel
 from shared.connections import RedisAway
 from shared.errors import AsgilookError
 from shared.images import FULL, Image, Size, rendition_key, thumbnail_name
@@ -34,13 +32,16 @@ _CONDITIONS = frozenset(
 
 @dataclass(eq=False, slots=True)
 class _Flight:
-    """One look for a picture, whoever waits for it."""
+    """One look for a picture, by the first who asked, and whoever waits for it."""
 
     image_id: str
     begun: float
     #: The image has changed since: what is found is told to those who wait, and not kept.
     is_outdated: bool = False
-    task: asyncio.Task[Found] | None = None
+    #: There where anybody waits.
+    landed: asyncio.Event | None = None
+    #: Nothing, where the first one was cancelled.
+    found: Found | None = None
 
 
 class Serving:
@@ -62,7 +63,6 @@ class Serving:
         self._storage = storage
         self._clock = clock
         self._flights: dict[str, _Flight] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         where = picture_at(scope["path"]) if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") else None
@@ -107,10 +107,6 @@ class Serving:
             flight.is_outdated = True
         self._flights.clear()
 
-    async def close(self) -> None:
-        """End what nobody waits for any more."""
-        await cancel(*self._tasks)
-
     def _at_hand(self, path: str, image_id: str, size: Size | None) -> Entry | None:
         entry = self._recent.entry(path)
         if entry is not None:
@@ -135,32 +131,27 @@ class Serving:
         while True:
             flight = self._flights.get(path)
             if flight is None or self._recent.is_old(flight.begun):
-                flight = self._begin(path, image_id, size)
-            assert flight.task is not None  # noqa: S101 - it has begun
-            # Who goes away does not take it along.
-            found = await asyncio.shield(flight.task)
+                return await self._fly(path, image_id, size)
+            if flight.landed is None:
+                flight.landed = asyncio.Event()
+            await flight.landed.wait()
             # What was wrong before may be right since: an error is told to those only who had asked before that look.
-            if found.error is None or flight.begun >= asked:
-                return found
+            if flight.found is not None and (flight.found.error is None or flight.begun >= asked):
+                return flight.found
 
-    def _begin(self, path: str, image_id: str, size: Size | None) -> _Flight:
+    async def _fly(self, path: str, image_id: str, size: Size | None) -> Found:
         flight = self._flights[path] = _Flight(image_id, self._clock())
-        task = flight.task = asyncio.create_task(self._fly(flight, path, size))
-        self._tasks.add(task)
-
-        def landed(_: asyncio.Task[Found]) -> None:
-            self._tasks.discard(task)
+        try:
+            flight.found = await self._look(flight, path, size)
+        except Exception as exc:
+            flight.found = Found(error=exc)
+        finally:
+            # Where it was cancelled, one of those who waited is the next to look.
             if self._flights.get(path) is flight:
                 del self._flights[path]
-
-        task.add_done_callback(landed)
-        return flight
-
-    async def _fly(self, flight: _Flight, path: str, size: Size | None) -> Found:
-        try:
-            return await self._look(flight, path, size)
-        except Exception as exc:
-            return Found(error=exc)
+            if flight.landed is not None:
+                flight.landed.set()
+        return flight.found
 
     async def _look(self, flight: _Flight, path: str, size: Size | None) -> Found:
         if (row := self._recent.row(flight.image_id)) is not None:
