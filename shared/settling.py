@@ -54,6 +54,9 @@ class Settling:
             await self._cache.change_tokens(image.id)
         except RedisAway:
             return image
+        finally:
+            # Once more: what was looked for meanwhile may have been found under the token of before.
+            self._changed(image.id)
         moved_on = await self._ledger.tokens_changed(image)
         metrics.SETTLED.add("tokens")
         await self._announce(image.id)
@@ -65,7 +68,10 @@ class Settling:
         while owing := await self._ledger.owing_tokens():
             ids = [image.id for image in owing]
             self._changed(*ids)
-            await self._cache.change_tokens(*ids, even_if_open=even_if_open)
+            try:
+                await self._cache.change_tokens(*ids, even_if_open=even_if_open)
+            finally:
+                self._changed(*ids)
             await self._ledger.all_tokens_changed(owing)
             metrics.SETTLED.add("tokens", by=len(owing))
             await self._announce(*ids, even_if_open=even_if_open)

@@ -271,6 +271,23 @@ async def test_who_deletes_finds_nothing_held_at_once(service: Service, is_redis
     assert cache_of(await service.client.simulate_get(path_of(other))) == "Hit"
 
 
+async def test_what_redis_still_had_during_a_delete_is_not_held_after_it(service: Service, watch: Watch) -> None:
+    """Between the commit and the new token a copy in Redis still counts, and who finds it must not keep it."""
+    image = await service.worker.ready()
+    await service.client.simulate_get(path_of(image))
+    tokens = watch(ResponseCache, "change_tokens")
+    tokens.hold()
+    delete = asyncio.create_task(service.send("DELETE", f"/images/{image.id}", {}, []))
+    await tokens.begun.wait()
+    during = await service.client.simulate_get(path_of(image))
+    tokens.release()
+    assert status_of(await delete) == 204
+
+    after = await service.client.simulate_get(path_of(image))
+
+    assert (cache_of(during), problem_of(after)) == ("Hit", "no-such-image")
+
+
 async def test_who_reads_that_an_image_is_gone_finds_no_picture_of_it(service: Service) -> None:
     """Whoever deleted it died before it could tell: this process settles it, and forgets it with that."""
     image = await service.worker.ready()
