@@ -193,7 +193,7 @@ class Pictures:
 
     async def _missing(self, image: Image) -> Problem:
         """Have a ready image's renditions made again; return the problem to answer with meanwhile."""
-        wanted = await self._ledger.request_thumbnails(image.id)
+        wanted = await self._ledger.request_thumbnails(image.id, image.published)
         if wanted is not None:
             await self._enqueueing.enqueue(wanted)
         return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})

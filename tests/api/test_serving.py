@@ -15,7 +15,7 @@ from api.guard import Event
 from api.recent import MOST_SECONDS, Entry, Recent
 from shared.images import Image
 from shared.ledger import Ledger
-from shared.notices import Listener
+from shared.notices import Announcer, Listener
 from shared.response_cache import MOST_BODY_BYTES, Copy, ResponseCache
 from shared.storage.disk import DiskStorage
 from tests.api.arrange import Service, certain, picture, problem_of, until
@@ -271,8 +271,15 @@ async def test_who_deletes_finds_nothing_held_at_once(service: Service, is_redis
     assert cache_of(await service.client.simulate_get(path_of(other))) == "Hit"
 
 
-async def test_what_redis_still_had_during_a_delete_is_not_held_after_it(service: Service, watch: Watch) -> None:
+async def test_what_redis_still_had_during_a_delete_is_not_held_after_it(
+    service: Service, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the commit and the new token a copy in Redis still counts, and who finds it must not keep it."""
+
+    async def say_nothing(*_: object, **options: object) -> None:
+        """As where the notice is lost, by which this process would forget the image, too."""
+
+    monkeypatch.setattr(Announcer, "announce", say_nothing)
     image = await service.worker.ready()
     await service.client.simulate_get(path_of(image))
     tokens = watch(ResponseCache, "change_tokens")
