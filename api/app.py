@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import falcon.asgi
@@ -17,6 +18,8 @@ from api.health import Alive, Ready
 from api.images import Enqueueing, ImageList, ImageRecord, Retry
 from api.metrics import Metrics, RouteNoting
 from api.pictures import Jpeg, Pictures, Thumbnail
+from api.recent import Recent
+from api.serving import Serving
 from api.uploads import Uploads
 from api.waiting import Waiting
 from shared import tracing
@@ -52,8 +55,13 @@ def create_app(
     *,
     uuid_generator: Callable[[], Any] = uuid_utils.uuid7,
     redis_from_url: RedisFactory = redis_from_url,
-) -> App:
-    """Build the falcon application; everything it opens is opened and closed with its lifespan."""
+    clock: Callable[[], float] = time.monotonic,
+    middleware: Sequence[Any] = (),
+) -> Serving:
+    """Build the application, falcon's behind its stage; everything it opens is opened and closed with its lifespan.
+
+    `clock` tells how old what is held in memory is; `middleware` is falcon's, beside our own.
+    """
     settings = settings or Settings.from_env()
     exposition = Exposition() if settings.metrics or settings.metrics_token else None
     if settings.tracing:
@@ -103,7 +111,11 @@ def create_app(
     pictures = Pictures(settings, ledger, storage, settling, enqueueing)
 
     app: App = falcon.asgi.App()
-    app.add_middleware(lifespan)
+    serving = Serving(app, Recent(settings.memory_cache_bytes, clock), pictures, response_cache, storage, clock)
+    settling.on_change.append(serving.forget)
+    listener.on_change.append(serving.forget)
+    listener.on_gap.append(serving.forget_all)
+    app.add_middleware([lifespan, *middleware])
     if exposition is not None or settings.tracing:
         app.add_middleware(RouteNoting())
     if exposition is not None:
@@ -120,7 +132,7 @@ def create_app(
     app.add_route(
         "/readyz", Ready(ledger, storage, queue, redis, breaker, cache_redis, cache_breaker, lifespan.identity)
     )
-    return app
+    return serving
 
 
 class Lifespan:

@@ -24,10 +24,10 @@ def create_application() -> Guard:
     """Build what the server runs, from the environment. Raises AsgilookError for a bad setting."""
     settings = Settings.from_env()
     logs.configure(settings.log_level)
-    Connection.configure(settings)
-    app = create_app(settings)
-    app.add_middleware(EndingAtOnce())
-    return Guard(app, settings, raw_problem)
+    app = create_app(settings, middleware=[EndingAtOnce()])
+    guard = Guard(app, settings, raw_problem, at_hand=app.at_hand)
+    Connection.configure(settings, guard)
+    return guard
 
 
 def die_with_supervisor() -> None:

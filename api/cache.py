@@ -9,7 +9,9 @@ import falcon
 from falcon.asgi import Request, Response
 
 from api import conditional
+from api.handing_over import HEADERS
 from api.problems import Problem
+from api.recent import found_in
 from shared.connections import RedisAway
 from shared.response_cache import Copy, ResponseCache, Slot
 
@@ -39,6 +41,13 @@ class ResponseCaching:
         slot = resource.slot_of(req, **params)
         if slot is None:
             return
+        if (found := found_in(req.scope)) is not None:
+            # Somebody has looked already, and Redis is not asked twice.
+            if found.error is not None:
+                raise found.error
+            if found.entry is not None:
+                _answer_with(req, resp, found.entry.copy, is_hit=found.entry.is_hit)
+            return
         req.context.slot = slot
         try:
             lookup = await self._cache.read(slot)
@@ -46,21 +55,15 @@ class ResponseCaching:
             return
         req.context.token = lookup.token
         if lookup.copy is not None:
-            req.context.is_hit = True
-            resp.status = falcon.code_to_http_status(lookup.copy.status)
-            for name, value in lookup.copy.headers:
-                resp.set_header(name, value)
-            resp.data = lookup.copy.body
-            # The responder is skipped, this class's process_response is not.
-            resp.complete = True
+            _answer_with(req, resp, lookup.copy, is_hit=True)
 
     async def process_response(self, req: Request, resp: Response, resource: Any, req_succeeded: bool) -> None:
         if not req_succeeded or resp.status_code != 200 or req.method not in ("GET", "HEAD"):
             return
-        is_hit = req.context.get("is_hit", False)
-        if req.context.get("may_copy") and not is_hit:
+        is_hit: bool | None = req.context.get("is_hit")
+        if req.context.get("may_copy") and is_hit is None:
             await self._fill(req, resp)
-        if is_hit or req.context.get("may_copy"):
+        if is_hit is not None or req.context.get("may_copy"):
             resp.set_header(_HEADER, "Hit" if is_hit else "Miss")
         if isinstance(resp.data, bytes) and (etag := resp.get_header("ETag")):
             _apply_conditionals(req, resp, etag, resp.data)
@@ -69,11 +72,23 @@ class ResponseCaching:
         token: bytes | None = req.context.get("token")
         if req.method != "GET" or token is None or not isinstance(resp.data, bytes):
             return
+        if not HEADERS.isdisjoint(resp.headers):
+            return  # A copy of nothing.
         copy = Copy(200, tuple(resp.headers.items()), resp.data)
         try:
             await self._cache.fill(req.context.slot, token, copy)
         except RedisAway:
             return
+
+
+def _answer_with(req: Request, resp: Response, copy: Copy, is_hit: bool) -> None:
+    req.context.is_hit = is_hit
+    resp.status = falcon.code_to_http_status(copy.status)
+    for name, value in copy.headers:
+        resp.set_header(name, value)
+    resp.data = copy.body
+    # The responder is skipped, the middleware's process_response is not.
+    resp.complete = True
 
 
 def allow_copy(req: Request) -> None:
@@ -84,7 +99,9 @@ def allow_copy(req: Request) -> None:
 def _apply_conditionals(req: Request, resp: Response, etag: str, body: bytes) -> None:
     """Turn a whole answer into what the request's conditions ask for (RFC 9110, section 13.2.2)."""
     modified = resp.get_header("Last-Modified")
-    takes_ranges = resp.get_header("Accept-Ranges") == "bytes"
+    is_handed_over = not HEADERS.isdisjoint(resp.headers)
+    # Where the server in front sends it, ranges are that one's.
+    takes_ranges = resp.get_header("Accept-Ranges") == "bytes" and not is_handed_over
     decision = conditional.decide(
         req.method,
         req.headers_lower,
@@ -97,6 +114,8 @@ def _apply_conditionals(req: Request, resp: Response, etag: str, body: bytes) ->
         resp.data = body[decision.first : decision.last + 1]
     elif isinstance(decision, conditional.NotModified):
         resp.data = None
+        for name in HEADERS if is_handed_over else ():
+            resp.delete_header(name)
 
 
 def apply_decision(resp: Response, decision: conditional.Decision, length: int) -> None:

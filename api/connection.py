@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import itertools
+import functools
 import logging
 import re
 import resource
@@ -21,10 +21,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import httptools
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api import cors
-from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS
+from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, WRITE, Guard
 from api.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
 
@@ -54,6 +55,8 @@ _LUMP = 64 * 1024
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 _RESET = struct.pack("ii", 1, 0)
+#: How the one answer begins that another one follows.
+_CONTINUE = b"HTTP/1.1 100 "
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +82,16 @@ class Connection(HttpToolsProtocol):
     #: Bytes that a client was too slow for, those who have been so for longest first.
     _unsent: ClassVar[dict[Connection, int]] = {}
 
+    #: Who answers what is at hand, before there is a task.
+    _guard: ClassVar[Guard | None] = None
+    #: The server's own headers, which change every second, as they were and in one piece.
+    _own_headers: ClassVar[tuple[object, bytes]] = (None, b"")
+
     @classmethod
-    def configure(cls, settings: Settings) -> None:
-        """Set the limits of all connections to come."""
+    def configure(cls, settings: Settings, guard: Guard | None = None) -> None:
+        """Set the limits of all connections to come, and who answers what can be answered at once."""
         cls.settings = settings
+        cls._guard = guard
         cls.most_connections = allow_connections(settings.max_connections)
         if cls.most_connections < settings.max_connections:
             log.warning("fewer connections than are allowed", extra={"connections": cls.most_connections})
@@ -92,6 +101,9 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive = self.settings.keep_alive_seconds  # type: ignore[assignment] # it is only waited for
         self.url = b""
         self.headers = []
+        self._version = ""
+        #: The Host of the request before: the empty one is good, too.
+        self._host = b""
         self._head_bytes = 0
         self._in_head = True
         #: What a body has had besides its content.
@@ -141,6 +153,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
+        self._written.expect_head()
         super()._start_asgi_task(cycle, app)
 
     def _make_room(self) -> bool:
@@ -229,7 +242,11 @@ class Connection(HttpToolsProtocol):
         self._framing_bytes = 0
         self._judge_head()
         self._idle.pop(self, None)
+        if self._is_answered_at_once():
+            self.headers = []
+            return
         super().on_headers_complete()
+        self.cycle.scope[WRITE] = functools.partial(self._write_answer, self.cycle)  # type: ignore[literal-required] # ours
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
             self._framing = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING_HEADERS)
@@ -245,10 +262,60 @@ class Connection(HttpToolsProtocol):
             return  # as the parser has it
         self._in_head = True
         self._head_bytes = 0
-        super().on_message_complete()
+        # The cycle is the one before, or there was none, where this request was answered at once.
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def _is_answered_at_once(self) -> bool:
+        """Answer a request that nothing has to be waited for, unless others are still to be answered before it."""
+        # A client that sends many and reads none is left to what waits for its turn.
+        if self._guard is None or self._is_answering or self.transport.get_write_buffer_size() or self.root_path:
+            return False
+        written = self._written.bytes
+        try:
+            method = self.parser.get_method().decode("ascii")
+            return self._guard.answer_at_once(method, self.url, self.headers, self._client_behind, self._write_at_once)
+        except Exception:
+            log.exception("a request could not be answered at once")
+            return self._written.bytes > written
+
+    def _client_behind(self, forwarded: list[bytes]) -> str | None:
+        """Return the address that is to be logged, as uvicorn has it: of its client, or whom a trusted proxy names."""
+        client = self.client[0] if self.client else None
+        app = self.config.loaded_app
+        if forwarded and isinstance(app, ProxyHeadersMiddleware) and client in app.trusted_hosts:
+            return app.trusted_hosts.get_trusted_client_address(b", ".join(forwarded).decode("latin-1"))[0] or client
+        return client
+
+    def _write_at_once(self, status: int, lines: bytes, body: bytes) -> None:
+        keeps_alive = self._version == "1.1" and self.parser.should_keep_alive()
+        self._write_whole(status, lines, body, keeps_alive)
+        self.on_response_complete()
+
+    def _write_answer(self, cycle: RequestResponseCycle, status: int, lines: bytes, body: bytes) -> bool:
+        """Write all that a request is answered, unless it has been begun or has to wait; tell whether it was written.
+
+        uvicorn would take the headers apart that are in one piece.
+        """
+        if cycle.response_started or cycle.disconnected or self.flow.write_paused:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        self._write_whole(status, lines, body, cycle.keep_alive)
+        cycle.on_response()
+        return True
+
+    def _write_whole(self, status: int, lines: bytes, body: bytes, keeps_alive: bool) -> None:
+        own = self.server_state.default_headers
+        if self._own_headers[0] is not own:
+            Connection._own_headers = own, b"".join(b"%b: %b\r\n" % header for header in own)
+        end = b"\r\n" if keeps_alive else b"connection: close\r\n\r\n"
+        self._written.write_both(b"".join((STATUS_LINE[status], self._own_headers[1], lines, end)), body)
+        if not keeps_alive:
+            self.transport.close()
 
     def _judge_head(self) -> None:
-        version = self.parser.get_http_version()
+        version = self._version = self.parser.get_http_version()
         if len(self.url) > MOST_TARGET_BYTES:
             self._object(Problem("target-too-long"))
         if len(self.headers) > MOST_HEADERS:
@@ -262,21 +329,35 @@ class Connection(HttpToolsProtocol):
             self._object(Problem("malformed-request", "The target has a fragment."))
         if len(self.pipeline) >= MOST_PIPELINED:
             self._object(Problem("malformed-request", f"More than {MOST_PIPELINED} requests wait for their answers."))
-        if len(self.url) + sum(map(len, itertools.chain.from_iterable(self.headers))) > MOST_HEAD_BYTES:
+        size = len(self.url)
+        hosts, host, codings, coding, has_length = 0, b"", 0, None, False
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"host":
+                hosts, host = hosts + 1, value
+            elif name == b"transfer-encoding":
+                codings, coding = codings + 1, value
+            elif name == b"content-length":
+                has_length = True
+        if size > MOST_HEAD_BYTES:
             self._object(Problem("head-too-large"))
-        names = [name for name, _ in self.headers]
-        values = dict(self.headers)
         # RFC 9112, section 3.2
-        hosts = names.count(b"host")
-        if hosts > 1 or (not hosts and version == "1.1") or not _HOST.fullmatch(values.get(b"host", b"").strip(b" \t")):
+        if hosts > 1 or (not hosts and version == "1.1") or not self._is_host(host):
             self._object(Problem("malformed-request", "There must be one Host."))
-        coding = values.get(b"transfer-encoding")
         if coding is not None:
             # RFC 9112, section 6.1: what an older hop may have framed otherwise. (With a length: the parser refuses.)
-            if version == "1.0" or b"content-length" in values:
+            if version == "1.0" or has_length:
                 self._object(Problem("malformed-request", "Its body could be framed in two ways."))
-            if coding.strip(b" \t").lower() != b"chunked" or names.count(b"transfer-encoding") > 1:
+            if coding.strip(b" \t").lower() != b"chunked" or codings > 1:
                 self._object(Problem("unsupported-coding"))
+
+    def _is_host(self, host: bytes) -> bool:
+        # A client names the same one again and again.
+        if host != self._host:
+            if not _HOST.fullmatch(host.strip(b" \t")):
+                return False
+            self._host = host
+        return True
 
     def _object(self, problem: Problem) -> None:
         self._problem = problem
@@ -333,6 +414,7 @@ class Connection(HttpToolsProtocol):
             *cors.headers_for(self.settings.cors_origins, dict(self.headers).get(b"origin")),
         ]
         lines = [b"%s: %s\r\n" % header for header in headers]
+        self._written.flush()
         self.transport.write(b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body]))
         self._watch_sending()
 
@@ -345,6 +427,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
+        self._written.flush()
         super().on_response_complete()
         self._watch_sending()
         if was_last and not self.transport.is_closing():
@@ -401,21 +484,61 @@ class Connection(HttpToolsProtocol):
 
 
 class Written:
-    """A transport, and how much was written to it, also at last."""
+    """A transport, and how much was written to it, also at last.
+
+    An answer's head is held until there is something of its body: sent by itself, it would be a packet, and its client
+    would wake up for it, and then again.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._is_head_next = False
+        self._head = b""
         self.bytes = 0
         self.last = 0
         # Those that each request needs, without a detour.
         self._write = transport.write
+        self._writelines = transport.writelines
         self.is_closing = transport.is_closing
         self.get_write_buffer_size = transport.get_write_buffer_size
 
+    def expect_head(self) -> None:
+        """Take the next write for an answer's head."""
+        self._is_head_next = True
+
     def write(self, data: bytes) -> None:
-        self.last = len(data)
+        if self._is_head_next and not data.startswith(_CONTINUE):
+            self._is_head_next = False
+            self._head = data
+        elif self._head:
+            head, self._head = self._head, b""
+            self.write_both(head, data)
+        else:
+            self.last = len(data)
+            self.bytes += self.last
+            self._write(data)
+
+    def write_both(self, head: bytes, body: bytes) -> None:
+        """Write an answer in one go."""
+        self._is_head_next = False
+        self.last = len(head) + len(body)
         self.bytes += self.last
-        self._write(data)
+        self._writelines((head, body))
+
+    def flush(self) -> None:
+        """Write what is held, for nothing follows."""
+        self._is_head_next = False
+        if self._head:
+            head, self._head = self._head, b""
+            self.write(head)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def write_eof(self) -> None:
+        self.flush()
+        self._transport.write_eof()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from api import cors
 from shared import logs, metrics, tracing
@@ -40,8 +41,42 @@ _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
 #: Characters of an address, be it IPv4's within IPv6.
 _MOST_ADDRESS = 45
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+#: A request's own id, where its client gave none: this process's, and its number.
+_PROCESS_ID = secrets.token_hex(10)
+_numbers = itertools.count()
+#: The headers that the guard looks at; of several lines of one name, the first.
+_HEARD = frozenset((b"origin", b"x-request-id", b"prefer", b"content-length", b"transfer-encoding"))
+
+#: Of a request that asks for more than can be answered at once, or brings something along.
+_NOT_AT_ONCE = frozenset(
+    (
+        *(b"if-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"),
+        *(b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"prefer", b"traceparent"),
+    )
+)
+
+#: In a request's scope, where there are such: the connection's way to write an answer in one go, and the guard's, by
+#: which an application answers with a picture.
+WRITE, ANSWER = "asgilook.write", "asgilook.answer"
 
 log = logging.getLogger("api.access")
+
+
+class Picture(Protocol):
+    """What can be answered at once: headers in one piece, of an answer and of a 304, and what the guard adds."""
+
+    @property
+    def etag(self) -> bytes: ...
+    @property
+    def is_hit(self) -> bool: ...
+    @property
+    def lines(self) -> bytes: ...
+    @property
+    def unmodified(self) -> bytes: ...
+    @property
+    def safety(self) -> bytes: ...
+    @property
+    def body(self) -> bytes: ...
 
 
 class ClientDisconnected(AsgilookError):
@@ -72,9 +107,11 @@ class Guard:
         settings: Settings,
         problem: Problem,
         *,
+        at_hand: Callable[[str], tuple[Picture, str] | None] = lambda path: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
+        self._at_hand = at_hand
         self._settings = settings
         self._problem = problem
         self._clock = clock
@@ -89,14 +126,78 @@ class Guard:
         else:
             await self._app(scope, receive, _in_one_line(send))
 
+    def answer_at_once(
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers,
+        client_of: Callable[[list[bytes]], str | None],
+        write: Callable[[int, bytes, bytes], None],
+    ) -> bool:
+        """Answer a plain GET of a picture that is at hand, without a task or an application; tell whether it was.
+
+        Nothing differs for the client, or in the log, from what would otherwise be. `write` takes a status, the
+        headers' lines and a body; `client_of` tells who is behind the X-Forwarded-For that it is given.
+        """
+        if method != "GET":
+            return False
+        path = target.partition(b"?")[0].decode("latin-1")
+        started = self._clock()
+        found = self._at_hand(path)
+        if found is None:
+            return False
+        picture, route = found
+        origin = given_id = held = None
+        forwarded = []
+        for name, value in headers:
+            if name in _NOT_AT_ONCE:
+                return False
+            if name == b"x-forwarded-for":
+                forwarded.append(value)
+            elif name == b"x-request-id":
+                given_id = given_id or value
+            elif name == b"origin":
+                origin = origin or value
+            elif name == b"if-none-match":
+                if value != picture.etag or held is not None:
+                    return False
+                held = value
+        more = b""
+        if self._settings.cors_origins:
+            allowed = cors.headers_for(self._settings.cors_origins, origin)
+            more = _lines(allowed)
+        if held is None:
+            status, lines, body = 200, picture.lines, picture.body
+        else:
+            status, lines, body = 304, picture.unmodified, b""
+        write(status, lines + more + picture.safety, body)
+        logs.request_id.set(request_id_of(given_id))
+        logs.image_id.set(None)
+        seconds = self._clock() - started
+        _log_access(method, path, status, len(body), seconds, client_of(forwarded), "Hit" if picture.is_hit else "Miss")
+        _count(method, route, status, seconds, asks_to_wait=False)
+        return True
+
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        logs.request_id.set(_request_id(scope["headers"]))
+        headers: Headers = scope["headers"]
+        heard: dict[bytes, bytes] = {}
+        is_announced = asks_to_wait = False
+        for name, value in headers:
+            if name in _HEARD:
+                heard.setdefault(name, value)
+                # RFC 9112, section 6.3: a request without either has no body.
+                is_announced |= name == b"transfer-encoding" or (name == b"content-length" and bool(value.strip(b" 0")))
+                asks_to_wait |= name == b"prefer" and b"wait" in value.lower()
+        logs.request_id.set(request_id_of(heard.get(b"x-request-id")))
         # A pipelined request starts in the context of the one before it.
         logs.image_id.set(None)
-        body = _RequestBody(receive, self._settings, self._clock, announced=_announces_a_body(scope["headers"]))
-        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
-        response = _Response(send, body, cors.headers_for(self._settings.cors_origins, origin))
-        preflight = cors.preflight_headers(self._settings.cors_origins, scope["method"], scope["headers"])
+        body = _RequestBody(receive, self._settings, self._clock, announced=is_announced)
+        more = cors.headers_for(self._settings.cors_origins, heard.get(b"origin"))
+        response = _Response(send, body, more, scope.get(WRITE))
+        scope[ANSWER] = response.answer
+        preflight = None
+        if scope["method"] == "OPTIONS":
+            preflight = cors.preflight_headers(self._settings.cors_origins, scope["method"], headers)
         started = self._clock()
         try:
             if preflight is not None:
@@ -119,14 +220,24 @@ class Guard:
             raise
         finally:
             seconds = self._clock() - started
-            _log_access(scope, response, seconds)
-            _count(scope, response, seconds)
+            client = scope.get("client")
+            _log_access(
+                scope["method"],
+                scope["path"],
+                response.status,
+                response.bytes,
+                seconds,
+                client[0] if client else None,
+                response.cache,
+            )
+            route = scope.get("asgilook.route") or "none"
+            _count(scope["method"], route, response.status, seconds, asks_to_wait)
 
     async def _refuse(
         self, scope: Scope, response: _Response, status: int, detail: str, more: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
         headers, body = self._problem(status, detail)
-        headers = _with([*headers, *more], b"content-length", b"%d" % len(body))
+        headers = [*headers, *more, (b"content-length", b"%d" % len(body))]
         await response.send({"type": "http.response.start", "status": status, "headers": headers})
         await response.send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -213,14 +324,27 @@ class _RequestBody:
 class _Response:
     """The sending side: notes what is answered, and closes the connection with care where the body was not read."""
 
-    def __init__(self, send: Send, body: _RequestBody, more: Headers) -> None:
+    def __init__(
+        self, send: Send, body: _RequestBody, more: Headers, write: Callable[[int, bytes, bytes], bool] | None
+    ) -> None:
         self._send = send
+        self._write = write
         self._body = body
         self._more = more
         self._lingers = False
         self.status: int | None = None
         self.bytes = 0
         self.cache: str | None = None
+
+    def answer(self, picture: Picture) -> bool:
+        """Answer with a whole picture in one go, where that can be; tell whether it was."""
+        if self._write is None or self._body.unread:
+            return False
+        lines = picture.lines + _lines(self._more) + picture.safety
+        if not self._write(200, lines, picture.body):
+            return False
+        self.status, self.bytes, self.cache = 200, len(picture.body), "Hit" if picture.is_hit else "Miss"
+        return True
 
     async def send(self, event: Event) -> None:
         if self._body.client_gone:
@@ -237,12 +361,13 @@ class _Response:
     def _start(self, event: Event) -> Event:
         headers: Headers = [*event.get("headers", []), *self._more]
         self.status = event["status"]
-        self.cache = next((value.decode("latin-1") for name, value in headers if name == b"x-asgilook-cache"), None)
-        for name, value in SAFETY_HEADERS:
-            headers = _with(headers, name, value)
+        present = dict(headers)
+        cache = present.get(b"x-asgilook-cache")
+        self.cache = None if cache is None else cache.decode("latin-1")
+        headers += [header for header in SAFETY_HEADERS if header[0] not in present]
         self._lingers = self._body.unread
-        if self._lingers:
-            headers = _with(headers, b"connection", b"close")
+        if self._lingers and b"connection" not in present:
+            headers.append((b"connection", b"close"))
         return {**event, "headers": headers}
 
     async def _linger(self, last: Event) -> None:
@@ -254,12 +379,8 @@ class _Response:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _announces_a_body(headers: Headers) -> bool:
-    # RFC 9112, section 6.3: a request without either has no body.
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0") != b"")
-        for name, value in headers
-    )
+def _lines(headers: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers]) if headers else b""
 
 
 def _is_plain(scope: Scope) -> bool:
@@ -268,41 +389,55 @@ def _is_plain(scope: Scope) -> bool:
     return path.isascii() and b"%" not in path and not path.startswith(b"//")
 
 
-def _request_id(headers: Headers) -> str:
-    given = next((value for name, value in headers if name == b"x-request-id"), b"")
-    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def request_id_of(given: bytes | None) -> str:
+    """Return the id that a request goes by: the one that it came with, if that is fit for a log."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode("ascii")
+    return f"{_PROCESS_ID}{next(_numbers):012x}"
 
 
-def _asks_to_wait(headers: Headers) -> bool:
-    return any(name == b"prefer" and b"wait" in value.lower() for name, value in headers)
-
-
-def _with(headers: Headers, name: bytes, value: bytes) -> Headers:
-    return headers if any(present == name for present, _ in headers) else [*headers, (name, value)]
-
-
-def _count(scope: Scope, response: _Response, seconds: float) -> None:
+def _count(method: str, route: str, status: int | None, seconds: float, asks_to_wait: bool) -> None:
     # What a client makes up must not become a label.
-    method = scope["method"] if scope["method"] in _METHODS else "other"
-    route = scope.get("asgilook.route") or "none"
-    tracing.answered(method, route, response.status)
-    metrics.REQUESTS.add(method, route, str(response.status or "client gone"))
-    # Seconds that were asked for say nothing about us.
-    metrics.REQUEST_SECONDS.observe(seconds, method, route, "yes" if _asks_to_wait(scope["headers"]) else "no")
+    method = method if method in _METHODS else "other"
+    tracing.answered(method, route, status)
+    if metrics.REQUEST_SECONDS.is_on:
+        metrics.REQUESTS.add(method, route, str(status or "client gone"))
+        # Seconds that were asked for say nothing about us.
+        metrics.REQUEST_SECONDS.observe(seconds, method, route, "yes" if asks_to_wait else "no")
 
 
-def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
+def _log_access(
+    method: str, path: str, status: int | None, sent: int, seconds: float, client: str | None, cache: str | None
+) -> None:
+    if not log.isEnabledFor(logging.INFO):
+        return
+    message = "answered" if status else "client went away"
+    # Never the query: it may hold what its client takes for private.
+    path = path[:200]
+    milliseconds = round(seconds * 1000, 1)
+    # Whoever connects; or whom X-Forwarded-For names, where the server trusts who connects to say so.
+    client = client and client[:_MOST_ADDRESS]
+    handler = logs.direct_handler(log)
+    if handler is not None:
+        fields = (
+            f'"method": {logs.quoted(method)}, "path": {logs.quoted(path)}, "status": {status or "null"}, '
+            f'"bytes": {sent}, "milliseconds": {milliseconds}'
+        )
+        if client:
+            fields += f', "client": {logs.quoted(client)}'
+        if cache is not None:
+            fields += f', "cache": {logs.quoted(cache)}'
+        handler.write(log.name, message, fields)
+        return
     extra: dict[str, Any] = {
-        "method": scope["method"],
-        # Never the query: it may hold what its client takes for private.
-        "path": scope["path"][:200],
-        "status": response.status,
-        "bytes": response.bytes,
-        "milliseconds": round(seconds * 1000, 1),
+        "method": method,
+        "path": path,
+        "status": status,
+        "bytes": sent,
+        "milliseconds": milliseconds,
     }
-    if scope.get("client"):
-        # Whoever connects; or whom X-Forwarded-For names, where the server trusts who connects to say so.
-        extra["client"] = scope["client"][0][:_MOST_ADDRESS]
-    if response.cache is not None:
-        extra["cache"] = response.cache
-    log.info("answered" if response.status else "client went away", extra=extra)
+    if client:
+        extra["client"] = client
+    if cache is not None:
+        extra["cache"] = cache
+    log.info(message, extra=extra)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from falcon.routing import BaseConverter, CompiledRouterOptions
 
@@ -30,6 +31,28 @@ class SizeConverter(BaseConverter):
             return None
         size = int(match[1]), int(match[2])
         return size if max(size) <= MAX_SIDE else None
+
+
+#: `/thumbnails/{id}/{w}x{h}.jpeg`.
+_LONGEST_PICTURE = 12 + 36 + 1 + 5 + 1 + 5 + 5
+_IMAGE_ID, _SIZE = ImageIdConverter(), SizeConverter()
+
+
+def picture_at(path: str) -> tuple[str, Size | None] | None:
+    """Return whose picture is at this path and its size, if it is a thumbnail; None where no picture can be there."""
+    return _picture_at(path) if len(path) <= _LONGEST_PICTURE and path.endswith(".jpeg") else None
+
+
+@lru_cache(maxsize=1024)
+def _picture_at(path: str) -> tuple[str, Size | None] | None:
+    match path[: -len(".jpeg")].split("/"):
+        case ["", "images", name]:
+            image_id = _IMAGE_ID.convert(name)
+            return None if image_id is None else (image_id, None)
+        case ["", "thumbnails", name, dimensions]:
+            image_id, size = _IMAGE_ID.convert(name), _SIZE.convert(dimensions)
+            return None if image_id is None or size is None else (image_id, size)
+    return None
 
 
 def register(router_options: CompiledRouterOptions) -> None:

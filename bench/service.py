@@ -7,9 +7,9 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -27,6 +27,8 @@ class Service:
     valkey: Part
     workers: list[Part]
     ledger_file: Path
+    #: What its processes have in their environment.
+    env: Mapping[str, str] = field(default_factory=dict)
 
     def is_ready(self) -> bool:
         """Tell whether /readyz calls every part good."""
@@ -70,7 +72,7 @@ def run_service(
     commands = read_procfile()
     (folder / "valkey").mkdir()
     valkey = Part("Valkey", valkey_command(folder / "valkey", valkey_port), env).start()
-    service = Service(valkey_port, web_port, valkey, [], folder / "ledger.sqlite3")
+    service = Service(valkey_port, web_port, valkey, [], folder / "ledger.sqlite3", env)
     parts = [valkey]
     try:
         until(lambda: valkey.process is not None and is_valkey_up(valkey_port, valkey.process.pid))

@@ -326,10 +326,14 @@ class Ledger:
 
     # Thumbnails of a ready image, which stays ready meanwhile
 
-    async def request_thumbnails(self, image_id: str) -> Image | None:
-        """Have a ready image's thumbnails made; the wake-up is the caller's to send."""
+    async def request_thumbnails(self, image_id: str, published: int | None = None) -> Image | None:
+        """Have a ready image's thumbnails made; the wake-up is the caller's to send.
+
+        Given the attempt that lacks them, nothing is done where another one has been published since.
+        """
+        is_meant = images.c.published == published if published is not None else true()
         return await self._update(
-            and_(images.c.id == image_id, _ready, images.c.owed.is_(None)),
+            and_(images.c.id == image_id, _ready, images.c.owed.is_(None), is_meant),
             owed=Owed.THUMBNAILS,
             wake=images.c.wake + 1,
             due=now() + WAKE_SECONDS,

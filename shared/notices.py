@@ -49,7 +49,8 @@ class Listener:
         self._client = client
         self._ledger_name = ledger_name
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
-        #: Called with the id of every image of which there is a notice.
+        #: Called with the id of every image of which there is a notice, at once; then what takes its time.
+        self.on_change: list[Callable[[str], None]] = []
         self.on_notice: list[Callable[[str], Awaitable[None]]] = []
         #: Called whenever notices may have been missed: at every subscription, the first among them.
         self.on_gap: list[Callable[[], None]] = []
@@ -92,6 +93,8 @@ class Listener:
             return
         data = message["data"]
         image_id = data.decode("ascii", "replace") if isinstance(data, bytes) else str(data)
+        for change in self.on_change:
+            change(image_id)
         for event in list(self._waiting.get(image_id, ())):
             event.set()
         for hear in self.on_notice:

@@ -28,6 +28,8 @@ class Settings:
     allow_local: bool = False
     local_cache_bytes: int = 1024 * 1024 * 1024
     redirect_bytes: int | None = None
+    memory_cache_bytes: int = 8 * 1024 * 1024
+    accel: tuple[str, str] | None = None
     # Nothing with a password in it is shown by a traceback.
     database_url: str = field(default="", repr=False)
     database_connections: int = 4
@@ -129,6 +131,8 @@ class Settings:
             allow_local=read("ASGI_LOOK_ALLOW_LOCAL", _flag, default.allow_local),
             local_cache_bytes=read("ASGI_LOOK_LOCAL_CACHE_BYTES", _at_least(0), default.local_cache_bytes),
             redirect_bytes=read("ASGI_LOOK_REDIRECT_BYTES", _at_least(0), default.redirect_bytes),
+            memory_cache_bytes=read("ASGI_LOOK_MEMORY_CACHE_BYTES", _at_least(0), default.memory_cache_bytes),
+            accel=read("ASGI_LOOK_ACCEL", _accel, default.accel),
             database_url=read("DATABASE_URL", _database_url, ""),
             database_connections=read("ASGI_LOOK_DATABASE_CONNECTIONS", _at_least(1), default.database_connections),
             redis_url=read("REDIS_URL", _redis_url, default.redis_url),
@@ -169,6 +173,10 @@ class Settings:
             metrics_port=read("ASGI_LOOK_METRICS_PORT", _between(1, 65_535), default.metrics_port),
             tracing=_names_a_receiver(env),
         )
+        if settings.accel is not None and settings.storage_url is not None:
+            raise SettingsError(
+                "ASGI_LOOK_ACCEL: the server in front sends files of a disk, and ASGI_LOOK_STORAGE is none"
+            )
         if _is_on_heroku(env) and not settings.allow_local:
             settings._refuse_local()
         return settings
@@ -232,6 +240,16 @@ def _folder(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError(f"not a directory: {text}")
     return path
+
+
+def _accel(text: str) -> tuple[str, str]:
+    name, _, prefix = text.partition(":")
+    name = name.strip().lower()
+    if name == "x-sendfile" and not prefix:
+        return name, ""
+    if name == "x-accel-redirect" and re.fullmatch(r"/[A-Za-z0-9._~/-]*/", prefix.strip()):
+        return name, prefix.strip()
+    raise ValueError(f"neither x-sendfile nor like x-accel-redirect:/protected/ with a location of nginx's: {text}")
 
 
 def _file(text: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from shared import metrics
@@ -27,6 +28,8 @@ class Settling:
         self._cache = cache
         self._announcer = announcer
         self._keep_originals = keep_originals
+        #: Called with the id of every image whose commit this process is about to tell, whether Redis is there or not.
+        self.on_change: list[Callable[[str], None]] = []
 
     async def settle(self, image: Image) -> bool:
         """Pay all that the image owes; return False where Redis did not allow it.
@@ -46,10 +49,14 @@ class Settling:
         """
         if image.owed is not Owed.TOKENS:
             return image
+        self._changed(image.id)
         try:
             await self._cache.change_tokens(image.id)
         except RedisAway:
             return image
+        finally:
+            # Once more: what was looked for meanwhile may have been found under the token of before.
+            self._changed(image.id)
         moved_on = await self._ledger.tokens_changed(image)
         metrics.SETTLED.add("tokens")
         await self._announce(image.id)
@@ -60,10 +67,19 @@ class Settling:
         """Change the tokens of every row that owes them. Raises RedisAway where one could not be changed."""
         while owing := await self._ledger.owing_tokens():
             ids = [image.id for image in owing]
-            await self._cache.change_tokens(*ids, even_if_open=even_if_open)
+            self._changed(*ids)
+            try:
+                await self._cache.change_tokens(*ids, even_if_open=even_if_open)
+            finally:
+                self._changed(*ids)
             await self._ledger.all_tokens_changed(owing)
             metrics.SETTLED.add("tokens", by=len(owing))
             await self._announce(*ids, even_if_open=even_if_open)
+
+    def _changed(self, *image_ids: str) -> None:
+        for image_id in image_ids:
+            for hear in self.on_change:
+                hear(image_id)
 
     async def _announce(self, *image_ids: str, even_if_open: bool = False) -> None:
         try:

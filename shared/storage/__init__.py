@@ -53,6 +53,12 @@ class Storage(Protocol):
     async def read(self, key: str) -> bytes:
         """Return what is under `key`."""
 
+    def read_now(self, key: str, length: int) -> bytes | None:
+        """Return the `length` bytes under a rendition's `key` where nobody has to wait for them, else None."""
+
+    def is_near(self, key: str) -> bool:
+        """Tell whether what is under `key`, if there is anything, is on a disk of this machine's."""
+
     def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
         """Yield the bytes from `first` to `last` (both included) of what is under `key`, in pieces."""
 

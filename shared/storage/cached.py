@@ -25,6 +25,7 @@ from shared.errors import NoSuchKey, StorageUnavailable
 from shared.images import renditions_prefix
 from shared.storage.disk import in_thread, stream_file
 from shared.storage.objects import ObjectStorage
+from shared.storage.pages import CachedPages
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +187,7 @@ class CachedObjectStorage(ObjectStorage):
         self._folder = local / "cache"
         self._cache = LocalCache(self._folder, bound)
         self._floor = floor
+        self._pages = CachedPages()
         self._fills: dict[str, asyncio.Task[Path | None]] = {}
         #: The keys of those whose copies are not to be kept.
         self._unwanted: set[str] = set()
@@ -213,6 +215,13 @@ class CachedObjectStorage(ObjectStorage):
                 # It has just made room for another one, or this disk is in trouble: the store has it.
                 self._cache.forget(key)
         return await super().read(key)
+
+    def read_now(self, key: str, length: int) -> bytes | None:
+        path = self._cache.path_of(key)
+        return None if path is None else self._pages.read(str(path), length)
+
+    def is_near(self, key: str) -> bool:
+        return self._cache.path_of(key) is not None
 
     async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
         path = await self._copy_of(key)

@@ -21,6 +21,7 @@ from aiofiles.threadpool.binary import AsyncBufferedIOBase
 from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, StorageFull, StorageUnavailable
 from shared.storage import Draft, Stored
+from shared.storage.pages import CachedPages
 
 T = TypeVar("T")
 
@@ -88,6 +89,7 @@ class DiskStorage:
         self._root = root
         self._drafts = root / "drafts"
         self._durable: set[Path] = set()
+        self._pages = CachedPages()
 
     async def prepare(self) -> None:
         def make() -> None:
@@ -149,6 +151,12 @@ class DiskStorage:
 
     async def read(self, key: str) -> bytes:
         return await in_thread(self._path(key), self._path(key).read_bytes, absent=NoSuchKey)
+
+    def read_now(self, key: str, length: int) -> bytes | None:
+        return self._pages.read(f"{self._root}/{place_below(key)}", length)
+
+    def is_near(self, key: str) -> bool:
+        return True
 
     async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
         async for piece in stream_file(self._path(key), first, last):
@@ -266,11 +274,16 @@ class DiskStorage:
             self._durable.add(folder)
 
     def _path(self, key: str) -> Path:
-        kind, *rest = key.split("/")
-        if kind in _FANNED_OUT:
-            # Ids begin with their time (UUIDv7): one folder every three days, below it one every 65 s.
-            rest = [rest[0][:5], rest[0][5:8], *rest]
-        return self._root.joinpath(kind, *rest)
+        return self._root / place_below(key)
+
+
+def place_below(key: str) -> str:
+    """Return where a key's file is, or its folder, below the storage's own."""
+    kind, _, rest = key.partition("/")
+    if kind in _FANNED_OUT and rest:
+        # Ids begin with their time (UUIDv7): one folder every three days, below it one every 65 s.
+        return f"{kind}/{rest[:5]}/{rest[5:8]}/{rest}"
+    return key
 
 
 async def stream_file(path: Path, first: int, last: int) -> AsyncIterator[bytes]:

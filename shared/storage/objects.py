@@ -168,6 +168,12 @@ class ObjectStorage:
     async def read(self, key: str) -> bytes:
         return b"".join([piece async for piece in (await self.get(key)).pieces()])
 
+    def read_now(self, key: str, length: int) -> bytes | None:
+        return None
+
+    def is_near(self, key: str) -> bool:
+        return False
+
     async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
         found = await self.get(key, first, last)
         async for piece in found.pieces():

@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import io
 import json
+import logging
 import queue
 import re
 import socket
@@ -700,6 +702,38 @@ async def test_an_answer_is_one_line_in_the_log(access: Lines) -> None:
     assert line["request"] == "Abc-1._"
     assert wanted.items() <= line.items()
     assert "secret" not in json.dumps(line)
+
+
+@pytest.mark.parametrize("headers", [[], [(b"x-asgilook-cache", b"Hit")]], ids=["", "with a copy"])
+@pytest.mark.parametrize("client", [None, ("203.0.113.7", 1), ('"odd" é', 1)])
+@pytest.mark.parametrize("path", ["/images", '/"quoted" é\n'])
+async def test_a_line_is_the_same_whether_somebody_else_listens_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    headers: Headers,
+    client: tuple[str, int] | None,
+    path: str,
+) -> None:
+    """Where nobody does, it is written without a record."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        logs.image_id.set("an image")
+        await answer(send, 200, b"x", headers)
+
+    stream = io.StringIO()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logs.JsonHandler(stream)])
+    caplog.set_level(logging.INFO, "api.access")
+    asked = scope(method="GET", path=path, headers=[(b"x-request-id", b"one")], client=client, raw_path=b"/")
+    guard = Guard(app, Settings(), problem, clock=Clock())
+    await guard(asked, Script([]), Sent())
+    monkeypatch.setattr(logging.getLogger("api"), "handlers", [logging.NullHandler()])
+
+    await guard(asked, Script([]), Sent())
+
+    direct, recorded = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert list(direct) == list(recorded)
+    assert {**direct, "time": ""} == {**recorded, "time": ""}
+    assert (direct["request"], direct["image"], direct["status"]) == ("one", "an image", 200)
 
 
 async def test_a_long_path_is_cut_in_the_log(access: Lines) -> None:

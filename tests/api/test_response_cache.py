@@ -35,6 +35,13 @@ PATHS = {
 }
 
 
+@pytest_asyncio.fixture
+async def service(start: Start) -> Service:
+    """A process that holds no pictures in memory: these are about what Redis holds."""
+    started: Service = await start(memory_cache_bytes=0)
+    return started
+
+
 def cache_of(response: Result) -> str | None:
     return response.headers.get("X-ASGILook-Cache")
 
@@ -483,7 +490,8 @@ async def test_a_request_waits_for_a_redis_that_hangs_only_once(service: Service
     answer = await service.send("GET", path.format(id=image.id), {}, [])
 
     assert answer[0]["status"] == 200
-    assert len(service.redises.begun_here()) == 1
+    assert len([command for _, command in service.redises.exchanges if b"MGET" in command]) == 1
+    assert len(service.redises.begun_here()) <= 1
 
 
 async def test_what_changed_while_redis_was_away_is_not_served_from_it_afterwards(service: Service) -> None:
@@ -558,7 +566,7 @@ async def test_fills_stop_where_redis_is_half_full(service: Service, used: int, 
 
 
 async def test_the_cache_may_live_on_a_redis_of_its_own(start: Start, redises: Redises) -> None:
-    service: Service = await start(cache_redis_url=CACHE_URL)
+    service: Service = await start(cache_redis_url=CACHE_URL, memory_cache_bytes=0)
     await service.client.simulate_get("/images")
     image = await service.worker.ready()
 

@@ -240,6 +240,8 @@ class Client:
         if sent is None:
             return None
         began, ended, request, answer = sent
+        if answer.status == 204:
+            self._seen.deleters[image_id] = (request.rpartition(" at ")[2], ended)
         if answer.status == 204 or (answer.status == 404 and not is_first):
             self._note(began, ended, request, {image_id: GONE})
         else:

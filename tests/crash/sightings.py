@@ -41,6 +41,9 @@ class Stale:
     sighting: Sighting
     seconds: float
     words: str
+    image_id: str
+    #: Whether it was gone, and not only further along.
+    was_gone: bool
 
     def __str__(self) -> str:
         seen = self.sighting
@@ -56,6 +59,8 @@ class Sightings:
     deleted: dict[str, float] = field(default_factory=dict)
     #: When each retry of an image was sent and accepted (if it never was: infinity), in their order.
     retried: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    #: Which web process has deleted an image, and when it had said so.
+    deleters: dict[str, tuple[str, float]] = field(default_factory=dict)
     #: The places of ready images in the list.
     sequences: dict[str, int] = field(default_factory=dict)
 
@@ -85,13 +90,23 @@ class Sightings:
         if state == GONE:
             # Older than its upload, as it were: nobody had deleted it yet.
             began = None if self._may_be_gone(seen, image_id) else min(ready.get(image_id, math.inf), seen.began)
-            words = f"{image_id}, missing now, was there"
+            words, was_gone = f"{image_id}, missing now, was there", False
         elif (since := gone.get(image_id, math.inf)) < seen.began:
-            began, words = since, f"{image_id}, {state} now, was gone"
+            began, words, was_gone = since, f"{image_id}, {state} now, was gone", True
         else:
             began = histories[image_id].beyond(self._progress(seen, image_id, state)[1])
-            words = f"{image_id}, {state} now, was further along"
-        return None if began is None or began > seen.began else Stale(seen, seen.began - began, words)
+            words, was_gone = f"{image_id}, {state} now, was further along", False
+        if began is None or began > seen.began:
+            return None
+        return Stale(seen, seen.began - began, words, image_id, was_gone)
+
+    def is_held_picture(self, stale: Stale, seconds: float) -> bool:
+        """Tell whether this is a picture that a web process may still hold so long after it was deleted elsewhere."""
+        web = stale.sighting.request.rpartition(" at ")[2]
+        deleter, deleted = self.deleters.get(stale.image_id, ("", math.inf))
+        is_picture = ".jpeg" in stale.sighting.request
+        is_its_own = web == deleter and deleted <= stale.sighting.began
+        return is_picture and stale.was_gone and stale.seconds < seconds and not is_its_own
 
     def _missing(self, seen: Sighting, ready: Mapping[str, float]) -> Iterator[Sighting]:
         """Yield, for a list, a sighting of each image that it lacks, though it had been seen ready before."""

@@ -79,3 +79,30 @@ def test_a_retry_begins_anew_and_nothing_falls_back_behind_it() -> None:
     assert sightings(*good, retried=(10, 11)).stale() == []
     assert len(sightings(*good, retried=(13, 14)).stale()) == 1
     assert len(sightings(*good, record(18, "processing"), retried=(10, 11)).stale()) == 1
+
+
+def picture(began: float, web: int) -> Sighting:
+    return Sighting(began, began + 1, f"GET /images/a.jpeg at web {web}", {"a": "ready"})
+
+
+def test_a_picture_may_be_held_for_two_seconds_by_all_but_who_deleted_it() -> None:
+    """And nothing but a picture."""
+    seen = sightings(
+        record(0, "ready"),
+        record(10, GONE, ended=11),
+        *(picture(12.9, 1), picture(13, 1), picture(12, 2), picture(11.4, 2)),
+        record(11.5, "ready"),
+        deleted=10,
+    )
+    seen.deleters["a"] = ("web 2", 11.5)
+
+    excused = [(each.sighting.request, each.sighting.began, seen.is_held_picture(each, 2.0)) for each in seen.stale()]
+
+    assert excused == [
+        ("GET /images/a.jpeg at web 1", 12.9, True),
+        ("GET /images/a.jpeg at web 1", 13, False),
+        ("GET /images/a.jpeg at web 2", 12, False),
+        # Its DELETE had not been answered yet.
+        ("GET /images/a.jpeg at web 2", 11.4, True),
+        ("GET record", 11.5, False),
+    ]

@@ -403,6 +403,15 @@ async def test_thumbnails_are_asked_for_once_and_of_a_settled_image(
     assert await ledger.get(image.id) == image
 
 
+async def test_thumbnails_that_another_attempt_has_made_meanwhile_are_not_asked_for(ledger: Ledger) -> None:
+    """Who missed a file, and was slow to say so, would have all of them made once more."""
+    image = await ready(ledger)
+    assert image.published is not None
+
+    assert await ledger.request_thumbnails(image.id, image.published - 1) is None
+    assert await ledger.request_thumbnails(image.id, image.published) is not None
+
+
 async def test_claimed_thumbnails_leave_the_image_ready_and_served(ledger: Ledger) -> None:
     wanted = await wanting_thumbnails(ledger)
 

@@ -19,6 +19,9 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("ASGI_LOOK_ALLOW_LOCAL", "1", "allow_local", True),
     ("ASGI_LOOK_LOCAL_CACHE_BYTES", "0", "local_cache_bytes", 0),
     ("ASGI_LOOK_REDIRECT_BYTES", "1000", "redirect_bytes", 1000),
+    ("ASGI_LOOK_MEMORY_CACHE_BYTES", "0", "memory_cache_bytes", 0),
+    ("ASGI_LOOK_ACCEL", "X-Accel-Redirect:/protected/", "accel", ("x-accel-redirect", "/protected/")),
+    ("ASGI_LOOK_ACCEL", "x-sendfile", "accel", ("x-sendfile", "")),
     ("DATABASE_URL", "sqlite:////srv/ledger.sqlite3", "database_url", "sqlite:////srv/ledger.sqlite3"),
     (
         "DATABASE_URL",
@@ -101,6 +104,7 @@ WHOLE_NUMBERS_FROM = {
     "ASGI_LOOK_FREE_DISK_FLOOR": 0,
     "ASGI_LOOK_LOCAL_CACHE_BYTES": 0,
     "ASGI_LOOK_REDIRECT_BYTES": 0,
+    "ASGI_LOOK_MEMORY_CACHE_BYTES": 0,
     "ASGI_LOOK_MIN_THUMB_SIZE": 1,
     "ASGI_LOOK_MAX_PIXELS": 1,
     "ASGI_LOOK_PICTURE_MAX_AGE": 0,
@@ -191,10 +195,25 @@ BAD_VALUES = [
             "https://www.example.com null",
         )
     ),
+    *(
+        ("ASGI_LOOK_ACCEL", text)
+        for text in (
+            "yes",
+            "x-accel-redirect",
+            "x-accel-redirect:protected/",
+            "x-accel-redirect:/protected",
+            "x-sendfile:/",
+        )
+    ),
     ("ASGI_LOOK_BACKGROUND", "white"),
     ("ASGI_LOOK_BACKGROUND", "#fff"),
     ("ASGI_LOOK_LOG_LEVEL", "LOUD"),
 ]
+
+
+def test_files_of_an_object_store_are_handed_over_to_nobody() -> None:
+    with pytest.raises(SettingsError, match=r"^ASGI_LOOK_ACCEL: .*ASGI_LOOK_STORAGE"):
+        Settings.from_env({"ASGI_LOOK_ACCEL": "x-sendfile", "ASGI_LOOK_STORAGE": "s3://bucket"})
 
 
 @pytest.mark.parametrize(("name", "text"), BAD_VALUES)
