@@ -496,6 +496,8 @@ def test_thumbnails_look_like_those_made_directly_from_the_picture(size: Size) -
         loss = mean_difference(decoded(encoded(direct, "JPEG", quality=85).getvalue()), direct)
 
         assert mean_difference(ours, direct) < loss + 0.1
+        if thumbnail[0] < width // 4:
+            continue  # a pixel of the picture is an eighth of one here: less than what the encoder does
         for box in ((1, 0, width, height), (0, 1, width, height), (0, 0, width - 1, height), (0, 0, width, height - 1)):
             assert mean_difference(ours, direct) < mean_difference(
                 ours, image.resize(thumbnail, Image.Resampling.LANCZOS, box)
