@@ -88,6 +88,8 @@ _UPRIGHT |= {"L;I": "L", "L;IR": "L;R"}
 #: The mode in which Pillow hands pixels of an ICC profile's colour space to the colour engine.
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _SRGB = ImageCms.createProfile("sRGB")
+#: Bytes of a profile that is remembered until other ones come.
+_MOST_KEPT_PROFILE = 1024 * 1024
 #: Colours on a grid over the whole cube, to find out what a profile does to them.
 _CUBE = Image.frombytes(
     "RGB",
@@ -441,20 +443,32 @@ def _as_rgb(colour: Image.Image) -> Image.Image:
 
 def _through_profile(colour: Image.Image, profile: bytes | None) -> Image.Image:
     if colour.mode == "LAB":
-        source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    else:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
-        space = source.profile.xcolor_space.strip()
-        if space == "RGB" and colour.mode == "L":
-            colour = colour.convert("RGB")
-        if _MODE_OF_SPACE.get(space) != colour.mode:
-            raise ValueError(f"a profile for {space} in a picture of {colour.mode}")
-    transform = ImageCms.buildTransform(source, _SRGB, colour.mode, "RGB")
-    if colour.mode != "RGB":
-        return transform.apply(colour)
-    if not _changes_colours(transform):
-        return colour
-    return transform.apply_in_place(colour)
+        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        return ImageCms.buildTransform(lab, _SRGB, "LAB", "RGB").apply(colour)
+    profile = profile or b""
+    make = _transform_met_before if len(profile) <= _MOST_KEPT_PROFILE else _transform
+    space, transform = make(profile, colour.mode)
+    if transform is None:
+        return _as_rgb(colour)
+    if space == "RGB" and colour.mode == "L":
+        colour = colour.convert("RGB")
+    return transform.apply_in_place(colour) if colour.mode == "RGB" else transform.apply(colour)
+
+
+def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """Return the profile's colour space, and what takes its colours in a picture of `mode` to sRGB, if they change."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    if space == "RGB" and mode == "L":
+        mode = "RGB"
+    if _MODE_OF_SPACE.get(space) != mode:
+        raise ValueError(f"a profile for {space} in a picture of {mode}")
+    transform = ImageCms.buildTransform(source, _SRGB, mode, "RGB")
+    return space, transform if mode != "RGB" or _changes_colours(transform) else None
+
+
+#: The same few cameras, phones and presses come again and again.
+_transform_met_before = functools.lru_cache(maxsize=4)(_transform)
 
 
 def _changes_colours(transform: ImageCms.ImageCmsTransform) -> bool:
