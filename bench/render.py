@@ -100,7 +100,7 @@ def times(rounds: int) -> Iterator[Figure]:
                 stack.callback(side.end)
             runs = in_turns(sides, rounds, name)
             clocks = {key: statistics.median(side.clock[1:]) for key, side in sides.items()}
-        size = f"{len(make()) / 1e6:.1f} MB"
+            size = f"{file.stat().st_size / 1e6:.1f} MB"
         yield _figure(f"{name}: tutorial / ours", runs, "tutorial", bar, clocks, size)
         yield _figure(f"{name}: tutorial with our huge pages / ours", runs, "tutorial with our pages", None, clocks)
         if "sharp" in runs:
