@@ -88,6 +88,8 @@ _UPRIGHT |= {"L;I": "L", "L;IR": "L;R"}
 #: The mode in which Pillow hands pixels of an ICC profile's colour space to the colour engine.
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _SRGB = ImageCms.createProfile("sRGB")
+#: Bytes of a profile that is remembered until other ones come.
+_MOST_KEPT_PROFILE = 1024 * 1024
 #: Colours on a grid over the whole cube, to find out what a profile does to them.
 _CUBE = Image.frombytes(
     "RGB",
@@ -192,11 +194,15 @@ def _levels(size: Size) -> Iterator[Size]:
 def _scale(level: Image.Image, size: Size, *, is_first: bool) -> Image.Image:
     if level.size == size:
         return level
-    # A box filter is as good as any for one exact halving and three times as fast; a second one in a row shows, and
-    # with an odd side it would shift the picture by half a pixel.
-    if is_first and level.width % 2 == 0 and level.height % 2 == 0:
-        return level.reduce(2)
-    return level.resize(size, Image.Resampling.LANCZOS)
+    if not is_first:
+        return level.resize(size, Image.Resampling.LANCZOS)
+    # A box filter is as good as any for one exact halving and ten times as fast; a second one in a row shows. Along an
+    # odd side it would shift the picture by half a pixel: there the halving is left to a filter.
+    across, down = (2 if side % 2 == 0 else 1 for side in level.size)
+    if across == down == 1:
+        return level.resize(size, Image.Resampling.BICUBIC)  # two thirds of LANCZOS's time, on all these pixels
+    halved = level.reduce((across, down))
+    return halved if halved.size == size else halved.resize(size, Image.Resampling.LANCZOS)
 
 
 def _encode(level: Image.Image, file: Writable) -> None:
@@ -361,9 +367,12 @@ def _flatten_to_srgb(image: Image.Image, profile: bytes | None, background: tupl
     colour, alpha = _separate_alpha(image)
     del image
     colour = _convert_to_srgb(colour, profile)
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        colour.paste(background, mask=ImageChops.invert(alpha))
-    return colour
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return _as_rgb(colour)
+    # Twice as fast as to paste the background over the picture.
+    canvas = Image.new("RGB", colour.size, background)
+    canvas.paste(colour, mask=alpha)
+    return canvas
 
 
 def _separate_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -378,8 +387,7 @@ def _separate_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None
             return image.getchannel("L"), image.getchannel("A")
         if image.mode != "RGBA":
             image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        return image.convert("RGB"), alpha
+        return image, image.getchannel("A")
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return image, None
     return image.convert("L" if image.mode == "1" else "RGB"), None
@@ -418,31 +426,49 @@ def _unsigned(image: Image.Image) -> Image.Image:
 
 def _convert_to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
     if profile is not None or colour.mode == "LAB":
+        colour = _as_rgb(colour) if colour.mode == "RGBA" else colour
         try:
             return _through_profile(colour, profile)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             # A broken profile, or one of another kind of colour, is no reason to refuse the pixels.
             if colour.mode == "LAB":
                 raise
+    # What has its alpha with it can be pasted as it is.
+    return colour if colour.mode == "RGBA" else _as_rgb(colour)
+
+
+def _as_rgb(colour: Image.Image) -> Image.Image:
     return colour if colour.mode == "RGB" else colour.convert("RGB")
 
 
 def _through_profile(colour: Image.Image, profile: bytes | None) -> Image.Image:
     if colour.mode == "LAB":
-        source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    else:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
-        space = source.profile.xcolor_space.strip()
-        if space == "RGB" and colour.mode == "L":
-            colour = colour.convert("RGB")
-        if _MODE_OF_SPACE.get(space) != colour.mode:
-            raise ValueError(f"a profile for {space} in a picture of {colour.mode}")
-    transform = ImageCms.buildTransform(source, _SRGB, colour.mode, "RGB")
-    if colour.mode != "RGB":
-        return transform.apply(colour)
-    if not _changes_colours(transform):
-        return colour
-    return transform.apply_in_place(colour)
+        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        return ImageCms.buildTransform(lab, _SRGB, "LAB", "RGB").apply(colour)
+    profile = profile or b""
+    make = _transform_met_before if len(profile) <= _MOST_KEPT_PROFILE else _transform
+    space, transform = make(profile, colour.mode)
+    if transform is None:
+        return _as_rgb(colour)
+    if space == "RGB" and colour.mode == "L":
+        colour = colour.convert("RGB")
+    return transform.apply_in_place(colour) if colour.mode == "RGB" else transform.apply(colour)
+
+
+def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """Return the profile's colour space, and what takes its colours in a picture of `mode` to sRGB, if they change."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    if space == "RGB" and mode == "L":
+        mode = "RGB"
+    if _MODE_OF_SPACE.get(space) != mode:
+        raise ValueError(f"a profile for {space} in a picture of {mode}")
+    transform = ImageCms.buildTransform(source, _SRGB, mode, "RGB")
+    return space, transform if mode != "RGB" or _changes_colours(transform) else None
+
+
+#: The same few cameras, phones and presses come again and again.
+_transform_met_before = functools.lru_cache(maxsize=4)(_transform)
 
 
 def _changes_colours(transform: ImageCms.ImageCmsTransform) -> bool:

@@ -208,6 +208,30 @@ def test_a_profile_that_says_srgb_changes_nothing() -> None:
     assert with_profile == rendered(encoded(image, "PNG"))
 
 
+def test_a_profile_that_was_met_before_does_what_it_did() -> None:
+    """What a profile does is remembered between pictures, and depends on their colours: each kind on its own."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = encoded(Image.new("RGB", (32, 32), RED), "PNG", icc_profile=swapping_profile())
+    translucent = encoded(Image.new("RGBA", (32, 32), (*RED, 128)), "PNG", icc_profile=swapping_profile())
+    grey = encoded(Image.new("L", (32, 32), 128), "PNG", icc_profile=srgb)
+    plain = encoded(Image.new("RGB", (32, 32), RED), "PNG", icc_profile=srgb)
+    (once,) = rendered(swapped).values()
+
+    for _ in range(2):
+        assert_colour(full_size(grey), (0.5, 0.5), (128, 128, 128))
+        assert_colour(full_size(plain), (0.5, 0.5), RED)
+        assert_colour(full_size(translucent, (255, 255, 255)), (0.5, 0.5), halfway(decoded(once)))
+        assert list(rendered(swapped).values()) == [once]
+
+
+def halfway(image: Image.Image) -> tuple[int, int, int]:
+    """Return a colour that is halfway to white."""
+    pixel = image.getpixel((16, 16))
+    assert isinstance(pixel, tuple)
+    red, green, blue = (round(127 + value * 0.5) for value in pixel)
+    return red, green, blue
+
+
 @pytest.mark.parametrize("profile", [b"junk", b"", swapping_profile()[:200], linear_grey_profile()])
 def test_a_profile_that_is_broken_or_of_another_kind_is_ignored(profile: bytes) -> None:
     assert_upright(full_size(encoded(quartered(), "PNG", icc_profile=profile)))
@@ -496,6 +520,8 @@ def test_thumbnails_look_like_those_made_directly_from_the_picture(size: Size) -
         loss = mean_difference(decoded(encoded(direct, "JPEG", quality=85).getvalue()), direct)
 
         assert mean_difference(ours, direct) < loss + 0.1
+        if thumbnail[0] < width // 4:
+            continue  # a pixel of the picture is an eighth of one here: less than what the encoder does
         for box in ((1, 0, width, height), (0, 1, width, height), (0, 0, width - 1, height), (0, 0, width, height - 1)):
             assert mean_difference(ours, direct) < mean_difference(
                 ours, image.resize(thumbnail, Image.Resampling.LANCZOS, box)
