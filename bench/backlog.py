@@ -167,9 +167,8 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as here:
         folder = Path(here, "service")
         folder.mkdir()
-        slots = {"ASGI_LOOK_RENDER_SLOTS": str(SLOTS)}
         with (
-            run_service(folder, ledger_script=_NOTE_CLAIMS, **slots) as service,
+            run_service(folder, ledger_script=_NOTE_CLAIMS, ASGI_LOOK_RENDER_SLOTS=str(SLOTS)) as service,
             # Forked, they would have what this process has loaded, and its threads' locks.
             multiprocessing.get_context("spawn").Pool(SLOTS) as pool,
         ):

@@ -99,7 +99,7 @@ class _Connection(aiosqlite.Connection):
 
         # Who is cancelled meanwhile, or fails, does not know how far it came.
         self.begins, self._may_be_in_transaction = False, True
-        result = await self._execute(work)
+        result = await self._execute(work)  # type: ignore[no-untyped-call] # aiosqlite's own way to its thread
         self._may_be_in_transaction = self.in_transaction
         return result
 

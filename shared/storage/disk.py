@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import functools
 import hashlib
@@ -12,11 +13,11 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import aiofiles
-from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
 from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, StorageFull, StorageUnavailable
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 #: Bytes of a large picture that are read, and sent, at a time.
 PIECE_BYTES = 256 * 1024
+#: Bytes of a draft that wait in memory until they are worth a thread's while.
+WRITTEN_AT_ONCE = 256 * 1024
 
 _FANNED_OUT = ("originals", "renditions")
 #: Folders between the root and an image: the kind of its key, then two by its time.
@@ -35,50 +38,94 @@ _MOST_DURABLE = 4096
 #: What a file system without hard links answers, or one that has enough of them.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV)
 
+# <fcntl.h>, on Linux
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range: Any = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
 
 class DiskDraft:
     """A temporary file in the storage's own file system, so that keeping it is a rename."""
 
-    def __init__(self, path: Path, file: AsyncBufferedIOBase) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
         self._file = file
         self._kept = False
+        #: What is not written yet, and how much that is.
+        self._pieces: list[bytes] = []
+        self._waiting = 0
+        self._digest = hashlib.sha256()
+        self._length = 0
+        #: Whether all that is in the file has come through `write`.
+        self._is_hashed = True
+
+    @classmethod
+    def begin(cls, folder: Path) -> DiskDraft:
+        """Begin a draft in `folder`; blocks."""
+        path = folder / secrets.token_hex(16)
+        return cls(path, path.open("x+b", buffering=0))
 
     async def write(self, chunk: bytes) -> None:
-        with translated(self.path):
-            await self._file.write(chunk)
+        self._pieces.append(chunk)
+        self._waiting += len(chunk)
+        # To hand something to a thread takes longer than to write a piece as it comes from a connection.
+        if self._waiting >= WRITTEN_AT_ONCE:
+            await self.flush()
 
     def fileno(self) -> int:
+        self._is_hashed = False
         return self._file.fileno()
 
     async def digest(self) -> tuple[int, str]:
-        await self.flush()
+        if self._pieces:
+            await self.flush()
+        if self._is_hashed:
+            return self._length, self._digest.hexdigest()
         return await in_thread(self.path, functools.partial(_digest, self.path))
 
     async def discard(self) -> None:
-        def remove() -> None:
-            self.path.unlink(missing_ok=True)
+        if not (self._kept and self._file.closed):
+            await in_thread(self.path, self._discard)
 
+    def _discard(self) -> None:
         with contextlib.suppress(OSError):
-            # What a buffer still holds need not reach a full disk: the file is going anyway.
-            await self._file.close()
+            self._file.close()
         if not self._kept:
-            await in_thread(self.path, remove)
+            self.path.unlink(missing_ok=True)
 
     async def flush(self) -> None:
         """Have all that was written be in the file, where others read it."""
-        with translated(self.path):
-            await self._file.flush()
+        await in_thread(self.path, self._flush)
 
-    async def sync(self) -> None:
-        """Have all that was written survive a power cut, under the temporary name."""
-        await self.flush()
-        await in_thread(self.path, lambda: os.fsync(self._file.fileno()))
+    def _flush(self) -> None:
+        pieces, self._pieces, self._waiting = self._pieces, [], 0
+        for piece in pieces:
+            self._digest.update(piece)
+            self._length += len(piece)
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+
+    def sync(self) -> None:
+        """Have all that was written survive a power cut, under the temporary name; blocks."""
+        self._flush()
+        os.fsync(self._file.fileno())
+
+    def start_writing_back(self) -> None:
+        """Have the system begin to put on the disk what is in the file, where it can be told so; blocks for no disk."""
+        self._flush()
+        if _sync_file_range is not None:
+            _sync_file_range(self._file.fileno(), 0, 0, _SYNC_FILE_RANGE_WRITE)
 
     def rename(self, target: Path) -> None:
         """Move the file into place; blocks."""
         self.path.rename(target)
         self._kept = True
+
+    def close(self) -> None:
+        """Close what is in place; blocks."""
+        self._file.close()
 
 
 class DiskStorage:
@@ -104,28 +151,44 @@ class DiskStorage:
         await in_thread(self._root, make)
 
     async def draft(self) -> DiskDraft:
-        path = self._drafts / secrets.token_hex(16)
-        with translated(path):
-            return DiskDraft(path, await aiofiles.open(path, "x+b"))
+        return (await self.drafts(1))[0]
+
+    async def drafts(self, count: int) -> list[DiskDraft]:
+        def begin() -> list[DiskDraft]:
+            with contextlib.ExitStack() as begun:
+                drafts = []
+                for _ in range(count):
+                    drafts.append(draft := DiskDraft.begin(self._drafts))
+                    begun.callback(draft._discard)
+                begun.pop_all()
+            return drafts
+
+        return await in_thread(self._drafts, begin)
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
-        await to_the_end(self._keep(drafts))
-
-    async def _keep(self, drafts: Mapping[str, Draft]) -> None:
         targets: dict[Path, DiskDraft] = {}
         for key, draft in drafts.items():
             assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a mistake of ours
             targets[self._path(key)] = draft
-        await asyncio.gather(*(draft.sync() for draft in targets.values()))
+        # At once: each change between loop and thread costs more than most of these steps.
+        await in_thread(self._root, lambda: self._put(targets))
 
-        def put() -> None:
-            for target, draft in targets.items():
-                self._make_durable_folder(target.parent)
-                draft.rename(target)
-            for folder in {target.parent for target in targets}:
-                _fsync(folder)
-
-        await in_thread(self._root, put)
+    def _put(self, targets: Mapping[Path, DiskDraft]) -> None:
+        if len(targets) > 1:
+            # On their way to the disk together, they are there together: the first fsync waits for all of them.
+            for draft in targets.values():
+                draft.start_writing_back()
+        for draft in targets.values():
+            draft.sync()
+        folders = {target.parent for target in targets}
+        for folder in folders:
+            self._make_durable_folder(folder)
+        for target, draft in targets.items():
+            draft.rename(target)
+        for folder in folders:
+            _fsync(folder)
+        for draft in targets.values():
+            draft.close()
 
     async def carry_over(self, source: str, target: str) -> None:
         def link() -> None:

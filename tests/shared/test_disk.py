@@ -9,15 +9,15 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import aiofiles
 import pytest
 
 from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
 from shared.images import original_key
-from shared.storage.disk import DiskDraft, DiskStorage
+from shared.storage.disk import WRITTEN_AT_ONCE, DiskDraft, DiskStorage
 from tests.ledgers import new_id
 from tests.services import put
 
@@ -205,25 +205,25 @@ async def test_after_a_crash_there_is_the_whole_file_or_none(
     assert await storage.sweep_drafts(-1) == 2 - whole
 
 
-async def draft_on_a_full_disk(tmp_path: Path) -> DiskDraft:
+def draft_on_a_full_disk(tmp_path: Path) -> DiskDraft:
     # /dev/full refuses every byte as a full disk does. The path is another file: it is what discard removes.
     path = tmp_path / "drafts" / "on-a-full-disk"
     path.touch()
-    return DiskDraft(path, await aiofiles.open("/dev/full", "r+b"))
+    return DiskDraft(path, FileIO("/dev/full", "r+"))
 
 
 async def test_a_full_disk_is_told_while_a_draft_is_written(storage: DiskStorage, tmp_path: Path) -> None:
-    draft = await draft_on_a_full_disk(tmp_path)
+    draft = draft_on_a_full_disk(tmp_path)
 
     with pytest.raises(StorageFull):
-        await draft.write(b"x" * 65_536)
+        await draft.write(bytes(WRITTEN_AT_ONCE))
     await draft.discard()
 
     assert await storage.sweep_drafts(-1) == 0
 
 
 async def test_a_full_disk_is_told_before_anything_is_kept(storage: DiskStorage, tmp_path: Path) -> None:
-    draft = await draft_on_a_full_disk(tmp_path)
+    draft = draft_on_a_full_disk(tmp_path)
     await draft.write(b"short enough to wait in a buffer")
 
     with pytest.raises(StorageFull):
