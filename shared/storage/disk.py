@@ -55,6 +55,7 @@ class DiskDraft:
         #: What is not written yet, and how much that is.
         self._pieces: list[bytes] = []
         self._waiting = 0
+        self._writing: asyncio.Future[None] | None = None
         self._digest = hashlib.sha256()
         self._length = 0
         #: Whether all that is in the file has come through `write`.
@@ -69,22 +70,33 @@ class DiskDraft:
     async def write(self, chunk: bytes) -> None:
         self._pieces.append(chunk)
         self._waiting += len(chunk)
-        # To hand something to a thread takes longer than to write a piece as it comes from a connection.
+        # To hand something to a thread takes longer than to write a piece as it comes from a connection. While these
+        # are written, the next ones come in.
         if self._waiting >= WRITTEN_AT_ONCE:
-            await self.flush()
+            await self.settle()
+            pieces, self._pieces, self._waiting = self._pieces, [], 0
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, pieces))
+
+    async def settle(self) -> None:
+        """Return when no thread is writing any more. Raises StorageFull or StorageUnavailable."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            with translated(self.path):
+                await to_the_end(writing)
 
     def fileno(self) -> int:
         self._is_hashed = False
         return self._file.fileno()
 
     async def digest(self) -> tuple[int, str]:
-        if self._pieces:
-            await self.flush()
+        await self.flush()
         if self._is_hashed:
             return self._length, self._digest.hexdigest()
         return await in_thread(self.path, functools.partial(_digest, self.path))
 
     async def discard(self) -> None:
+        with contextlib.suppress(StorageUnavailable):
+            await self.settle()
         if not (self._kept and self._file.closed):
             await in_thread(self.path, self._discard)
 
@@ -96,10 +108,15 @@ class DiskDraft:
 
     async def flush(self) -> None:
         """Have all that was written be in the file, where others read it."""
-        await in_thread(self.path, self._flush)
+        await self.settle()
+        if self._pieces:
+            await in_thread(self.path, self._flush)
 
     def _flush(self) -> None:
         pieces, self._pieces, self._waiting = self._pieces, [], 0
+        self._write(pieces)
+
+    def _write(self, pieces: Sequence[bytes]) -> None:
         for piece in pieces:
             self._digest.update(piece)
             self._length += len(piece)
@@ -170,6 +187,7 @@ class DiskStorage:
         for key, draft in drafts.items():
             assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a mistake of ours
             targets[self._path(key)] = draft
+            await draft.settle()
         # At once: each change between loop and thread costs more than most of these steps.
         await in_thread(self._root, lambda: self._put(targets))
 

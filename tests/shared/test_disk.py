@@ -216,7 +216,9 @@ async def test_a_full_disk_is_told_while_a_draft_is_written(storage: DiskStorage
     draft = draft_on_a_full_disk(tmp_path)
 
     with pytest.raises(StorageFull):
-        await draft.write(bytes(WRITTEN_AT_ONCE))
+        # The second piece is taken while the first one is written.
+        for _ in range(2):
+            await draft.write(bytes(WRITTEN_AT_ONCE))
     await draft.discard()
 
     assert await storage.sweep_drafts(-1) == 0
