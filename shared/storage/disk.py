@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
+import contextvars
 import errno
 import functools
 import hashlib
@@ -12,10 +12,11 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import aiofiles
 
@@ -38,11 +39,8 @@ _MOST_DURABLE = 4096
 #: What a file system without hard links answers, or one that has enough of them.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV)
 
-# <fcntl.h>, on Linux
-_SYNC_FILE_RANGE_WRITE = 2
-_sync_file_range: Any = getattr(ctypes.CDLL(None), "sync_file_range", None)
-if _sync_file_range is not None:
-    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+#: Threads that wait for the disk, for whoever waits for several things at once.
+_waiters = ThreadPoolExecutor(16, thread_name_prefix="fsync")
 
 
 class DiskDraft:
@@ -60,12 +58,6 @@ class DiskDraft:
         self._length = 0
         #: Whether all that is in the file has come through `write`.
         self._is_hashed = True
-
-    @classmethod
-    def begin(cls, folder: Path) -> DiskDraft:
-        """Begin a draft in `folder`; blocks."""
-        path = folder / secrets.token_hex(16)
-        return cls(path, path.open("x+b", buffering=0))
 
     async def write(self, chunk: bytes) -> None:
         self._pieces.append(chunk)
@@ -129,12 +121,6 @@ class DiskDraft:
         self._flush()
         os.fsync(self._file.fileno())
 
-    def start_writing_back(self) -> None:
-        """Have the system begin to put on the disk what is in the file, where it can be told so; blocks for no disk."""
-        self._flush()
-        if _sync_file_range is not None:
-            _sync_file_range(self._file.fileno(), 0, 0, _SYNC_FILE_RANGE_WRITE)
-
     def rename(self, target: Path) -> None:
         """Move the file into place; blocks."""
         self.path.rename(target)
@@ -175,7 +161,7 @@ class DiskStorage:
             with contextlib.ExitStack() as begun:
                 drafts = []
                 for _ in range(count):
-                    drafts.append(draft := DiskDraft.begin(self._drafts))
+                    drafts.append(draft := _begin_draft(self._drafts))
                     begun.callback(draft._discard)
                 begun.pop_all()
             return drafts
@@ -192,15 +178,10 @@ class DiskStorage:
         await in_thread(self._root, lambda: self._put(targets))
 
     def _put(self, targets: Mapping[Path, DiskDraft]) -> None:
-        if len(targets) > 1:
-            # On their way to the disk together, they are there together: the first fsync waits for all of them.
-            for draft in targets.values():
-                draft.start_writing_back()
-        for draft in targets.values():
-            draft.sync()
         folders = {target.parent for target in targets}
+        _wait_together([draft.sync for draft in targets.values()] + self._make_folders(folders))
         for folder in folders:
-            self._make_durable_folder(folder)
+            self._note_durable(folder)
         for target, draft in targets.items():
             draft.rename(target)
         for folder in folders:
@@ -211,7 +192,8 @@ class DiskStorage:
     async def carry_over(self, source: str, target: str) -> None:
         def link() -> None:
             place = self._path(target)
-            self._make_durable_folder(place.parent)
+            _wait_together(self._make_folders([place.parent]))
+            self._note_durable(place.parent)
             place.unlink(missing_ok=True)
             try:
                 # A second name for the same bytes, which are never written to again.
@@ -332,19 +314,27 @@ class DiskStorage:
     async def close(self) -> None:
         """Nothing is held."""
 
-    def _make_durable_folder(self, folder: Path) -> None:
-        """Make a folder whose own entry survives a power cut, whoever made it; blocks."""
-        if folder == self._root:
-            return
-        self._make_durable_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        if folder not in self._durable:
-            _fsync(folder.parent)
-        if len(folder.relative_to(self._root).parts) <= _FAN_OUT_DEPTH:
-            # Below are the images' own folders, which are made once and may be removed.
+    def _make_folders(self, folders: Iterable[Path]) -> list[Callable[[], None]]:
+        """Make folders; return the fsyncs by which their own entries survive a power cut, whoever made them; blocks."""
+        fresh: set[Path] = set()
+        for folder in folders:
+            below_root = folder.relative_to(self._root)
+            for made in (*reversed(below_root.parents), below_root):
+                place = self._root / made
+                if made.parts:
+                    place.mkdir(exist_ok=True)
+                    if place not in self._durable:
+                        fresh.add(place.parent)
+        return [functools.partial(_fsync, above) for above in fresh]
+
+    def _note_durable(self, folder: Path) -> None:
+        """Remember a folder, and those above it, whose entries have been fsynced."""
+        parts = folder.relative_to(self._root).parts
+        # Below are the images' own folders, which are made once and may be removed.
+        for depth in range(1, min(len(parts), _FAN_OUT_DEPTH) + 1):
             if len(self._durable) >= _MOST_DURABLE:
                 self._durable.clear()
-            self._durable.add(folder)
+            self._durable.add(self._root.joinpath(*parts[:depth]))
 
     def _path(self, key: str) -> Path:
         kind, *rest = key.split("/")
@@ -365,6 +355,11 @@ async def stream_file(path: Path, first: int, last: int) -> AsyncIterator[bytes]
                 yield piece
 
 
+def _begin_draft(folder: Path) -> DiskDraft:
+    path = folder / secrets.token_hex(16)
+    return DiskDraft(path, path.open("x+b", buffering=0))
+
+
 def _digest(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
@@ -382,6 +377,21 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _wait_together(work: Sequence[Callable[[], None]]) -> None:
+    """Do work that waits for the disk, all of it at once; blocks.
+
+    The disk's journal is written once for all who wait then: six files one after the other take four times as long.
+    """
+    if len(work) == 1:
+        work[0]()
+        return
+    # Each to its end, also where one fails: nothing is to come after its caller's clean-up.
+    waiting = [_waiters.submit(contextvars.copy_context().run, each) for each in work]
+    for failure in [each.exception() for each in waiting]:
+        if failure is not None:
+            raise failure
 
 
 async def in_thread(path: Path, work: Callable[[], T], absent: type[AsgilookError] = StorageUnavailable) -> T:
