@@ -2,11 +2,12 @@
 
 One client on one connection, each upload begun when the last one's answer has come; no worker runs meanwhile. The rival
 writes the same bytes to a new file on the same file system and fsyncs it; the stricter one renames it into place and
-fsyncs its folder, too, without which no power cut is survived. A third line has what the ledger adds: a commit's fsync.
+fsyncs its folder, too, without which no power cut is survived. What a small upload takes is told beside them.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import statistics
 import tempfile
@@ -16,6 +17,8 @@ from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 
+from PIL import Image
+
 from bench.figures import ROUNDS, Figure, at_most, in_turns, ratio, rounds_asked_for, show
 from bench.isolation import photograph
 from bench.service import Service, run_service
@@ -24,13 +27,15 @@ from shared.images import Size
 #: Of each side in each round, whose median counts.
 UPLOADS = 20
 PHOTO: Size = (4000, 3000)
-BYTES = 3_000_000
+#: As a telephone's camera has it: 3 MB.
+QUALITY = 98
 
 
 def photo() -> bytes:
-    """Return a photograph of 12 MP and 3 MB: what follows a JPEG's end is nobody's concern."""
-    content = photograph(PHOTO)
-    return content[:BYTES].ljust(BYTES, b"\0")
+    """Return a photograph of 12 MP and some 3 MB."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(photograph(PHOTO))).save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
 
 
 def median_of(times: int, once: Callable[[], float]) -> float:
@@ -115,7 +120,7 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
                 runs = in_turns(sides, rounds, "uploads")
     yield Figure(
         "waiting",
-        "time to 202 for a photo of 3 MB / a bare copy with fsync",
+        f"time to 202 for a photo of {len(content) / 1e6:.1f} MB / a bare copy with fsync",
         ratio(runs, "upload", "copy"),
         bar=at_most(2.5),
         runs=runs,
