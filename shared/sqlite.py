@@ -78,7 +78,9 @@ class _Connection(aiosqlite.Connection):
         return _Cursor(self)
 
     async def commit(self) -> None:
-        await super().commit()
+        # After a mere read, too: there is nothing to be committed then.
+        if self._may_be_in_transaction:
+            await super().commit()
         self.begins = self._may_be_in_transaction = False
 
     async def rollback(self) -> None:
