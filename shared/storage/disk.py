@@ -29,7 +29,7 @@ T = TypeVar("T")
 #: Bytes of a large picture that are read, and sent, at a time.
 PIECE_BYTES = 256 * 1024
 #: Bytes of a draft that wait in memory until they are worth a thread's while.
-WRITTEN_AT_ONCE = 256 * 1024
+WRITTEN_AT_ONCE = 128 * 1024
 
 _FANNED_OUT = ("originals", "renditions")
 #: Folders between the root and an image: the kind of its key, then two by its time.
@@ -108,8 +108,11 @@ class DiskDraft:
         pieces, self._pieces, self._waiting = self._pieces, [], 0
         self._write(pieces)
 
-    def _write(self, pieces: Sequence[bytes]) -> None:
-        for piece in pieces:
+    def _write(self, pieces: list[bytes]) -> None:
+        pieces.reverse()
+        while pieces:
+            # Each is gone from memory as soon as it is written.
+            piece = pieces.pop()
             self._digest.update(piece)
             self._length += len(piece)
             rest = memoryview(piece)
