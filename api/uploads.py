@@ -123,10 +123,10 @@ class Uploads:
         draft = await self._storage.draft()
         try:
             with tracing.span("receive"):
-                original = await self._fill(draft, req)
+                media_type = await self._fill(draft, req)
             # From here on a client that goes away changes nothing: what is durable is committed, too.
-            image = await to_the_end(self._store(draft, original))
-            metrics.UPLOAD_BYTES.observe(original.bytes)
+            image = await to_the_end(self._store(draft, media_type))
+            metrics.UPLOAD_BYTES.observe(image.original.bytes)
             metrics.UPLOAD_SECONDS.observe(time.monotonic() - began)
             # Once more: what the task of its own has set is not seen outside of it.
             logs.image_id.set(image.id)
@@ -134,27 +134,27 @@ class Uploads:
         finally:
             await draft.discard()
 
-    async def _fill(self, draft: Draft, req: Request) -> Original:
+    async def _fill(self, draft: Draft, req: Request) -> str:
         body = _Body(req, self._settings)
         chunks = aiter(body)
         content = _only_file(req, chunks) if _is_form(req) else chunks
-        original = await self._write(draft, content)
+        media_type = await self._write(draft, content)
         # What follows a form's end belongs to the content that was sent.
         async for _ in chunks:
             pass
         body.check_digests()
-        return original
+        return media_type
 
-    async def _write(self, draft: Draft, content: AsyncIterator[bytes]) -> Original:
+    async def _write(self, draft: Draft, content: AsyncIterator[bytes]) -> str:
+        """Write the content to a draft; return its media type."""
         head, media_type = b"", None
-        digest, length = hashlib.sha256(), 0
+        length = 0
 
         async def write(chunk: bytes) -> None:
             nonlocal length
             length += len(chunk)
             if length > self._settings.max_upload_bytes:
                 raise too_large(self._settings)
-            digest.update(chunk)
             await draft.write(chunk)
 
         async for chunk in content:
@@ -170,14 +170,15 @@ class Uploads:
         if media_type is None:
             media_type = _recognized(head)
             await write(head)
-        return Original(media_type, length, digest.hexdigest())
+        return media_type
 
-    async def _store(self, draft: Draft, original: Original) -> Image:
+    async def _store(self, draft: Draft, media_type: str) -> Image:
         image_id = str(self._uuid_generator())
         logs.image_id.set(image_id)
         key = original_key(image_id)
         try:
             await self._storage.keep({key: draft})
+            original = Original(media_type, *await draft.digest())
         except BaseException:
             await self._storage.delete(key)
             raise

@@ -24,7 +24,7 @@ from bench.service import run_service
 UPLOADS = 200
 WARM_UP = 20
 
-_NOTE_CLAIMS = """
+NOTE_CLAIMS = """
 CREATE TABLE claims (id TEXT PRIMARY KEY, at REAL);
 CREATE TRIGGER note_claim AFTER UPDATE OF status ON images WHEN NEW.status = 'processing' BEGIN
     INSERT OR IGNORE INTO claims VALUES (NEW.id, (julianday('now') - 2440587.5) * 86400.0);
@@ -62,7 +62,7 @@ def main() -> None:
     Image.linear_gradient("L").convert("RGB").resize((160, 120)).save(file, "JPEG")
     with (
         tempfile.TemporaryDirectory() as folder,
-        run_service(Path(folder), ledger_script=_NOTE_CLAIMS) as service,
+        run_service(Path(folder), ledger_script=NOTE_CLAIMS) as service,
     ):
         with (
             closing(redis.Redis(port=service.valkey_port)) as client,

@@ -94,9 +94,11 @@ def run_service(
                 part.process.wait()
 
 
-def until(condition: Callable[[], bool], what: str = "the service does not start") -> None:
+def until(
+    condition: Callable[[], bool], what: str = "the service does not start", seconds: float = START_SECONDS
+) -> None:
     """Return once `condition()` is true; end the measurement where that takes far too long."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise SystemExit(what)

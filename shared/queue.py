@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import time
 from typing import Any
 
 import msgpack
+from arq.constants import job_key_prefix
+from arq.jobs import serialize_job
 from redis.asyncio import Redis
 
-from shared.connections import CircuitBreaker, arq_client
+from shared.connections import CircuitBreaker
 from shared.images import Image, Owed
 from shared.ledger import LedgerName
 
@@ -20,6 +22,8 @@ ALIVE_SECONDS = 6
 
 #: Rings that wait for a listener at the most; a ring that is lost costs half a second, no more.
 _MOST_RINGS = 1000
+#: After so long a job that nobody took goes; a row that still waits has had many wakes by then.
+_DAY_SECONDS = 86_400
 
 
 def pack(value: Any) -> bytes:
@@ -40,7 +44,6 @@ class Queue:
         self._client = client
         self._breaker = breaker
         self._ledger_name = ledger_name
-        self._arq = arq_client(client, job_serializer=pack, job_deserializer=unpack)
 
     @property
     def name(self) -> str:
@@ -56,22 +59,25 @@ class Queue:
 
     async def enqueue(self, image: Image) -> None:
         """Wake a worker up for what the image needs: its conversion, or its thumbnails."""
+        arguments: tuple[str | int, ...]
         if image.owed is Owed.THUMBNAILS:
             job_id = f"thumbnails:{self._ledger_name()}:{image.id}:{image.wake}"
-            function, arguments = MAKE_THUMBNAILS, [image.id, image.wake]
+            function, arguments = MAKE_THUMBNAILS, (image.id, image.wake)
         else:
             job_id = f"convert:{self._ledger_name()}:{image.id}:{image.wake}"
-            function, arguments = CONVERT_IMAGE, [image.id]
+            function, arguments = CONVERT_IMAGE, (image.id,)
+
+        # The score is in the past, since arq starts nothing whose score is past its own host's clock, and in order of
+        # creation, so that images found again go first.
+        score = round((image.created - _DAY_SECONDS) * 1000)
+        job = serialize_job(function, arguments, {}, None, round(time.time() * 1000), serializer=pack)
 
         async def exchange() -> None:
-            # The score is in the past, since arq starts nothing whose score is past its own host's clock, and in
-            # order of creation, so that images found again go first.
-            before = datetime.fromtimestamp(image.created, UTC) - timedelta(days=1)
-            expires = timedelta(days=1)
-            await self._arq.enqueue_job(
-                function, *arguments, _job_id=job_id, _queue_name=self.name, _defer_until=before, _expires=expires
-            )
+            # arq's own way to do it asks first whether there is such a job, and waits for an answer three times. A wake
+            # has one job, and who puts it there twice puts the same.
             async with self._client.pipeline(transaction=False) as pipe:
+                pipe.psetex(job_key_prefix + job_id, _DAY_SECONDS * 1000, job)
+                pipe.zadd(self.name, {job_id: score})
                 pipe.lpush(self.doorbell, 1)
                 pipe.ltrim(self.doorbell, 0, _MOST_RINGS - 1)
                 pipe.expire(self.doorbell, 60)

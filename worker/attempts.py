@@ -63,6 +63,36 @@ class Pause:
         self._seconds = self._until = 0.0
 
 
+class Slot:
+    """What an attempt holds from before its claim: room to render, then room to store, of which there is as much.
+
+    So the next picture is rendered while this one's files are on their way to the disk.
+    """
+
+    def __init__(self, rendering: asyncio.Semaphore, storing: asyncio.Semaphore, left: Callable[[], None]) -> None:
+        self._rendering = rendering
+        self._storing = storing
+        self._left = left
+        self._held: asyncio.Semaphore | None = None
+
+    async def __aenter__(self) -> Slot:
+        await self._rendering.acquire()
+        self._held = self._rendering
+        return self
+
+    async def leave(self) -> None:
+        """Make room for another picture's rendering, as soon as there is room for storing this one's."""
+        if self._held is self._rendering:
+            await self._storing.acquire()
+            self._rendering.release()
+            self._held = self._storing
+            self._left()
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._held is not None:
+            self._held.release()
+
+
 class Attempts:
     """Runs attempts in the process's slots. `run` never raises: the ledger alone issues work again, arq never."""
 
@@ -75,27 +105,37 @@ class Attempts:
         self._storage = storage
         self._queue = queue
         self._settling = settling
-        self._slots = asyncio.Semaphore(slots)
-        self._running: set[asyncio.Task[object]] = set()
+        self._rendering = asyncio.Semaphore(slots)
+        self._storing = asyncio.Semaphore(slots)
+        self._running: dict[asyncio.Task[object], Slot] = {}
 
     def may_take(self) -> bool:
         """Whether a job taken now would start: a slot is free, also of jobs that an earlier consumer took."""
-        return not self._slots.locked() and not self.pause.seconds_left
+        return not self._rendering.locked() and not self.pause.seconds_left
 
-    async def run(self, claim: Claim, work: Work) -> None:
-        """Take a slot, claim an image, do the work; settle, count or hand back, whatever comes of it."""
+    async def run(self, claim: Claim, work: Work, left: Callable[[], None] | None = None) -> None:
+        """Take a slot, claim an image, do the work; settle, count or hand back, whatever comes of it.
+
+        `left` is called where the slot is free before this returns.
+        """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for mypy: a coroutine always runs in a task
-        self._running.add(task)
+        slot = self._running[task] = Slot(self._rendering, self._storing, left or (lambda: None))
         try:
-            async with self._slots:
+            async with slot:
                 await self._run(claim, work)
         except asyncio.CancelledError:
             logger.debug("cancelled outside of an attempt")
         except Exception:
             logger.exception("an attempt was left to the sweep by an unforeseen error")
         finally:
-            self._running.discard(task)
+            del self._running[task]
+
+    async def leave_slot(self) -> None:
+        """Tell, from within an attempt's work, that it renders nothing any more."""
+        task = asyncio.current_task()
+        if task in self._running:
+            await self._running[task].leave()
 
     async def finish(self, seconds: float) -> None:
         """Wait so long for running attempts to end."""

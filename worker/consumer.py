@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -58,6 +59,9 @@ class Consumer(Worker):
         self._may_take = may_take
         self._is_filtered = is_filtered
         self._slot_freed = asyncio.Event()
+        #: Jobs that go on without a slot, and how many of those are over that arq has not counted yet.
+        self._without_slot: set[str] = set()
+        self._uncounted = 0
         self._beaten_at = -_BEAT_EVERY_SECONDS
 
     async def main(self) -> None:
@@ -76,6 +80,10 @@ class Consumer(Worker):
             await super().run_job(job_id, score)
         except (RedisError, OSError) as exc:
             logger.debug("a job's end was not recorded in Redis", extra={"reason": str(exc)})
+        finally:
+            if job_id in self._without_slot:
+                self._without_slot.remove(job_id)
+                self._uncounted += 1
 
     async def record_health(self) -> None:
         """Tell, at every turn of the loop and at most every two seconds, that it turns."""
@@ -102,9 +110,20 @@ class Consumer(Worker):
     async def _take_out_of_queue(self, ctx: dict[str, Any]) -> None:
         # arq leaves running jobs in the sorted set: with a hundred at its head it would never see the next.
         await self.pool.zrem(self.queue_name, ctx["job_id"])
+        ctx["leave_slot"] = functools.partial(self._leave_slot, ctx["job_id"])
+
+    def _leave_slot(self, job_id: str) -> None:
+        """Count a job no longer that goes on without its slot."""
+        self._without_slot.add(job_id)
+        super()._release_sem_dec_counter_on_complete()
+        self._slot_freed.set()
 
     def _release_sem_dec_counter_on_complete(self) -> None:
-        super()._release_sem_dec_counter_on_complete()
+        # arq does not say of which job, but says it of each.
+        if self._uncounted:
+            self._uncounted -= 1
+        else:
+            super()._release_sem_dec_counter_on_complete()
         self._slot_freed.set()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 from arq.worker import Function, func
@@ -48,12 +48,16 @@ class Jobs:
 
     async def convert_image(self, ctx: dict[str, Any], image_id: str) -> None:
         """Make an image's JPEG and thumbnails from its original."""
-        await self._attempts.run(lambda: self._ledger.claim(image_id, self._attempts.worker), self._convert)
+        await self._attempts.run(
+            lambda: self._ledger.claim(image_id, self._attempts.worker), self._convert, ctx.get("leave_slot")
+        )
 
     async def make_thumbnails(self, ctx: dict[str, Any], image_id: str, wake: int) -> None:
         """Make the thumbnails of a ready image, which is served meanwhile."""
         await self._attempts.run(
-            lambda: self._ledger.claim_thumbnails(image_id, wake, self._attempts.worker), self._make_thumbnails
+            lambda: self._ledger.claim_thumbnails(image_id, wake, self._attempts.worker),
+            self._make_thumbnails,
+            ctx.get("leave_slot"),
         )
 
     async def _convert(self, image: Image) -> Image:
@@ -63,7 +67,8 @@ class Jobs:
                 size = opened.size
                 drafts = await self._drafts(stack, [size, *ladder(size, self._settings.min_thumb_size)])
                 await opened.render({size: draft.fileno() for size, draft in drafts.items()})
-            renditions = await self._keep(image, size, drafts)
+            await self._attempts.leave_slot()
+            renditions = await self._keep(image, size, drafts, opened.written)
         return _committed(await self._ledger.publish(image, size, renditions))
 
     async def _make_thumbnails(self, image: Image) -> Image:
@@ -84,7 +89,8 @@ class Jobs:
                     raise UnreadableImage("The stored picture is not the one that was published.")
                 drafts = await self._drafts(stack, sizes if has_full else [image.size, *sizes])
                 await opened.render({size: draft.fileno() for size, draft in drafts.items()})
-            renditions = await self._keep(image, image.size, drafts)
+            await self._attempts.leave_slot()
+            renditions = await self._keep(image, image.size, drafts, opened.written)
         if has_full:
             await self._storage.carry_over(published, rendition_key(image.id, image.attempt, FULL))
             renditions = {FULL: image.renditions[FULL]} | renditions
@@ -98,30 +104,24 @@ class Jobs:
                 raise
             raise StorageUnavailable("the storage has lost its marker, and with it all that it held") from exc
 
-    async def _drafts(self, stack: contextlib.AsyncExitStack, sizes: Iterable[Size]) -> dict[Size, Draft]:
-        drafts: dict[Size, Draft] = {}
-        for size in sizes:
-            drafts[size] = await stack.enter_async_context(_discarded(await self._storage.draft()))
+    async def _drafts(self, stack: contextlib.AsyncExitStack, sizes: Sequence[Size]) -> dict[Size, Draft]:
+        drafts = dict(zip(sizes, await self._storage.drafts(len(sizes)), strict=True))
+        for draft in drafts.values():
+            stack.push_async_callback(draft.discard)
         return drafts
 
-    async def _keep(self, image: Image, full: Size, drafts: dict[Size, Draft]) -> dict[str, Rendition]:
+    async def _keep(
+        self, image: Image, full: Size, drafts: Mapping[Size, Draft], written: Mapping[Size, tuple[int, str]]
+    ) -> dict[str, Rendition]:
         renditions: dict[str, Rendition] = {}
         by_key: dict[str, Draft] = {}
         for size, draft in drafts.items():
             name = FULL if size == full else thumbnail_name(size)
-            renditions[name] = Rendition(size, *await draft.digest())
+            renditions[name] = Rendition(size, *written[size])
             by_key[rendition_key(image.id, image.attempt, name)] = draft
         if by_key:
             await self._storage.keep(by_key)
         return renditions
-
-
-@contextlib.asynccontextmanager
-async def _discarded(draft: Draft) -> AsyncIterator[Draft]:
-    try:
-        yield draft
-    finally:
-        await draft.discard()
 
 
 def _committed(row: Image | None) -> Image:

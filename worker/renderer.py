@@ -185,6 +185,8 @@ class Opened:
         self._settings = settings
         self._budget = budget
         self._seconds_left = settings.render_wall_seconds
+        #: The length and SHA-256 (hex) of each rendition.
+        self.written: dict[Size, tuple[int, str]] = {}
 
     async def render(self, outputs: Mapping[Size, int]) -> dict[str, float]:
         """Write a JPEG of each size into its descriptor, empty and open for both reading and writing.
@@ -218,7 +220,7 @@ class Opened:
     async def _take_over(self, scratches: Sequence[Scratch], outputs: Mapping[Size, int]) -> None:
         def copy() -> None:
             for scratch in scratches:
-                scratch.copy_to(outputs[scratch.size])
+                self.written[scratch.size] = scratch.copy_to(outputs[scratch.size])
 
         try:
             if sum(scratch.bytes for scratch in scratches) <= _COPIED_AT_ONCE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from hashlib import sha256
 from types import TracebackType
 
 from shared.images import Size
@@ -45,8 +46,8 @@ class Scratch:
         """How long it is: once its child has rendered, as long as the JPEG."""
         return os.fstat(self._descriptor).st_size
 
-    def copy_to(self, target: int) -> None:
-        """Check the JPEG and write it to the descriptor `target`; blocks.
+    def copy_to(self, target: int) -> tuple[int, str]:
+        """Check the JPEG and write it to the descriptor `target`; return its length and SHA-256 (hex); blocks.
 
         Raises NotOurs where it is no JPEG of that size as our encoder makes them, OSError where `target` fails.
         """
@@ -56,6 +57,7 @@ class Scratch:
         rest = memoryview(content)
         while rest:
             rest = rest[os.write(target, rest) :]
+        return len(content), sha256(content).hexdigest()
 
     def __enter__(self) -> Scratch:
         return self

@@ -26,7 +26,7 @@ class Draft(Protocol):
         """Return the descriptor of the temporary file, open for reading and writing."""
 
     async def digest(self) -> tuple[int, str]:
-        """Return the length and the SHA-256 (hex) of what was written."""
+        """Return the length and the SHA-256 (hex) of what was written; also once the draft is kept."""
 
     async def discard(self) -> None:
         """Remove the temporary file unless the draft was kept; safe to repeat."""
@@ -40,6 +40,9 @@ class Storage(Protocol):
 
     async def draft(self) -> Draft:
         """Begin a draft."""
+
+    async def drafts(self, count: int) -> Sequence[Draft]:
+        """Begin so many drafts."""
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
         """Put each draft under its key; when this returns, all of them survive a power cut."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import functools
 import hashlib
@@ -11,12 +12,13 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import aiofiles
-from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
 from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, StorageFull, StorageUnavailable
@@ -27,6 +29,8 @@ T = TypeVar("T")
 
 #: Bytes of a large picture that are read, and sent, at a time.
 PIECE_BYTES = 256 * 1024
+#: Bytes of a draft that wait in memory until they are worth a thread's while.
+WRITTEN_AT_ONCE = 128 * 1024
 
 _FANNED_OUT = ("originals", "renditions")
 #: Folders between the root and an image: the kind of its key, then two by its time.
@@ -36,50 +40,99 @@ _MOST_DURABLE = 4096
 #: What a file system without hard links answers, or one that has enough of them.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV)
 
+#: Threads that wait for the disk, for whoever waits for several things at once.
+_waiters = ThreadPoolExecutor(16, thread_name_prefix="fsync")
+
 
 class DiskDraft:
     """A temporary file in the storage's own file system, so that keeping it is a rename."""
 
-    def __init__(self, path: Path, file: AsyncBufferedIOBase) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
         self._file = file
         self._kept = False
+        #: What is not written yet, and how much that is.
+        self._pieces: list[bytes] = []
+        self._waiting = 0
+        self._writing: asyncio.Future[None] | None = None
+        self._digest = hashlib.sha256()
+        self._length = 0
+        #: Whether all that is in the file has come through `write`.
+        self._is_hashed = True
 
     async def write(self, chunk: bytes) -> None:
-        with translated(self.path):
-            await self._file.write(chunk)
+        self._pieces.append(chunk)
+        self._waiting += len(chunk)
+        # To hand something to a thread takes longer than to write a piece as it comes from a connection. While these
+        # are written, the next ones come in.
+        if self._waiting >= WRITTEN_AT_ONCE:
+            await self.settle()
+            pieces, self._pieces, self._waiting = self._pieces, [], 0
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, pieces))
+
+    async def settle(self) -> None:
+        """Return when no thread is writing any more. Raises StorageFull or StorageUnavailable."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            with translated(self.path):
+                await to_the_end(writing)
 
     def fileno(self) -> int:
+        self._is_hashed = False
         return self._file.fileno()
 
     async def digest(self) -> tuple[int, str]:
         await self.flush()
+        if self._is_hashed:
+            return self._length, self._digest.hexdigest()
         return await in_thread(self.path, functools.partial(_digest, self.path))
 
     async def discard(self) -> None:
-        def remove() -> None:
-            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(StorageUnavailable):
+            await self.settle()
+        if not (self._kept and self._file.closed):
+            await in_thread(self.path, self._discard)
 
+    def _discard(self) -> None:
         with contextlib.suppress(OSError):
-            # What a buffer still holds need not reach a full disk: the file is going anyway.
-            await self._file.close()
+            self._file.close()
         if not self._kept:
-            await in_thread(self.path, remove)
+            self.path.unlink(missing_ok=True)
 
     async def flush(self) -> None:
         """Have all that was written be in the file, where others read it."""
-        with translated(self.path):
-            await self._file.flush()
+        await self.settle()
+        if self._pieces:
+            await in_thread(self.path, self._flush)
 
-    async def sync(self) -> None:
-        """Have all that was written survive a power cut, under the temporary name."""
-        await self.flush()
-        await in_thread(self.path, lambda: os.fsync(self._file.fileno()))
+    def _flush(self) -> None:
+        pieces, self._pieces, self._waiting = self._pieces, [], 0
+        self._write(pieces)
+
+    def _write(self, pieces: list[bytes]) -> None:
+        pieces.reverse()
+        while pieces:
+            # Each is gone from memory as soon as it is written.
+            piece = pieces.pop()
+            self._digest.update(piece)
+            self._length += len(piece)
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+
+    def sync(self) -> None:
+        """Have all that was written survive a power cut, under the temporary name; blocks."""
+        self._flush()
+        os.fsync(self._file.fileno())
 
     def rename(self, target: Path) -> None:
         """Move the file into place; blocks."""
         self.path.rename(target)
         self._kept = True
+
+    def close(self) -> None:
+        """Close what is in place; blocks."""
+        self._file.close()
 
 
 class DiskStorage:
@@ -106,33 +159,46 @@ class DiskStorage:
         await in_thread(self._root, make)
 
     async def draft(self) -> DiskDraft:
-        path = self._drafts / secrets.token_hex(16)
-        with translated(path):
-            return DiskDraft(path, await aiofiles.open(path, "x+b"))
+        return (await self.drafts(1))[0]
+
+    async def drafts(self, count: int) -> list[DiskDraft]:
+        def begin() -> list[DiskDraft]:
+            with contextlib.ExitStack() as begun:
+                drafts = []
+                for _ in range(count):
+                    drafts.append(draft := _begin_draft(self._drafts))
+                    begun.callback(draft._discard)
+                begun.pop_all()
+            return drafts
+
+        return await in_thread(self._drafts, begin)
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
-        await to_the_end(self._keep(drafts))
-
-    async def _keep(self, drafts: Mapping[str, Draft]) -> None:
         targets: dict[Path, DiskDraft] = {}
         for key, draft in drafts.items():
             assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a mistake of ours
             targets[self._path(key)] = draft
-        await asyncio.gather(*(draft.sync() for draft in targets.values()))
+            await draft.settle()
+        # At once: each change between loop and thread costs more than most of these steps.
+        await in_thread(self._root, lambda: self._put(targets))
 
-        def put() -> None:
-            for target, draft in targets.items():
-                self._make_durable_folder(target.parent)
-                draft.rename(target)
-            for folder in {target.parent for target in targets}:
-                _fsync(folder)
-
-        await in_thread(self._root, put)
+    def _put(self, targets: Mapping[Path, DiskDraft]) -> None:
+        folders = {target.parent for target in targets}
+        _wait_together([draft.sync for draft in targets.values()] + self._make_folders(folders))
+        for folder in folders:
+            self._note_durable(folder)
+        for target, draft in targets.items():
+            draft.rename(target)
+        for folder in folders:
+            _fsync(folder)
+        for draft in targets.values():
+            draft.close()
 
     async def carry_over(self, source: str, target: str) -> None:
         def link() -> None:
             place = self._path(target)
-            self._make_durable_folder(place.parent)
+            _wait_together(self._make_folders([place.parent]))
+            self._note_durable(place.parent)
             place.unlink(missing_ok=True)
             try:
                 # A second name for the same bytes, which are never written to again.
@@ -259,19 +325,27 @@ class DiskStorage:
     async def close(self) -> None:
         """Nothing is held."""
 
-    def _make_durable_folder(self, folder: Path) -> None:
-        """Make a folder whose own entry survives a power cut, whoever made it; blocks."""
-        if folder == self._root:
-            return
-        self._make_durable_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        if folder not in self._durable:
-            _fsync(folder.parent)
-        if len(folder.relative_to(self._root).parts) <= _FAN_OUT_DEPTH:
-            # Below are the images' own folders, which are made once and may be removed.
+    def _make_folders(self, folders: Iterable[Path]) -> list[Callable[[], None]]:
+        """Make folders; return the fsyncs by which their own entries survive a power cut, whoever made them; blocks."""
+        fresh: set[Path] = set()
+        for folder in folders:
+            below_root = folder.relative_to(self._root)
+            for made in (*reversed(below_root.parents), below_root):
+                place = self._root / made
+                if made.parts:
+                    place.mkdir(exist_ok=True)
+                    if place not in self._durable:
+                        fresh.add(place.parent)
+        return [functools.partial(_fsync, above) for above in fresh]
+
+    def _note_durable(self, folder: Path) -> None:
+        """Remember a folder, and those above it, whose entries have been fsynced."""
+        parts = folder.relative_to(self._root).parts
+        # Below are the images' own folders, which are made once and may be removed.
+        for depth in range(1, min(len(parts), _FAN_OUT_DEPTH) + 1):
             if len(self._durable) >= _MOST_DURABLE:
                 self._durable.clear()
-            self._durable.add(folder)
+            self._durable.add(self._root.joinpath(*parts[:depth]))
 
     def _path(self, key: str) -> Path:
         return self._root / place_below(key)
@@ -297,6 +371,11 @@ async def stream_file(path: Path, first: int, last: int) -> AsyncIterator[bytes]
                 yield piece
 
 
+def _begin_draft(folder: Path) -> DiskDraft:
+    path = folder / secrets.token_hex(16)
+    return DiskDraft(path, path.open("x+b", buffering=0))
+
+
 def _digest(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
@@ -314,6 +393,21 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _wait_together(work: Sequence[Callable[[], None]]) -> None:
+    """Do work that waits for the disk, all of it at once; blocks.
+
+    The disk's journal is written once for all who wait then: six files one after the other take four times as long.
+    """
+    if len(work) == 1:
+        work[0]()
+        return
+    # Each to its end, also where one fails: nothing is to come after its caller's clean-up.
+    waiting = [_waiters.submit(contextvars.copy_context().run, each) for each in work]
+    for failure in [each.exception() for each in waiting]:
+        if failure is not None:
+            raise failure
 
 
 async def in_thread(path: Path, work: Callable[[], T], absent: type[AsgilookError] = StorageUnavailable) -> T:

@@ -112,6 +112,9 @@ class ObjectStorage:
     async def draft(self) -> DiskDraft:
         return await self._local.draft()
 
+    async def drafts(self, count: int) -> list[DiskDraft]:
+        return await self._local.drafts(count)
+
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
         await to_the_end(self._keep(drafts))
 
@@ -125,7 +128,7 @@ class ObjectStorage:
 
     async def _put(self, key: str, draft: DiskDraft) -> None:
         media_type = "image/jpeg" if key.startswith("renditions/") else "application/octet-stream"
-        length = os.fstat(draft.fileno()).st_size
+        length = draft.path.stat().st_size
         # Those at work have their time; the store is well meanwhile.
         waits = self._patience + (length + max(self._under_way, default=0)) / LEAST_RATE
         try:

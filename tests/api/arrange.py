@@ -199,7 +199,6 @@ class Worker:
         draft = await self.storage.draft()
         try:
             await draft.write(content)
-            await draft.sync()
             digest = await draft.digest()
             await self.storage.keep({key: draft})
         finally:

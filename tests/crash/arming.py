@@ -26,6 +26,7 @@ class Arm:
     """A point of a process, and what it does to itself there.
 
     `stop` waits for SIGCONT, `note` goes on, and `hold` keeps a coroutine's task from ever beginning what it was to do.
+    `skip` leaves the function out, at each call.
 
     `function` is `module:qualified name`. Only the call number `call` counts, among those that are made `within`
     another function, where one is given, and are `about` what is found in the arguments: in that one's, or its own.
@@ -33,10 +34,14 @@ class Arm:
 
     function: str
     when: Literal["before", "after"]
-    action: Literal["kill", "stop", "note", "hold"] = "kill"
+    action: Literal["kill", "stop", "note", "hold", "skip"] = "kill"
     call: int = 1
     within: str = ""
     about: str = ""
+
+
+#: For a worker that is to have one image in its hands, and not another one besides while it stores the first.
+ONE_AT_A_TIME = Arm("worker.attempts:Attempts.leave_slot", "before", "skip")
 
 
 class Ambush:

@@ -35,14 +35,14 @@ PLANTED = (
     Planted(
         "no fsync before the rename",
         "shared/storage/disk.py",
-        "        await in_thread(self.path, lambda: os.fsync(self._file.fileno()))\n",
+        "        os.fsync(self._file.fileno())\n",
         "",
         ["tests/crash/test_power_cut.py"],
     ),
     Planted(
         "no fsync of the folder after the rename",
         "shared/storage/disk.py",
-        "            for folder in {target.parent for target in targets}:\n                _fsync(folder)\n",
+        "        for folder in folders:\n            _fsync(folder)\n",
         "",
         ["tests/crash/test_power_cut.py"],
     ),

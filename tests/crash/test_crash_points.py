@@ -30,7 +30,7 @@ from redis import Redis
 
 from parts import HERE
 from tests.crash import points
-from tests.crash.arming import Ambush, Arm, all_stopped, is_stopped
+from tests.crash.arming import ONE_AT_A_TIME, Ambush, Arm, all_stopped, is_stopped
 from tests.crash.points import CONVERT, Point
 from tests.integration.evidence import (
     attempts_of,
@@ -231,6 +231,7 @@ def deadly_arm(point: Point, image_id: str) -> Arm:
 
 def worker_arms(point: Point, image_id: str) -> list[Arm]:
     arms = [
+        ONE_AT_A_TIME,
         Arm("worker.consumer:Consumers.run", "before", "stop"),
         Arm("worker.consumer:Consumer.main", "before", "note" if point.consumes else "hold"),
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.arming import Ambush, Arm, is_stopped
+from tests.crash.arming import ONE_AT_A_TIME, Ambush, Arm, is_stopped
 from tests.integration.evidence import attempts_of, comparable, files_of, lines_of, renditions_of, row_of, rows_of
 from tests.integration.faults import thaw
 from tests.integration.service import Deployed, Services, ended, is_apart
@@ -27,7 +27,7 @@ STORAGE = "shared.storage.objects:ObjectStorage" if is_apart() else "shared.stor
 NOT_KEPT = Arm(f"{STORAGE}.keep", "before", "stop")
 KEPT = Arm("shared.ledger:Ledger.publish", "before", "stop")
 #: For one that was not kept: its renewal may find the lease gone before anything else, but keeping goes on to its end.
-DIES_WHEN_KEPT = Arm(f"{STORAGE}._keep", "after", "kill")
+DIES_WHEN_KEPT = Arm(f"{STORAGE}.{'_keep' if is_apart() else '_put'}", "after", "kill")
 BOTH = pytest.mark.parametrize("where", [NOT_KEPT, KEPT], ids=["not kept", "kept"])
 
 #: Between the pixels of the pictures here, and those of the one that is to fail.
@@ -46,7 +46,7 @@ class Stalled:
 def start_stalling(service: Deployed, folder: Path, image_id: str, *where: Arm) -> Stalled:
     """Start a worker that waits to be woken, then stops over the image, and may die when it goes on."""
     arms = (replace(arm, about=image_id) for arm in where)
-    ambush = Ambush(folder, Arm("worker.consumer:Consumers.run", "before", "stop"), *arms)
+    ambush = Ambush(folder, ONE_AT_A_TIME, Arm("worker.consumer:Consumers.run", "before", "stop"), *arms)
     return Stalled(image_id, service.start_worker(ASGI_LOOK_RENDER_SLOTS="1", **ambush.env))
 
 

@@ -697,6 +697,59 @@ async def test_a_worker_takes_only_what_it_can_start(ledger: Ledger, attempts: A
     assert (before, while_busy, attempts.may_take()) == (True, False, False)
 
 
+async def test_a_slot_that_is_left_is_free_for_the_next_picture_while_this_one_is_stored(
+    ledger: Ledger, attempts: Attempts, gate: Gate
+) -> None:
+    """A child that waits for the disk of the picture before renders nothing."""
+    left: list[str] = []
+    storing = [await queued(ledger), await queued(ledger)]
+    next_one = await queued(ledger)
+
+    async def store(image: Image) -> Image:
+        await attempts.leave_slot()
+        return await gate(image)
+
+    async def run(image: Image, work: Work) -> None:
+        await attempts.run(lambda: ledger.claim(image.id, "host:1"), work, lambda: left.append(image.id))
+
+    first = asyncio.create_task(run(storing[0], store))
+    await until(lambda: gate.begun)
+    may_take = attempts.may_take()
+    second = asyncio.create_task(run(storing[1], store))
+    third = asyncio.create_task(run(next_one, gate))
+    # The second has no room for storing while the first one is at it, and keeps its slot: the third is not claimed.
+    await until(lambda: not attempts.may_take())
+    claimed_meanwhile = (await latest(ledger, storing[1])).status, (await latest(ledger, next_one)).status
+    stored_meanwhile = [image.id for image in gate.begun]
+    gate.open()
+    await asyncio.gather(first, second, third)
+
+    assert may_take
+    assert stored_meanwhile == [storing[0].id]
+    assert claimed_meanwhile[1] is Status.QUEUED
+    assert left == [image.id for image in storing]
+    assert [(await latest(ledger, image)).status for image in (*storing, next_one)] == [Status.READY] * 3
+    assert attempts.may_take()
+
+
+async def test_an_attempt_that_is_cancelled_while_it_stores_hands_its_image_back(
+    ledger: Ledger, attempts: Attempts, gate: Gate
+) -> None:
+    image = await queued(ledger)
+
+    async def store(image: Image) -> Image:
+        await attempts.leave_slot()
+        return await gate(image)
+
+    running = asyncio.create_task(convert(attempts, image, store))
+    await until(lambda: gate.begun)
+    attempts.cancel()
+    await running
+
+    assert (await latest(ledger, image)).status is Status.QUEUED
+    assert attempts.may_take()
+
+
 async def test_finishing_waits_for_what_runs_and_no_longer_than_told(
     ledger: Ledger, attempts: Attempts, gate: Gate
 ) -> None:

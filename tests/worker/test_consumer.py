@@ -197,6 +197,38 @@ async def test_a_job_that_ends_rings_for_the_next(
     await until(lambda: len(worked.ended) == len(images))
 
 
+@pytest.mark.usefixtures("deaf_to_time")
+async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    """It goes on without one: whoever counted its end as well would take more jobs than there are slots."""
+    leaving = asyncio.Event()
+
+    async def convert(ctx: dict[str, Any], image_id: str) -> None:
+        worked.started.append(image_id)
+        await leaving.wait()
+        ctx["leave_slot"]()
+        await worked.open.wait()
+        worked.ended.append(image_id)
+
+    images = [await some_image(ledger) for _ in range(3 * SLOTS)]
+    worked.open.clear()
+    for image in images:
+        await queue.enqueue(image)
+    await redis.delete(queue.doorbell)
+    running = start(convert)
+    await until(lambda: len(worked.started) == SLOTS)
+
+    leaving.set()
+    await until(lambda: len(worked.started) == len(images))
+    free_while_storing = running.made[0].job_counter
+    worked.open.set()
+
+    await until(lambda: len(worked.ended) == len(images))
+    await until(lambda: not any(not task.done() for task in running.made[0].tasks.values()))
+    assert (free_while_storing, running.made[0].job_counter) == (0, 0)
+
+
 async def test_thumbnails_come_with_the_wake_they_are_claimed_by(
     ledger: Ledger, queue: Queue, worked: Worked, start: Start
 ) -> None:

@@ -61,6 +61,8 @@ class _Arm:
 
             async def reach_async(*args: Any, **kwargs: Any) -> Any:
                 is_meant = self.is_meant((args, kwargs))
+                if is_meant and self.action == "skip":
+                    return None
                 if is_meant and self.when == "before":
                     self.reach()
                     if self.action == "hold":
