@@ -22,7 +22,7 @@ import aiofiles
 
 from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, StorageFull, StorageUnavailable
-from shared.storage import Draft, Stored
+from shared.storage import Draft, Stored, pages
 from shared.storage.pages import CachedPages
 
 T = TypeVar("T")
@@ -364,10 +364,16 @@ async def stream_file(path: Path, first: int, last: int) -> AsyncIterator[bytes]
     """Yield the bytes from `first` to `last` of a file, in pieces. Raises NoSuchKey or StorageUnavailable."""
     with translated(path, absent=NoSuchKey):
         async with aiofiles.open(path, "rb") as file:
-            await file.seek(first)
-            left = last - first + 1
-            while left > 0 and (piece := await file.read(min(PIECE_BYTES, left))):
-                left -= len(piece)
+            while first <= last:
+                length = min(PIECE_BYTES, last - first + 1)
+                # What the system has in memory is there sooner than a thread begins.
+                piece = pages.read_part(file.fileno(), first, length)
+                if piece is None:
+                    await file.seek(first)
+                    piece = await file.read(length)
+                if not piece:
+                    break
+                first += len(piece)
                 yield piece
 
 

@@ -30,6 +30,16 @@ _HOW = _How(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" and _NOWAIT else None
 
 
+def read_part(descriptor: int, first: int, length: int) -> bytes | None:
+    """Return so many bytes of an open file, or None where they take waiting, or cannot be had so."""
+    part = bytearray(length)
+    try:
+        got = os.preadv(descriptor, [part], first, _NOWAIT) if _NOWAIT else 0
+    except OSError:
+        return None
+    return bytes(part) if got == length else None
+
+
 class CachedPages:
     """Reads so below one folder, until its file system or the system turns out to be none that can."""
 

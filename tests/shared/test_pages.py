@@ -84,3 +84,13 @@ def test_no_descriptor_is_left_open(file: Path) -> None:
         reader.read(str(file), length)
 
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_part_of_an_open_file_is_read(file: Path) -> None:
+    with file.open("rb") as opened:
+        assert pages.read_part(opened.fileno(), 100, 1000) == file.read_bytes()[100:1100]
+
+
+def test_a_part_that_is_not_all_there_is_none(file: Path) -> None:
+    with file.open("rb") as opened:
+        assert pages.read_part(opened.fileno(), 12_000, 1000) is None
