@@ -92,6 +92,8 @@ class PipelinedReader:
                 await self._pipeline.run()
             except (RedisError, OSError, TimeoutError) as exc:
                 logger.debug("reads have no connection of their own", extra={"reason": f"{type(exc).__name__}: {exc}"})
+            except Exception:
+                logger.exception("reading over a connection of its own failed")
             finally:
                 if self._pipeline is not None:
                     self._pipeline.drop(ConnectionLost, "the reader ends")
