@@ -167,7 +167,7 @@ class Serving:
                     self._keep(flight, path, found.entry)
                 return found
             flight.begun = self._clock()
-        slot = Slot(path, flight.image_id, PICTURE_SECONDS)
+        slot = Slot(path, flight.image_id, PICTURE_SECONDS, is_large=size is None)
         token, copy = None, None
         # What others send has no copy in Redis.
         if not self._pictures.are_handed_over:

@@ -16,7 +16,7 @@ from api.recent import MOST_SECONDS, Entry, Recent
 from shared.images import Image
 from shared.ledger import Ledger
 from shared.notices import Announcer, Listener
-from shared.response_cache import MOST_BODY_BYTES, Copy, ResponseCache
+from shared.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Copy, Lookup, ResponseCache, Slot
 from shared.storage.disk import DiskStorage
 from tests.api.arrange import Service, certain, picture, problem_of, until
 from tests.api.conftest import Start
@@ -522,6 +522,26 @@ async def test_a_stampede_for_a_picture_that_is_not_there_asks_hardly_more_than_
 
     assert {status_of(answer) for answer in answers} == {404}
     assert (ledger.count, cache.count) == (1, 1)
+
+
+@pytest.mark.parametrize(("name", "is_large"), [("image.jpeg", True), ("320x180.jpeg", False)])
+async def test_whoever_looks_for_a_copy_looks_for_the_same_and_knows_whether_it_is_large(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str, is_large: bool
+) -> None:
+    """A GET's is looked for by the stage, a HEAD's by falcon's middleware; nobody should wait behind a large one."""
+    service: Service = await start(memory_cache_bytes=0)
+    image = await service.worker.ready()
+    real, slots = ResponseCache.read, []
+
+    async def read(cache: ResponseCache, slot: Slot) -> Lookup:
+        slots.append(slot)
+        return await real(cache, slot)
+
+    monkeypatch.setattr(ResponseCache, "read", read)
+    for method in ("GET", "HEAD"):
+        await service.send(method, path_of(image, name), {}, [])
+
+    assert slots == [Slot(path_of(image, name), image.id, PICTURE_SECONDS, is_large)] * 2
 
 
 async def test_one_who_asks_for_what_is_not_there_asks_ledger_and_redis_once(service: Service, watch: Watch) -> None:
