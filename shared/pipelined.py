@@ -206,7 +206,7 @@ class _Pipeline(asyncio.Protocol):
         self.drop(ConnectionLost, "Redis has closed the connection" if exc is None else f"the connection: {exc}")
 
     def _hand_over(self, reply: Any) -> None:
-        if not self._waiting:
+        if len(self._waiting) == len(self._unsent):  # nobody, or those only whose commands have not gone out
             raise InvalidResponse("a reply to nothing")
         future, values, _ = self._waiting[0]
         is_refusal = isinstance(reply, ResponseError)

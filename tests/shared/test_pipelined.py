@@ -476,6 +476,16 @@ async def test_what_nobody_has_asked_for_ends_the_connection(script: Script, wor
         assert await replies[0] == value(1)
 
 
+async def test_what_comes_before_it_was_asked_for_is_nobodys(script: Script) -> None:
+    async with connected(script.url) as reader:
+        # The first goes out at once, the second with the end of this turn.
+        replies = [reader.mget("key 0", "nothing", seconds=LONG) for _ in range(2)]
+        assert reader._pipeline is not None
+        reader._pipeline.data_received(FIRST * 2)
+
+        assert (await replies[0], await outcome_of(replies[1])) == (value(0), InvalidResponse)
+
+
 async def test_what_comes_late_is_nobodys(script: Script) -> None:
     async with connected(script.url) as reader:
         assert await outcome_of(read(reader, 0, WEB_DEADLINE)) is TimeoutError
