@@ -155,9 +155,9 @@ class Guard:
             if name == b"x-forwarded-for":
                 forwarded.append(value)
             elif name == b"x-request-id":
-                given_id = given_id or value
+                given_id = value if given_id is None else given_id
             elif name == b"origin":
-                origin = origin or value
+                origin = value if origin is None else origin
             elif name == b"if-none-match":
                 if value != picture.etag or held is not None:
                     return False
@@ -176,6 +176,8 @@ class Guard:
         seconds = self._clock() - started
         _log_access(method, path, status, len(body), seconds, client_of(forwarded), "Hit" if picture.is_hit else "Miss")
         _count(method, route, status, seconds, asks_to_wait=False)
+        # What the connection says later is not about this request.
+        logs.request_id.set(None)
         return True
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:

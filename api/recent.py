@@ -6,6 +6,8 @@ everywhere within so long, and at once from the process that deletes it, or hear
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import time
 from collections import OrderedDict
@@ -30,7 +32,12 @@ _RENDITION_BYTES = 512
 _FILE_HEADERS = tuple(sorted(name.encode() for name in HEADERS))
 #: As RFC 9110, section 5, has it: tokens, and values without control characters.
 _HEADER_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+#: What a copy has not: it is for the server to say, or for us.
+_NOT_COPIED = HEADERS | {"connection", "content-length", "transfer-encoding", "x-asgilook-cache"}
+_MOST_HEADER_BYTES = _ENTRY_BYTES // 2
 _HIT, _MISS = (b"x-asgilook-cache", b"Hit"), (b"x-asgilook-cache", b"Miss")
+
+logger = logging.getLogger(__name__)
 
 
 class Entry:
@@ -60,12 +67,16 @@ class Entry:
         self.safety = b"".join([b"%b: %b\r\n" % header for header in SAFETY_HEADERS if header[0] not in present])
 
     @classmethod
-    def of_foreign(cls, image_id: str, copy: Copy, read_at: float) -> Entry:
-        """Make an entry of a copy from Redis, to which others may write. Raises ValueError for what is no header."""
-        entry = cls(image_id, copy, read_at, is_hit=True)
-        if not _HEADER_LINES.fullmatch(entry.lines) or entry.lines.count(b"\n") != len(entry.headers):
-            raise ValueError("a copy with a header that is none")
-        return entry
+    def of_foreign(cls, image_id: str, copy: Copy, read_at: float) -> Entry | None:
+        """Make an entry of a copy from Redis, to which others may write; None of what no answer of ours can be."""
+        if copy.status == 200 and _NOT_COPIED.isdisjoint(name.lower() for name, _ in copy.headers):
+            with contextlib.suppress(UnicodeEncodeError):
+                entry = cls(image_id, copy, read_at, is_hit=True)
+                is_short = len(entry.lines) <= _MOST_HEADER_BYTES
+                if is_short and _HEADER_LINES.fullmatch(entry.lines) and entry.lines.count(b"\n") == len(entry.headers):
+                    return entry
+        logger.warning("a cached response is none of ours", extra={"picture_of": image_id})
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class _Flight:
     """One look for a picture, by the first who asked, and whoever waits for it."""
 
     image_id: str
+    #: What is found is no older.
     begun: float
     #: The image has changed since: what is found is told to those who wait, and not kept.
     is_outdated: bool = False
@@ -140,6 +141,9 @@ class Serving:
                 return flight.found
 
     async def _fly(self, path: str, image_id: str, size: Size | None) -> Found:
+        if (older := self._flights.get(path)) is not None:
+            # Nobody will tell it any more that the image has changed.
+            older.is_outdated = True
         flight = self._flights[path] = _Flight(image_id, self._clock())
         try:
             flight.found = await self._look(flight, path, size)
@@ -155,20 +159,22 @@ class Serving:
 
     async def _look(self, flight: _Flight, path: str, size: Size | None) -> Found:
         if (row := self._recent.row(flight.image_id)) is not None:
+            # Who joins is told what is as old as the row.
+            flight.begun = row[1]
             found = await self._from_row(*row, size)
             if found is not None:
                 if found.entry is not None:
                     self._keep(flight, path, found.entry)
                 return found
-        slot = Slot(path, flight.image_id, PICTURE_SECONDS)
+            flight.begun = self._clock()
+        slot = Slot(path, flight.image_id, PICTURE_SECONDS, is_large=size is None)
         token, copy = None, None
         # What others send has no copy in Redis.
         if not self._pictures.are_handed_over:
             with contextlib.suppress(RedisAway):
                 lookup = await self._cache.read(slot)
                 token, copy = lookup.token, lookup.copy
-        if copy is not None:
-            entry = Entry.of_foreign(flight.image_id, copy, flight.begun)
+        if copy is not None and (entry := Entry.of_foreign(flight.image_id, copy, flight.begun)) is not None:
             self._keep(flight, path, entry)
             return Found(entry)
         read_at = self._clock()

@@ -261,8 +261,12 @@ class CircuitBreaker:
         extra_seconds: float = 0.0,
         even_if_open: bool = False,
         may_open: bool = True,
+        opens_if_busy: bool = False,
     ) -> T:
-        """Await `exchange()` within the deadline (and `extra_seconds` for large bodies). Raises RedisAway."""
+        """Await `exchange()` within the deadline (and `extra_seconds` for large bodies). Raises RedisAway.
+
+        `opens_if_busy` is for what Redis must have been told before it is trusted again, whoever's fault it was.
+        """
         if self.is_open and not even_if_open:
             raise RedisAway("Redis is being left alone")
         we_are_busy = self._turns.locked()
@@ -276,7 +280,7 @@ class CircuitBreaker:
         try:
             return await _in_time(in_turn, self._deadline + extra_seconds)
         except (RedisError, OSError, TimeoutError) as exc:
-            if may_open and not (we_are_busy and isinstance(exc, TimeoutError)):
+            if may_open and (opens_if_busy or not (we_are_busy and isinstance(exc, TimeoutError))):
                 self._open(exc)
             raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
 

@@ -92,6 +92,8 @@ class PipelinedReader:
                 await self._pipeline.run()
             except (RedisError, OSError, TimeoutError) as exc:
                 logger.debug("reads have no connection of their own", extra={"reason": f"{type(exc).__name__}: {exc}"})
+            except Exception:
+                logger.exception("reading over a connection of its own failed")
             finally:
                 if self._pipeline is not None:
                     self._pipeline.drop(ConnectionLost, "the reader ends")
@@ -204,7 +206,7 @@ class _Pipeline(asyncio.Protocol):
         self.drop(ConnectionLost, "Redis has closed the connection" if exc is None else f"the connection: {exc}")
 
     def _hand_over(self, reply: Any) -> None:
-        if not self._waiting:
+        if len(self._waiting) == len(self._unsent):  # nobody, or those only whose commands have not gone out
             raise InvalidResponse("a reply to nothing")
         future, values, _ = self._waiting[0]
         is_refusal = isinstance(reply, ResponseError)

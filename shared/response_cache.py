@@ -159,7 +159,7 @@ class ResponseCache:
                 # A full Redis takes no new token, but without one no copy counts either.
                 await self._client.delete(*keys)
 
-        await self._breaker.call(exchange, even_if_open=even_if_open)
+        await self._breaker.call(exchange, even_if_open=even_if_open, opens_if_busy=True)
 
     async def _has_room(self) -> bool:
         """Whether Redis is less than half full: on a shared one, a full cache makes enqueues fail."""

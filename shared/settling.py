@@ -48,6 +48,9 @@ class Settling:
         read an older list next.
         """
         if image.owed is not Owed.TOKENS:
+            if image.status is Status.DELETING:
+                # Somebody else has told, and we may not have heard it: what is told to be gone is served no more.
+                self._changed(image.id)
             return image
         self._changed(image.id)
         try:

@@ -16,7 +16,7 @@ from api.recent import MOST_SECONDS, Entry, Recent
 from shared.images import Image
 from shared.ledger import Ledger
 from shared.notices import Announcer, Listener
-from shared.response_cache import MOST_BODY_BYTES, Copy, ResponseCache
+from shared.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Copy, Lookup, ResponseCache, Slot
 from shared.storage.disk import DiskStorage
 from tests.api.arrange import Service, certain, picture, problem_of, until
 from tests.api.conftest import Start
@@ -307,6 +307,24 @@ async def test_who_reads_that_an_image_is_gone_finds_no_picture_of_it(service: S
     assert problem_of(response) == "no-such-image"
 
 
+async def test_who_was_told_that_an_image_is_gone_finds_no_picture_of_it_though_no_notice_came(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def say_nothing(*_: object, **options: object) -> None:
+        """The notice is lost."""
+
+    monkeypatch.setattr(Announcer, "announce", say_nothing)
+    image = await service.worker.ready()
+    await service.client.simulate_get(path_of(image))
+    await service.worker.settling.settle(certain(await service.ledger.delete(image.id)))
+    held = await service.client.simulate_get(path_of(image))
+    assert problem_of(await service.client.simulate_get(f"/images/{image.id}")) == "no-such-image"
+
+    response = await service.client.simulate_get(path_of(image))
+
+    assert (held.status_code, problem_of(response)) == (200, "no-such-image")
+
+
 async def test_at_a_notice_nothing_is_held_any_more(service: Service) -> None:
     image = await service.worker.ready()
     await service.client.simulate_get(path_of(image))
@@ -404,6 +422,64 @@ async def test_a_flight_that_has_taken_two_seconds_is_not_joined(service: Servic
     assert storage.count == 2
 
 
+async def test_a_flight_by_a_known_row_is_not_joined_when_the_row_is_two_seconds_old(
+    service: Service, clock: Clock, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is slow, and what it brings is no younger than the row by which it was looked for."""
+    image = await service.worker.ready((640, 360))
+    await service.client.simulate_get(path_of(image))
+    monkeypatch.setattr(DiskStorage, "read_now", lambda *_: None)
+    await delete_unheard(service, image)
+    storage = watch(DiskStorage, "read")
+    storage.hold()
+    clock.now += MOST_SECONDS - 0.1
+    first = asyncio.create_task(service.send("GET", path_of(image, "160x90.jpeg"), {}, []))
+    await storage.begun.wait()
+    clock.now += 0.2
+    second = asyncio.create_task(service.send("GET", path_of(image, "160x90.jpeg"), {}, []))
+    await asyncio.sleep(0)
+
+    storage.release()
+
+    assert [status_of(answer) for answer in await asyncio.gather(first, second)] == [200, 404]
+
+
+async def test_a_flight_that_another_has_replaced_keeps_nothing_from_before_a_delete(
+    service: Service, clock: Clock, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in nobody's list any more, so that nobody can tell it."""
+
+    flights: list[asyncio.Task[list[Event]]] = []
+
+    def take_half_a_second_at_first() -> None:
+        clock.now += 0.5 if len(flights) == 1 else 0.0
+
+    image = await service.worker.ready()
+    real = DiskStorage.read
+    has_read, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def read_and_wait(storage: DiskStorage, key: str) -> bytes:
+        content = await real(storage, key)
+        has_read.set()
+        await may_go_on.wait()
+        return content
+
+    monkeypatch.setattr(DiskStorage, "read", read_and_wait)
+    watch(ResponseCache, "read", take_half_a_second_at_first)
+    for seconds in (MOST_SECONDS - 0.5, 0.0):
+        has_read.clear()
+        flights.append(asyncio.create_task(service.send("GET", path_of(image), {}, [])))
+        await has_read.wait()
+        clock.now += seconds
+    assert (await service.client.simulate_delete(f"/images/{image.id}")).status_code == 204
+    may_go_on.set()
+    await asyncio.gather(*flights)
+
+    response = await service.client.simulate_get(path_of(image))
+
+    assert problem_of(response) == "no-such-image"
+
+
 async def test_what_was_wrong_before_is_told_to_nobody_who_asked_after(
     service: Service, clock: Clock, watch: Watch
 ) -> None:
@@ -446,6 +522,26 @@ async def test_a_stampede_for_a_picture_that_is_not_there_asks_hardly_more_than_
 
     assert {status_of(answer) for answer in answers} == {404}
     assert (ledger.count, cache.count) == (1, 1)
+
+
+@pytest.mark.parametrize(("name", "is_large"), [("image.jpeg", True), ("320x180.jpeg", False)])
+async def test_whoever_looks_for_a_copy_looks_for_the_same_and_knows_whether_it_is_large(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str, is_large: bool
+) -> None:
+    """A GET's is looked for by the stage, a HEAD's by falcon's middleware; nobody should wait behind a large one."""
+    service: Service = await start(memory_cache_bytes=0)
+    image = await service.worker.ready()
+    real, slots = ResponseCache.read, []
+
+    async def read(cache: ResponseCache, slot: Slot) -> Lookup:
+        slots.append(slot)
+        return await real(cache, slot)
+
+    monkeypatch.setattr(ResponseCache, "read", read)
+    for method in ("GET", "HEAD"):
+        await service.send(method, path_of(image, name), {}, [])
+
+    assert slots == [Slot(path_of(image, name), image.id, PICTURE_SECONDS, is_large)] * 2
 
 
 async def test_one_who_asks_for_what_is_not_there_asks_ledger_and_redis_once(service: Service, watch: Watch) -> None:
@@ -525,18 +621,32 @@ async def test_a_path_that_is_not_spelled_as_ours_is_nothing(service: Service, p
     assert status_of(answer) == 404
 
 
-async def test_a_copy_whose_headers_are_none_is_not_answered(service: Service) -> None:
-    """Who can write to Redis must not be able to add what he likes to an answer."""
+@pytest.mark.parametrize(
+    ("status", "name", "value"),
+    [
+        (200, "content-type", "image/jpeg\r\nset-cookie: a=b"),
+        (200, "content-type\r\nset-cookie", "a=b"),
+        (200, "content-type", "image/jpeg\u20ac"),
+        (200, "etag", "x" * 3000),
+        (200, "content-length", "1000"),
+        (200, "Transfer-Encoding", "chunked"),
+        (200, "connection", "upgrade"),
+        (200, "x-accel-redirect", "/protected/originals/"),
+        (206, "content-type", "image/jpeg"),
+    ],
+)
+async def test_a_copy_that_can_be_none_of_ours_is_no_copy(service: Service, status: int, name: str, value: str) -> None:
+    """Who can write to Redis must not be able to add what he likes to an answer, nor to prevent one."""
     image = await service.worker.ready()
     await service.client.simulate_get(f"/images/{image.id}")
     token = await service.redis.get(f"asgilook:{service.ledger_name}:token:{image.id}")
-    headers = [("content-type", "image/jpeg\r\nset-cookie: a=b")]
-    entry = msgpack.packb([token, path_of(image), 200, headers, b"x"])
+    entry = msgpack.packb([token, path_of(image), status, [(name, value)], b"x"])
     await service.redis.set(f"asgilook:{service.ledger_name}:response:{path_of(image)}", entry)
 
     answer = await service.send("GET", path_of(image), {}, [])
 
-    assert status_of(answer) == 500
+    assert (status_of(answer), answer[1]["body"]) == (200, picture(image, "320x180.jpeg"))
+    assert b"set-cookie" not in dict(answer[0]["headers"])
 
 
 # --- How much is held ----------------------------------------------------------------------------------------

@@ -97,11 +97,13 @@ def test_ranges_and_head_are_nginxs(service: Deployed, paths: list[str]) -> None
     whole = service.get(paths[0], web=1)
 
     part = service.get(paths[0], {"Range": "bytes=10-19"}, web=1)
+    parts = service.get(paths[0], {"Range": "bytes=0-1,10-19"}, web=1)
     past = service.get(paths[0], {"Range": f"bytes={len(whole.body)}-"}, web=1)
     head = service.request("HEAD", paths[0], web=1)
 
     assert (part.status, part.body) == (206, whole.body[10:20])
     assert re.fullmatch(rf"bytes 10-19/{len(whole.body)}", part.headers["content-range"])
+    assert (parts.status, parts.body) == (200, whole.body)
     assert past.status == 416
     assert (head.status, head.headers["content-length"], head.body) == (200, str(len(whole.body)), b"")
 
@@ -114,6 +116,18 @@ def test_what_is_not_there_is_our_problem_and_nobody_gets_in_by_the_side(service
 
     assert (unknown.status, unknown.json["type"]) == (404, "urn:asgilook:problem:no-such-image")
     assert direct.status == 404
+
+
+def test_of_a_picture_whose_file_has_just_gone_nobody_keeps_the_answer(service: Deployed) -> None:
+    """Web has named a file that was superseded by the time that nginx opened it: pictures may be kept for a year."""
+    record = service.upload(small_picture(), wait=20, web=1).json
+    service.get(record["image"], web=1)
+    shutil.rmtree(next((service.data / "renditions").rglob(record["id"])))
+
+    gone = service.get(record["image"], web=1)
+
+    assert (gone.status, "retry-after" in gone.headers) == (503, True)
+    assert "no-store" in gone.headers["cache-control"]
 
 
 def test_a_deleted_picture_is_gone_at_once(service: Deployed) -> None:

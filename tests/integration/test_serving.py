@@ -24,6 +24,7 @@ REQUESTS = {
     "query": [],
     "origin": [f"Origin: {ORIGIN}"],
     "another origin": ["Origin: https://www.example.net"],
+    "origins": ["Origin:", f"Origin: {ORIGIN}"],
     "held": ["If-None-Match: ETAG"],
     "held or not": ["If-None-Match: ETAG", 'If-None-Match: "other"'],
     "weakly held": ["If-None-Match: W/ETAG"],
@@ -115,6 +116,21 @@ def test_an_answer_at_once_is_the_one_that_falcon_or_the_stage_gives(
         assert {k: v for k, v in lines[0].items() if k not in told_apart} == {
             k: v for k, v in lines[1].items() if k not in told_apart
         }
+
+
+def test_what_is_said_of_a_connection_is_not_about_the_picture_that_it_was_answered(
+    service: Deployed, path: str
+) -> None:
+    client = RawClient(service.ports[0])
+    with closing(client.socket):
+        client.send(told(path, "X-Request-ID: the-picture"))
+        assert client.answer().status == 200
+        client.send(b"nonsense\r\n\r\n")
+        assert client.answer().status == 400
+    service.until(lambda: lines_of(service, request="the-picture"), what="the picture's line")
+    service.until(lambda: lines_of(service, message="refused"), what="the refusal's line")
+
+    assert {line["message"] for line in lines_of(service, request="the-picture")} == {"answered"}
 
 
 def test_pipelined_requests_are_answered_in_their_order(service: Deployed, path: str) -> None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import fakeredis
 import hiredis
@@ -17,7 +18,7 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import InvalidResponse, ReadOnlyError, ResponseError
 
 from shared.cancellation import cancel
-from shared.connections import WEB_DEADLINE, web_client
+from shared.connections import WEB_DEADLINE, maker_of_connections, web_client
 from shared.pipelined import PipelinedReader, Values, reader_beside
 from shared.settings import Settings
 from tests.doors import Doors
@@ -475,6 +476,16 @@ async def test_what_nobody_has_asked_for_ends_the_connection(script: Script, wor
         assert await replies[0] == value(1)
 
 
+async def test_what_comes_before_it_was_asked_for_is_nobodys(script: Script) -> None:
+    async with connected(script.url) as reader:
+        # The first goes out at once, the second with the end of this turn.
+        replies = [reader.mget("key 0", "nothing", seconds=LONG) for _ in range(2)]
+        assert reader._pipeline is not None
+        reader._pipeline.data_received(FIRST * 2)
+
+        assert (await replies[0], await outcome_of(replies[1])) == (value(0), InvalidResponse)
+
+
 async def test_what_comes_late_is_nobodys(script: Script) -> None:
     async with connected(script.url) as reader:
         assert await outcome_of(read(reader, 0, WEB_DEADLINE)) is TimeoutError
@@ -528,6 +539,30 @@ async def test_a_server_that_hangs_up_at_once_is_asked_ever_more_rarely(
 
     # After 10 ms, 20 and then 40 each; a busy machine makes it more.
     assert time.monotonic() - begun >= 0.14
+
+
+async def test_a_failure_that_nobody_has_foreseen_is_told_and_followed_by_another_try(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd:
+        async def connect(self) -> None:
+            raise ValueError("odd")
+
+        async def disconnect(self, nowait: bool) -> None:
+            """There is nothing to end."""
+
+    client = web_client(valkey.url)
+    real = maker_of_connections(client)
+    assert real is not None
+    odd: list[Any] = [Odd()]
+    reader = PipelinedReader(lambda: odd.pop() if odd else real())
+    task = asyncio.create_task(reader.run())
+
+    await until(lambda: reader.is_free)
+
+    assert "ValueError: odd" in caplog.text
+    await cancel(task)
+    await client.aclose()
 
 
 async def test_no_more_is_on_its_way_than_is_good(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:

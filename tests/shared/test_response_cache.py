@@ -48,6 +48,36 @@ async def test_what_was_filled_is_read_as_it_was(cache: ResponseCache) -> None:
     assert (await cache.read(SLOT)).copy == copy
 
 
+async def test_a_change_for_which_all_connections_were_taken_leaves_redis_alone_until_it_was_made(
+    redis_server: fakeredis.FakeServer,
+) -> None:
+    """That we were busy is no reason to trust a copy which nobody could make worthless."""
+    client = fakeredis.FakeAsyncRedis(server=redis_server, max_connections=1)
+    breaker = CircuitBreaker(client, WEB_DEADLINE)
+    cache = ResponseCache(client, breaker, ledger_name)
+    breaker.before_closing.append(lambda: cache.change_tokens("image-1", even_if_open=True))
+    await fill(cache)
+    taken, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def take_long() -> None:
+        taken.set()
+        await may_go_on.wait()
+
+    other = asyncio.create_task(breaker.call(take_long, extra_seconds=WORKER_DEADLINE))
+    await taken.wait()
+    with pytest.raises(RedisAway):
+        await cache.change_tokens("image-1")
+    may_go_on.set()
+    await other
+
+    with pytest.raises(RedisAway):
+        await cache.read(SLOT)
+    await until(lambda: not breaker.is_open)
+    assert (await cache.read(SLOT)).copy is None
+    await breaker.close()
+    await client.aclose()
+
+
 async def test_a_changed_token_makes_the_copies_of_an_image_and_of_every_list_worthless(cache: ResponseCache) -> None:
     other = Slot("/images/image-2", "image-2", 60)
     for slot in (SLOT, LIST, other):
