@@ -116,7 +116,7 @@ def quality() -> Iterator[Figure]:
         progress(f"quality: {name}")
         original = encoded(image)
         decoded = Image.open(io.BytesIO(original)).convert("RGB")
-        theirs, ours = tutorial.render(original), _render(original)
+        theirs, ours = tutorial.render(original), rendered(original)
         level = decoded
         for label, size in zip(NAMES, ladder(decoded.size, LEAST), strict=False):
             direct = decoded.resize(size, Image.Resampling.LANCZOS)
@@ -184,7 +184,8 @@ def _translucent(image: Image.Image) -> Image.Image:
     return image
 
 
-def _render(original: bytes) -> dict[Size, bytes]:
+def rendered(original: bytes) -> dict[Size, bytes]:
+    """Render in this process; return the renditions."""
     picture = rendering.open_picture(io.BytesIO(original), max_pixels=50_000_000)
     outputs = {size: io.BytesIO() for size in (picture.size, *ladder(picture.size, LEAST))}
     rendering.render(picture, outputs, (255, 255, 255))
@@ -209,6 +210,6 @@ def _serve(render: Callable[[bytes], object], original: bytes) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--side"]:
-        _serve({"ours": _render, "tutorial": tutorial.render}[sys.argv[2]], Path(sys.argv[3]).read_bytes())
+        _serve({"ours": rendered, "tutorial": tutorial.render}[sys.argv[2]], Path(sys.argv[3]).read_bytes())
     else:
         show(figures(rounds_asked_for()))
