@@ -22,10 +22,12 @@ _RIVALS = (
     "bare",
     "copy",
     "falcon",
+    "fsyncs",
     "glide",
     "libjpeg",
     "nginx",
     "redis-py",
+    "render",
     "rows",
     "sharp",
     "tutorial",
@@ -75,9 +77,10 @@ def margin(figure: Figure) -> float:
     """Return how many times better than its bar a figure is: above 1 it is met, whichever way the bar goes."""
     assert figure.bar is not None  # noqa: S101 - only what has one is asked
     least = 1 / 64
-    if figure.bar.kind == "at least":
-        return max(figure.value / figure.bar.value, least)
-    return 1 / max(figure.value / figure.bar.value, least)
+    value, bar = figure.value, figure.bar.value
+    # Decibels are a ratio's logarithm already, and their bar may be 0, or below.
+    times = max(10 ** ((value - bar) / 20) if figure.unit == "dB" else value / bar, least)
+    return times if figure.bar.kind == "at least" else 1 / times
 
 
 def draw_sides(group: str, figures: Sequence[Figure], path: Path) -> bool:
