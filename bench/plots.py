@@ -22,10 +22,12 @@ _RIVALS = (
     "bare",
     "copy",
     "falcon",
+    "fsyncs",
     "glide",
     "libjpeg",
     "nginx",
     "redis-py",
+    "render",
     "rows",
     "sharp",
     "tutorial",
@@ -75,9 +77,10 @@ def margin(figure: Figure) -> float:
     """Return how many times better than its bar a figure is: above 1 it is met, whichever way the bar goes."""
     assert figure.bar is not None  # noqa: S101 - only what has one is asked
     least = 1 / 64
-    if figure.bar.kind == "at least":
-        return max(figure.value / figure.bar.value, least)
-    return 1 / max(figure.value / figure.bar.value, least)
+    value, bar = figure.value, figure.bar.value
+    # Decibels are a ratio's logarithm already, and their bar may be 0, or below.
+    times = max(10 ** ((value - bar) / 20) if figure.unit == "dB" else value / bar, least)
+    return times if figure.bar.kind == "at least" else 1 / times
 
 
 def draw_sides(group: str, figures: Sequence[Figure], path: Path) -> bool:
@@ -85,7 +88,7 @@ def draw_sides(group: str, figures: Sequence[Figure], path: Path) -> bool:
     panels = panels_of([figure for figure in figures if figure.runs])
     if not panels:
         return False
-    heights = [sum(3.3 if figure.are_parts else len(figure.runs) + 1.3 for figure in ours) for ours in panels]
+    heights = [sum(3.8 if figure.are_parts else len(figure.runs) + 1.3 for figure in ours) for ours in panels]
     sheet = Sheet(figsize=(10, 0.6 + sum(0.25 * height + 0.55 for height in heights)), layout="constrained")
     column = sheet.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     colours = colours_of(list(dict.fromkeys(side for figure in figures for side in figure.runs)))
@@ -147,7 +150,7 @@ def _draw_panel(axes: Axes, figures: Sequence[Figure], colours: Mapping[str, str
         if figure.are_parts:
             line += 1
             draw_parts(axes, line, figure.runs)
-            line += 1.0  # for the names of the parts
+            line += 1.5  # for the names of the parts
         for side, values in figure.runs.items() if not figure.are_parts else ():
             line += 1
             draw_bar(axes, line, values, colours[side])
@@ -188,7 +191,7 @@ def draw_parts(axes: Axes, line: float, parts: Mapping[str, Sequence[float]]) ->
         colour = (OURS, *OTHERS)[number % (1 + len(OTHERS))]
         axes.barh(line, middle, left=left, height=0.8, color=colour, edgecolor="white", linewidth=0.8)
         if middle > 0.02 * whole:
-            below = line + 0.75 + 0.55 * (number % 2)  # in turns: names are longer than short parts
+            below = line + 0.75 + 0.55 * (number % 3)  # in turns: names are longer than short parts
             axes.text(left, below, f"{name} {in_short(middle)}", fontsize=8, va="center")
         left += middle
     axes.annotate(f" {in_short(left)}", (left, line), va="center", fontsize=8)

@@ -17,11 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
+from skimage.metrics import structural_similarity
 
 from bench import tutorial
 from bench.figures import ROUNDS, Bar, Figure, Runs, at_least, in_turns, progress, ratio, rounds_asked_for, show
@@ -109,27 +111,25 @@ def times(rounds: int) -> Iterator[Figure]:
 
 
 def quality() -> Iterator[Figure]:
-    """Compare thumbnails with a direct LANCZOS reduction, in dB of PSNR: ours less the tutorial's, the worst of all."""
-    served: dict[str, list[float]] = {}
-    reduced: dict[str, list[float]] = {}
+    """Compare thumbnails with a direct LANCZOS reduction, by PSNR and SSIM: ours less the tutorial's, the worst."""
+    served: dict[str, list[Nearness]] = {}
+    reduced: dict[str, list[Nearness]] = {}
     for name, image in photographs():
         progress(f"quality: {name}")
         original = encoded(image)
         decoded = Image.open(io.BytesIO(original)).convert("RGB")
-        theirs, ours = tutorial.render(original), _render(original)
+        theirs, ours = tutorial.render(original), rendered(original)
         level = decoded
         for label, size in zip(NAMES, ladder(decoded.size, LEAST), strict=False):
             direct = decoded.resize(size, Image.Resampling.LANCZOS)
             level = rendering._scale(level, size, is_first=level is decoded)
-            served.setdefault(label, []).append(
-                _psnr(_opened(ours[size]), direct) - _psnr(_opened(theirs[size]), direct)
-            )
-            reduced.setdefault(label, []).append(
-                _psnr(level, direct) - _psnr(tutorial.reduced(original, size).convert("RGB"), direct)
-            )
+            served.setdefault(label, []).append(Nearness.of(_opened(ours[size]), _opened(theirs[size]), direct))
+            their_level = tutorial.reduced(original, size).convert("RGB")
+            reduced.setdefault(label, []).append(Nearness.of(level, their_level, direct))
     progress("")
     for what, differences in (("as served", served), ("before JPEG", reduced)):
-        for label, values in differences.items():
+        for label, compared in differences.items():
+            values = [one.psnr for one in compared]
             # A box filter against BICUBIC: seen only where no encoder comes after.
             bar: Bar | None = at_least(-2 if label == "half" else 0)
             if label == "half" and what == "before JPEG":
@@ -140,7 +140,7 @@ def quality() -> Iterator[Figure]:
                 min(values),
                 "dB",
                 bar,
-                note=f"median {statistics.median(values):+.1f} dB",
+                note=f"median {statistics.median(values):+.1f} dB; SSIM {min(one.ssim for one in compared):+.4f}",
             )
 
 
@@ -184,7 +184,8 @@ def _translucent(image: Image.Image) -> Image.Image:
     return image
 
 
-def _render(original: bytes) -> dict[Size, bytes]:
+def rendered(original: bytes) -> dict[Size, bytes]:
+    """Render in this process; return the renditions."""
     picture = rendering.open_picture(io.BytesIO(original), max_pixels=50_000_000)
     outputs = {size: io.BytesIO() for size in (picture.size, *ladder(picture.size, LEAST))}
     rendering.render(picture, outputs, (255, 255, 255))
@@ -195,9 +196,25 @@ def _opened(jpeg: bytes) -> Image.Image:
     return Image.open(io.BytesIO(jpeg))
 
 
+@dataclass(frozen=True)
+class Nearness:
+    """How much nearer than the tutorial's a thumbnail of ours is to a direct reduction."""
+
+    psnr: float
+    ssim: float
+
+    @classmethod
+    def of(cls, ours: Image.Image, theirs: Image.Image, direct: Image.Image) -> Nearness:
+        return cls(_psnr(ours, direct) - _psnr(theirs, direct), _ssim(ours, direct) - _ssim(theirs, direct))
+
+
 def _psnr(one: Image.Image, other: Image.Image) -> float:
     error = float(np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2))
     return float(10 * np.log10(255**2 / max(error, 1e-6)))
+
+
+def _ssim(one: Image.Image, other: Image.Image) -> float:
+    return float(structural_similarity(np.asarray(one), np.asarray(other), channel_axis=2))  # type: ignore[no-untyped-call] # scikit-image's
 
 
 def _serve(render: Callable[[bytes], object], original: bytes) -> None:
@@ -209,6 +226,6 @@ def _serve(render: Callable[[bytes], object], original: bytes) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--side"]:
-        _serve({"ours": _render, "tutorial": tutorial.render}[sys.argv[2]], Path(sys.argv[3]).read_bytes())
+        _serve({"ours": rendered, "tutorial": tutorial.render}[sys.argv[2]], Path(sys.argv[3]).read_bytes())
     else:
         show(figures(rounds_asked_for()))

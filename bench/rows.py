@@ -297,8 +297,8 @@ async def compare(database: str, few: Side, many: Side, rounds: int, steps: Sequ
                 if number >= 0:  # those before only warm up
                     took.append(milliseconds)
         if number >= 0 and (number + 1) % 20 == 0:
-            print(f"\r{database}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+            forms.progress(f"{database}: round {number + 1} of {rounds}")
+    forms.progress("")
     return times
 
 

@@ -1,9 +1,11 @@
 """What a view costs web, in CPU: `python -m bench.views [rounds]`, by where its answer comes from.
 
-A service has hundreds of thumbnails. All are asked for once: from the disk, with a copy left in Redis. Once no copy in
-the process is fresh any more, all again: from Redis. And at once again, and again: from the process, where it keeps
-copies. What web and Valkey computed meanwhile is divided by the requests; how long a busy client had to wait does not
-count, so that the client's own work does not either. Uploads are in `bench.pace`.
+A service has hundreds of images, and of each one thumbnail is viewed: the next ones of an image whose row is known
+come from the disk and leave no copy. All are asked for once: from the ledger and the disk, with a copy left in Redis.
+Once no copy in the process is fresh any more, all again: from Redis. Then a few of them at once, again and again: from
+the process, where copies are kept for two seconds. What web and Valkey computed meanwhile is divided by the requests;
+how long a busy client had to wait does not count, so that the client's own work does not either. Uploads are in
+`bench.pace`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ from bench.isolation import photograph
 from bench.processes import valkey_of, web_of
 from bench.service import Service, run_service, until
 
-IMAGES = 100
+IMAGES = 200
 #: Longer than any copy in a web process lives.
 STALE_SECONDS = 2.5
+
+#: Thumbnails that are viewed again while their copies in the process are fresh.
+FRESH = 20
 
 Ask = Callable[[Client], object]
 
@@ -38,12 +43,13 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
         ids = [service.upload(picture) for _ in range(IMAGES)]
         with closing(Client(service.web_port)) as client, closing(Redis(port=service.valkey_port)) as redis:
             records = [_ready_record(client, image_id) for image_id in ids]
-            thumbnails = [path for record in records for path in record["thumbnails"]]
+            sizes = len(records[0]["thumbnails"])
+            thumbnails = [record["thumbnails"][number % sizes] for number, record in enumerate(records)]
             etag = client.get(thumbnails[0])[1]
             kinds: dict[str, Sequence[Ask]] = {
                 "disk": [_get(path) for path in thumbnails],
                 "Redis": [_get(path) for path in thumbnails],
-                "process": [_get(path) for path in thumbnails],
+                "process": [_get(path) for path in thumbnails[:FRESH]] * (len(thumbnails) // FRESH),
                 "304": [lambda client: client.get(thumbnails[0], 304, {"If-None-Match": etag})] * len(thumbnails),
                 "record": [_get(f"/images/{image_id}") for image_id in ids],
                 "list of 20": [_get("/images?limit=20")] * len(ids),
@@ -60,12 +66,14 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
                     if kind == "Redis":
                         copies.append((_used_bytes(redis) - used) / len(thumbnails))
                         time.sleep(STALE_SECONDS)
+                    if kind == "process":
+                        _spent(service, client, asks[:FRESH])
                     spent = _spent(service, client, asks)
                     if number:
                         web[kind].append(spent[0])
                         valkey[kind].append(spent[1])
             progress("")
-            sizes = [len(client.get(path)[0]) for path in thumbnails]
+            lengths = [len(client.get(path)[0]) for path in thumbnails]
     for kind in kinds:
         yield Figure(
             "scale",
@@ -80,7 +88,7 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
         "Redis for a copy of a thumbnail",
         statistics.median(copies) / 1000,
         "kB",
-        runs={"in Redis": [size / 1000 for size in copies], "as sent": [statistics.mean(sizes) / 1000]},
+        runs={"in Redis": [length / 1000 for length in copies], "as sent": [statistics.mean(lengths) / 1000]},
         runs_unit="kB",
     )
 

@@ -1,8 +1,9 @@
 """What who uploads waits for, beyond the render: `python -m bench.waiting [rounds]`, on a service of its own.
 
 An upload with `Prefer: wait` is timed from its last byte to the commit that makes it ready, by the row's own time, and
-from there to its answer's last byte. Beside it, in turns: the same render alone in this process, into memory; and what
-the disk takes for the same bytes, the original and its renditions, each written to a file and fsynced.
+from there to its answer's last byte. Beside it, in turns: the same render alone in a plain process with the pages of
+memory that a child has, into memory; and what the disk takes for the same bytes, the original and its renditions, each
+written to a file and fsynced.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import os
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,24 +22,21 @@ from http.client import HTTPConnection
 from itertools import count
 from json import loads
 from pathlib import Path
-from typing import Any
 
 import redis
 from PIL import Image
 
 from bench.enqueue_to_start import NOTE_CLAIMS, enqueues
 from bench.figures import ROUNDS, Figure, at_most, in_turns, rounds_asked_for, show
+from bench.render import Side, rendered
 from bench.service import Service, run_service
 from bench.uploads import photo
-from shared.images import Size, ladder
-from shared.settings import Settings
-from worker import rendering
+from worker.children import ENVIRONMENT
 
 #: Of each side in each round, whose median counts.
 TIMES = 7
 #: Seconds between two, for what follows an answer: it is one client that waits, and no crowd.
 PAUSE_SECONDS = 0.05
-SETTINGS = Settings()
 
 
 @dataclass
@@ -69,15 +68,17 @@ class Waits:
         self._connection.close()
 
 
-def rendered(original: bytes) -> dict[Size, bytes]:
-    """Render in this process; return the renditions."""
-    with ExitStack() as files:
-        picture = rendering.open_picture(io.BytesIO(original), max_pixels=SETTINGS.max_pixels)
-        outputs: dict[Size, Any] = {}
-        for size in (picture.size, *ladder(picture.size, SETTINGS.min_thumb_size)):
-            outputs[size] = files.enter_context(open(os.memfd_create("rendition"), "w+b", buffering=0))
-        rendering.render(picture, outputs, SETTINGS.background)
-        return {size: os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0) for size, file in outputs.items()}
+def renders(stack: ExitStack, file: Path, original: bytes) -> Callable[[], float]:
+    """Start a process that renders this original; return what has it do so, and tells the seconds by the clock."""
+    file.write_bytes(original)
+    side = Side([sys.executable, "-m", "bench.render", "--side", "ours", str(file)], os.environ | ENVIRONMENT)
+    stack.callback(side.end)
+
+    def render() -> float:
+        side()
+        return side.clock[-1] / 1000
+
+    return render
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -104,19 +105,20 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
     file = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").resize((160, 120)).save(file, "JPEG")
     small = file.getvalue()
-    with tempfile.TemporaryDirectory() as here:
+    with tempfile.TemporaryDirectory() as here, ExitStack() as stack:
         folder, copies, number = Path(here, "service"), Path(here, "copies"), count()
         folder.mkdir()
         copies.mkdir()
         with run_service(folder, ledger_script=NOTE_CLAIMS) as service, closing(Waits(service)) as waits:
+            render_large, render_small = (renders(stack, Path(here, str(len(one))), one) for one in (large, small))
             written = {body: [body, *rendered(body).values()] for body in (large, small)}
             runs = in_turns(
                 {
                     "upload to ready": lambda: median_of(lambda: waits.upload(large)),
-                    "render": lambda: median_of(lambda: seconds_of(lambda: rendered(large))),
+                    "render": lambda: median_of(render_large),
                     "fsyncs": lambda: median_of(lambda: seconds_of(lambda: fsynced(copies, written[large], number))),
                     "small upload to ready": lambda: median_of(lambda: waits.upload(small)),
-                    "its render": lambda: median_of(lambda: seconds_of(lambda: rendered(small))),
+                    "its render": lambda: median_of(render_small),
                     "its fsyncs": lambda: median_of(
                         lambda: seconds_of(lambda: fsynced(copies, written[small], number))
                     ),

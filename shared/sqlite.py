@@ -94,15 +94,15 @@ class _Connection(aiosqlite.Connection):
         connection, begins = self._conn, self.begins
 
         def work() -> Any:
-            if begins:
+            if begins and not connection.in_transaction:
                 # A transaction that reads first and writes later fails at once on SQLite when another wrote between.
                 connection.execute("BEGIN IMMEDIATE")
             return statement(connection)
 
-        # Who is cancelled meanwhile, or fails, does not know how far it came.
-        self.begins, self._may_be_in_transaction = False, True
+        # Who is cancelled meanwhile, or fails, does not know how far it came: what has not begun begins with the next.
+        self._may_be_in_transaction = True
         result = await self._execute(work)  # type: ignore[no-untyped-call] # aiosqlite's own way to its thread
-        self._may_be_in_transaction = self.in_transaction
+        self.begins, self._may_be_in_transaction = False, self.in_transaction
         return result
 
 

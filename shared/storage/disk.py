@@ -88,10 +88,13 @@ class DiskDraft:
         return await in_thread(self.path, functools.partial(_digest, self.path))
 
     async def discard(self) -> None:
-        with contextlib.suppress(StorageUnavailable):
-            await self.settle()
-        if not (self._kept and self._file.closed):
-            await in_thread(self.path, self._discard)
+        try:
+            with contextlib.suppress(StorageUnavailable):
+                await self.settle()
+        finally:
+            # Also where its caller is cancelled once more while a thread still writes.
+            if not (self._kept and self._file.closed):
+                await in_thread(self.path, self._discard)
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):
@@ -128,7 +131,7 @@ class DiskDraft:
     def rename(self, target: Path) -> None:
         """Move the file into place; blocks."""
         self.path.rename(target)
-        self._kept = True
+        self.path, self._kept = target, True
 
     def close(self) -> None:
         """Close what is in place; blocks."""
@@ -162,16 +165,20 @@ class DiskStorage:
         return (await self.drafts(1))[0]
 
     async def drafts(self, count: int) -> list[DiskDraft]:
-        def begin() -> list[DiskDraft]:
-            with contextlib.ExitStack() as begun:
-                drafts = []
-                for _ in range(count):
-                    drafts.append(draft := _begin_draft(self._drafts))
-                    begun.callback(draft._discard)
-                begun.pop_all()
-            return drafts
+        drafts: list[DiskDraft] = []
 
-        return await in_thread(self._drafts, begin)
+        def begin() -> None:
+            for _ in range(count):
+                drafts.append(_begin_draft(self._drafts))
+
+        try:
+            await in_thread(self._drafts, begin)
+        except BaseException:
+            # Also where its caller was cancelled meanwhile, and never has them.
+            for draft in drafts:
+                await draft.discard()
+            raise
+        return drafts
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
         targets: dict[Path, DiskDraft] = {}
@@ -332,10 +339,8 @@ class DiskStorage:
             below_root = folder.relative_to(self._root)
             for made in (*reversed(below_root.parents), below_root):
                 place = self._root / made
-                if made.parts:
-                    place.mkdir(exist_ok=True)
-                    if place not in self._durable:
-                        fresh.add(place.parent)
+                if made.parts and (_make(place) or place not in self._durable):
+                    fresh.add(place.parent)
         return [functools.partial(_fsync, above) for above in fresh]
 
     def _note_durable(self, folder: Path) -> None:
@@ -391,6 +396,15 @@ def _in_order(folder: Path) -> list[Path]:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return sorted(folder.iterdir())
     return []
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder; return whether there was none: it may have been removed since it was durable."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _fsync(path: Path) -> None:

@@ -25,7 +25,7 @@ from obstore.store import from_url
 from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, SettingsError, StorageFull, StorageUnavailable
 from shared.storage import Draft, Stored
-from shared.storage.disk import PIECE_BYTES, DiskDraft, DiskStorage, in_thread
+from shared.storage.disk import PIECE_BYTES, DiskDraft, DiskStorage, in_thread, translated
 from shared.storage.unfinished import UnfinishedPuts, endpoint_of
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ class ObjectStorage:
 
     async def _put(self, key: str, draft: DiskDraft) -> None:
         media_type = "image/jpeg" if key.startswith("renditions/") else "application/octet-stream"
-        length = draft.path.stat().st_size
+        with translated(draft.path):
+            length = draft.path.stat().st_size
         # Those at work have their time; the store is well meanwhile.
         waits = self._patience + (length + max(self._under_way, default=0)) / LEAST_RATE
         try:

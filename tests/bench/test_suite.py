@@ -36,6 +36,14 @@ def test_what_is_better_than_its_bar_lies_above_one_whichever_way_the_bar_goes()
     assert margin(HEAVY) == pytest.approx(16.0 / 20.0)
 
 
+@pytest.mark.parametrize(("bar", "times"), [(0.0, 2.0), (-2.0, 2.5), (12.0, 0.5)])
+def test_decibels_have_a_margin_whatever_their_bar(bar: float, times: float) -> None:
+    closeness = Figure("rendering", "PSNR", 6.0, "dB", at_least(bar))
+
+    assert margin(closeness) == pytest.approx(times, rel=0.01)
+    assert (margin(closeness) >= 1) == closeness.is_met
+
+
 def test_what_could_not_be_seen_beside_another_has_a_panel_of_its_own() -> None:
     small = Figure("serving", "small", 1.0, runs={"ours": [0.1]})
     other_unit = Figure("serving", "other", 1.0, runs={"ours": [3.0]}, runs_unit="s")

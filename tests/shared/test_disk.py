@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
 from io import FileIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 
 from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
 from shared.images import original_key
+from shared.storage import disk
 from shared.storage.disk import WRITTEN_AT_ONCE, DiskDraft, DiskStorage
 from tests.ledgers import new_id
 from tests.services import put
@@ -96,6 +100,47 @@ async def test_folders_are_made_durable_once(storage: DiskStorage, events: list[
         ("rename", f"{folder}/{ID[:-1]}8"),
         ("fsync", folder),
     ]
+
+
+async def test_a_folder_that_was_removed_meanwhile_is_made_durable_again(
+    storage: DiskStorage, tmp_path: Path, events: list[Event]
+) -> None:
+    """What is remembered of folders is no reason to lose what is put into a new one of that name."""
+    await put(storage, original_key(ID), b"the original")
+    shutil.rmtree(tmp_path / "originals" / "01890")
+    events.clear()
+
+    await put(storage, original_key(ID), b"the original")
+
+    renamed = events.index(("rename", f"originals/01890/a5d/{ID}"))
+    for folder, above in (("originals/01890", "originals"), ("originals/01890/a5d", "originals/01890")):
+        assert ("fsync", above) in events[events.index(("mkdir", folder)) : renamed]
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+async def test_what_is_known_durable_is_only_what_was_fsynced(
+    storage: DiskStorage, events: list[Event], monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """A put that fails has made its folders all the same: the next one finds them, and fsyncs them once more."""
+    fsync, calls = os.fsync, count(1)
+
+    def fail_once(descriptor: int) -> None:
+        if next(calls) == fails:
+            raise OSError(errno.EIO, "broken")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(StorageUnavailable):
+        await put(storage, original_key(ID), b"the original")
+    assert await storage.sweep_drafts(-1) == 0
+    events.clear()
+
+    await put(storage, original_key(ID), b"the original")
+
+    renamed = events.index(("rename", f"originals/01890/a5d/{ID}"))
+    assert {name for what, name in events[:renamed] if what == "fsync"} == {
+        *("draft", ".", "originals", "originals/01890")
+    }
 
 
 async def test_many_drafts_are_all_fsynced_before_the_first_is_renamed(
@@ -231,6 +276,65 @@ async def test_a_full_disk_is_told_while_a_draft_is_written(storage: DiskStorage
     with pytest.raises(StorageFull):
         await draft.write(bytes(WRITTEN_AT_ONCE))
     await draft.discard()
+
+    assert await storage.sweep_drafts(-1) == 0
+
+
+async def cancelled_while_a_thread_works(
+    work: Coroutine[Any, Any, object], busy: threading.Event, go: threading.Event, times: int
+) -> None:
+    """Cancel `work` so many times while a thread is `busy`, then let that go on; return at the end of `work`."""
+    task = asyncio.create_task(work)
+    assert await asyncio.to_thread(busy.wait, 30)
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    go.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_who_is_cancelled_again_while_a_piece_is_written_leaves_no_draft(storage: DiskStorage) -> None:
+    """A slow disk: the one who is cancelled waits for the thread, first to learn of it and then to clean up."""
+    busy, go = threading.Event(), threading.Event()
+    draft = await storage.draft()
+    write = draft._write
+
+    def slowly(pieces: list[bytes]) -> None:
+        busy.set()
+        go.wait(30)
+        write(pieces)
+
+    draft._write = slowly  # type: ignore[method-assign] # a slow disk
+
+    async def upload() -> None:
+        try:
+            await draft.write(bytes(WRITTEN_AT_ONCE))
+            await asyncio.Event().wait()
+        finally:
+            await draft.discard()
+
+    await cancelled_while_a_thread_works(upload(), busy, go, times=3)
+
+    assert await storage.sweep_drafts(-1) == 0
+    assert draft._file.closed
+
+
+async def test_who_is_cancelled_while_drafts_are_begun_leaves_none(
+    storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, go = threading.Event(), threading.Event()
+    begin = disk._begin_draft
+
+    def slowly(folder: Path) -> DiskDraft:
+        draft = begin(folder)
+        busy.set()
+        go.wait(30)
+        return draft
+
+    monkeypatch.setattr(disk, "_begin_draft", slowly)
+
+    await cancelled_while_a_thread_works(storage.drafts(3), busy, go, times=1)
 
     assert await storage.sweep_drafts(-1) == 0
 

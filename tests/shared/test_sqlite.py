@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -90,6 +92,26 @@ async def test_a_transaction_whose_first_statement_fails_leaves_nothing(engine: 
 
     await asyncio.wait_for(add(engine, 3), 5)
     assert await numbers(engine) == [3]
+
+
+async def test_what_follows_a_beginning_that_failed_is_no_transaction_of_its_own(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    """Outside of a transaction each statement would be committed at once."""
+    async with engine.connect() as connection:
+        await connection.execution_options(reading=True)
+        await connection.execute(text("PRAGMA busy_timeout = 0"))
+        await connection.rollback()
+        await connection.execution_options(reading=False)
+        transaction = await connection.begin()
+        with closing(sqlite3.connect(settings.storage_path / "ledger.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(OperationalError):
+                await connection.execute(text("INSERT INTO numbers VALUES (1)"))
+        await connection.execute(text("INSERT INTO numbers VALUES (2)"))
+        await transaction.rollback()
+
+    assert await numbers(engine) == []
 
 
 async def test_a_transaction_that_is_cancelled_is_rolled_back(engine: AsyncEngine) -> None:

@@ -98,6 +98,7 @@ class TestStorage:
 
         assert digest == (len(content), hashlib.sha256(content).hexdigest())
         await storage.keep({key: draft})
+        assert await draft.digest() == digest
         await draft.discard()
         assert await storage.read(key) == content
 
@@ -111,6 +112,7 @@ class TestStorage:
         assert await draft.digest() == (11, hashlib.sha256(b"a rendition").hexdigest())
         assert os.pread(draft.fileno(), 11, 0) == b"a rendition"
         await storage.keep({key: draft})
+        assert await draft.digest() == (11, hashlib.sha256(b"a rendition").hexdigest())
         await draft.discard()
         assert await storage.read(key) == b"a rendition"
 

@@ -750,6 +750,29 @@ async def test_an_attempt_that_is_cancelled_while_it_stores_hands_its_image_back
     assert attempts.may_take()
 
 
+async def test_whoever_is_cancelled_while_others_store_hands_its_image_back_and_keeps_no_room(
+    ledger: Ledger, attempts: Attempts, gate: Gate
+) -> None:
+    """One is stored, the next is rendered and waits for room, the third waits for that one's slot."""
+    storing, waiting, last = [await queued(ledger) for _ in range(3)]
+
+    async def store(image: Image) -> Image:
+        await attempts.leave_slot()
+        return await gate(image)
+
+    running = [asyncio.create_task(convert(attempts, image, store)) for image in (storing, waiting, last)]
+    await until(lambda: gate.begun and not attempts.may_take())
+    await until(lambda: attempts._storing._waiters)
+    attempts.cancel()
+    await asyncio.gather(*running)
+
+    assert [(await latest(ledger, image)).status for image in (storing, waiting, last)] == [Status.QUEUED] * 3
+    gate.open()
+    await asyncio.gather(*[convert(attempts, await queued(ledger), store) for _ in range(2)])
+    assert not attempts._rendering.locked()
+    assert not attempts._storing.locked()
+
+
 async def test_finishing_waits_for_what_runs_and_no_longer_than_told(
     ledger: Ledger, attempts: Attempts, gate: Gate
 ) -> None:
