@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, ClassVar, TypeVar
 
 import aiofiles
 
@@ -31,6 +31,9 @@ T = TypeVar("T")
 PIECE_BYTES = 256 * 1024
 #: Bytes of a draft that wait in memory until they are worth a thread's while.
 WRITTEN_AT_ONCE = 128 * 1024
+#: Drafts that are written to while their next pieces come in. Where there are more the disk is what all of them wait
+#: for, and whatever has come in meanwhile is memory that brings nothing.
+_MOST_AHEAD = 4
 
 _FANNED_OUT = ("originals", "renditions")
 #: Folders between the root and an image: the kind of its key, then two by its time.
@@ -46,6 +49,9 @@ _waiters = ThreadPoolExecutor(16, thread_name_prefix="fsync")
 
 class DiskDraft:
     """A temporary file in the storage's own file system, so that keeping it is a rename."""
+
+    #: What threads are writing.
+    _writings: ClassVar[set[asyncio.Future[None]]] = set()
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
@@ -69,6 +75,10 @@ class DiskDraft:
             await self.settle()
             pieces, self._pieces, self._waiting = self._pieces, [], 0
             self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, pieces))
+            self._writings.add(self._writing)
+            self._writing.add_done_callback(self._writings.discard)
+            if len(self._writings) > _MOST_AHEAD:
+                await self.settle()
 
     async def settle(self) -> None:
         """Return when no thread is writing any more. Raises StorageFull or StorageUnavailable."""
