@@ -25,7 +25,7 @@ def create_application() -> Guard:
     settings = Settings.from_env()
     logs.configure(settings.log_level)
     app = create_app(settings, middleware=[EndingAtOnce()])
-    guard = Guard(app, settings, raw_problem, at_hand=app.at_hand)
+    guard = Guard(app, settings, raw_problem, at_hand=app.at_hand, look=app.look)
     Connection.configure(settings, guard)
     return guard
 

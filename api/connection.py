@@ -154,7 +154,14 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
         self._written.expect_head()
-        super()._start_asgi_task(cycle, app)
+        write = functools.partial(self._write_answer, cycle)
+        go_on = functools.partial(super()._start_asgi_task, cycle, app)
+        scope: Any = cycle.scope
+        scope[WRITE] = write
+        # Another application is uvicorn's, which has too much to do.
+        is_ours = self._guard is not None and app is self.app and not self.root_path
+        if not (is_ours and self._guard.answer_soon(scope, self._client_behind, write, go_on)):  # type: ignore[union-attr]
+            go_on()
 
     def _make_room(self) -> bool:
         for oldest in self._idle:
@@ -246,7 +253,6 @@ class Connection(HttpToolsProtocol):
             self.headers = []
             return
         super().on_headers_complete()
-        self.cycle.scope[WRITE] = functools.partial(self._write_answer, self.cycle)  # type: ignore[literal-required] # ours
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
             self._framing = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING_HEADERS)

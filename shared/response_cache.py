@@ -5,6 +5,7 @@ To invalidate is to set a new random token after the commit: there is no delete,
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -17,7 +18,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from shared import metrics
 from shared.connections import CircuitBreaker, RedisAway
 from shared.ledger import LedgerName
-from shared.pipelined import PipelinedReader
+from shared.pipelined import PipelinedReader, Values
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,14 @@ class Lookup:
     token: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is on its way from Redis: since when, and its reply, a token and an entry."""
+
+    began: float
+    reply: asyncio.Future[Values]
+
+
 class ResponseCache:
     """The copies and tokens of one ledger. Methods raise RedisAway."""
 
@@ -84,29 +93,49 @@ class ResponseCache:
         self._may_fill = True
         self._sampled_at = -_MEMORY_SAMPLE_SECONDS
 
-    async def read(self, slot: Slot) -> Lookup:
-        """Look for a copy. Call it before the source is read: the token it returns vouches for no later state."""
+    def ask(self, slot: Slot) -> Asked | None:
+        """Ask for a copy, where nothing has to be waited for to do so; else return None."""
+        reader = self._reader
+        if reader is None or slot.is_large or self._breaker.is_open or not reader.is_free:
+            return None
+        most = self._breaker.deadline + _extra_seconds(slot)
+        return Asked(
+            time.monotonic(), reader.mget(self._token_key(slot.topic), self._entry_key(slot), seconds=most)
+        )
+
+    def copy_from(self, asked: Asked, slot: Slot) -> Copy | None:
+        """Return the copy that has come; where it is None, all else is told by `read`."""
+        if asked.reply.exception() is not None:
+            return None
+        token, entry = asked.reply.result()
+        copy = None if token is None or entry is None else _unpack(entry, token, slot.path)
+        if copy is not None:
+            metrics.RESPONSE_CACHE.add("hit")
+        return copy
+
+    async def read(self, slot: Slot, asked: Asked | None = None) -> Lookup:
+        """Look for a copy, or see what has come of having asked for it.
+
+        Call it before the source is read: the token it returns vouches for no later state.
+        """
         try:
-            token, entry = await self._look(slot)
+            token, entry = await self._look(slot, asked or self.ask(slot))
         except RedisAway:
             metrics.RESPONSE_CACHE.add("away")
             raise
-        copy = _unpack(entry, token, slot.path)
+        copy = None if entry is None else _unpack(entry, token, slot.path)
         metrics.RESPONSE_CACHE.add("miss" if copy is None else "hit")
         return Lookup(copy, token)
 
-    async def _look(self, slot: Slot) -> tuple[bytes, bytes | None]:
+    async def _look(self, slot: Slot, asked: Asked | None) -> tuple[bytes, bytes | None]:
         """Return the token, a new one where there was none, and the entry; all within one deadline."""
         token_key, entry_key = self._token_key(slot.topic), self._entry_key(slot)
-        extra = _LARGE_COPY_SECONDS if slot.seconds == PICTURE_SECONDS else 0.0
-        reader = self._reader
-        if reader is not None and not slot.is_large and reader.is_free:
-            began = time.monotonic()
-            most = self._breaker.deadline + extra
-            token, entry = await self._breaker.watch(lambda: reader.mget(token_key, entry_key, seconds=most))
+        extra = _extra_seconds(slot)
+        if asked is not None:
+            token, entry = await self._breaker.watch(asked.reply)
             if token is not None:
                 return token, entry
-            extra -= time.monotonic() - began
+            extra -= time.monotonic() - asked.began
             return await self._breaker.call(lambda: self._set_token(token_key), extra_seconds=extra), None
 
         async def exchange() -> tuple[bytes, bytes | None]:
@@ -186,9 +215,11 @@ def _new_token() -> bytes:
     return secrets.token_bytes(12)
 
 
-def _unpack(entry: bytes | None, token: bytes, path: str) -> Copy | None:
-    if entry is None:
-        return None
+def _extra_seconds(slot: Slot) -> float:
+    return _LARGE_COPY_SECONDS if slot.seconds == PICTURE_SECONDS else 0.0
+
+
+def _unpack(entry: bytes, token: bytes, path: str) -> Copy | None:
     try:
         entry_token, entry_path, status, headers, body = msgpack.unpackb(entry, use_list=False)
         if entry_token != token or entry_path != path:
