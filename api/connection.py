@@ -25,7 +25,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api import cors
-from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, WRITE, Guard
+from api.guard import ANSWER, LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, WRITE, Guard
 from api.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
 
@@ -155,13 +155,17 @@ class Connection(HttpToolsProtocol):
         self._answered = cycle
         self._written.expect_head()
         write = functools.partial(self._write_answer, cycle)
-        go_on = functools.partial(super()._start_asgi_task, cycle, app)
+        go_on = functools.partial(self._start_task, cycle, app, write)
         scope: Any = cycle.scope
-        scope[WRITE] = write
-        # Another application is uvicorn's, which has too much to do.
-        is_ours = self._guard is not None and app is self.app and not self.root_path
-        if not (is_ours and self._guard.answer_soon(scope, self._client_behind, write, go_on)):  # type: ignore[union-attr]
+        # Another application is uvicorn's own, which has too much to do.
+        if self._guard is None or app is not self.app or self.root_path:
             go_on()
+        elif not self._guard.answer_soon(scope, self._client_behind, write, go_on):
+            go_on()
+
+    def _start_task(self, cycle: RequestResponseCycle, app: Any, write: Callable[..., bool]) -> None:
+        cycle.scope[WRITE] = write  # type: ignore[literal-required] # ours
+        super()._start_asgi_task(cycle, app)
 
     def _make_room(self) -> bool:
         for oldest in self._idle:
@@ -434,6 +438,11 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
         self._written.flush()
+        if self._answered is not None:
+            # Both lead back to it: what refers to itself waits for the collector, hundreds of objects at a time.
+            scope: Any = self._answered.scope
+            scope.pop(WRITE, None)
+            scope.pop(ANSWER, None)
         super().on_response_complete()
         self._watch_sending()
         if was_last and not self.transport.is_closing():

@@ -123,7 +123,7 @@ class Serving:
             try:
                 copy = self._cache.copy_from(asked, slot)
                 if copy is not None:
-                    entry = Entry.of_foreign(image_id, copy, flight.begun)
+                    entry = Entry(image_id, copy, flight.begun, is_hit=True)
                     self._keep(flight, path, entry)
                     flight.found = Found(entry)
                     put_into(scope, flight.found)
@@ -212,7 +212,7 @@ class Serving:
                 lookup = await self._cache.read(slot, asked)
                 token, copy = lookup.token, lookup.copy
         if copy is not None:
-            entry = Entry.of_foreign(flight.image_id, copy, flight.begun)
+            entry = Entry(flight.image_id, copy, flight.begun, is_hit=True)
             self._keep(flight, path, entry)
             return Found(entry)
         read_at = self._clock()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgpack
@@ -51,13 +53,27 @@ class Slot:
     is_large: bool = False
 
 
-@dataclass(frozen=True)
+#: As RFC 9110, section 5, has it: tokens, and values without control characters.
+_HEADER_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+
+
+@dataclass(slots=True)
 class Copy:
-    """A response as it was and will be sent: status, headers in order, body."""
+    """A response as it was and will be sent: status, headers in order and as they are sent, body."""
 
     status: int
-    headers: tuple[tuple[str, str], ...]
+    lines: bytes
     body: bytes
+
+    @classmethod
+    def of(cls, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> Copy:
+        return cls(status, "".join([f"{name}: {value}\r\n" for name, value in headers]).encode("latin-1"), body)
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The headers, names and values."""
+        lines = self.lines.decode("latin-1").split("\r\n")[:-1]
+        return [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
 
 
 @dataclass(frozen=True)
@@ -99,9 +115,7 @@ class ResponseCache:
         if reader is None or slot.is_large or self._breaker.is_open or not reader.is_free:
             return None
         most = self._breaker.deadline + _extra_seconds(slot)
-        return Asked(
-            time.monotonic(), reader.mget(self._token_key(slot.topic), self._entry_key(slot), seconds=most)
-        )
+        return Asked(time.monotonic(), reader.mget(self._token_key(slot.topic), self._entry_key(slot), seconds=most))
 
     def copy_from(self, asked: Asked, slot: Slot) -> Copy | None:
         """Return the copy that has come; where it is None, all else is told by `read`."""
@@ -159,7 +173,7 @@ class ResponseCache:
         """Keep a copy under the token that `read` returned."""
         if len(copy.body) > MOST_BODY_BYTES or not token:
             return
-        entry = msgpack.packb([token, slot.path, copy.status, copy.headers, copy.body])
+        entry = msgpack.packb([token, slot.path, copy.status, copy.lines, copy.body])
 
         async def exchange() -> None:
             if not await self._has_room():
@@ -221,15 +235,17 @@ def _extra_seconds(slot: Slot) -> float:
 
 def _unpack(entry: bytes, token: bytes, path: str) -> Copy | None:
     try:
-        entry_token, entry_path, status, headers, body = msgpack.unpackb(entry, use_list=False)
+        entry_token, entry_path, status, lines, body = msgpack.unpackb(entry, use_list=False)
         if entry_token != token or entry_path != path:
             return None
-        if type(status) is not int or type(headers) is not tuple or type(body) is not bytes:
+        if type(lines) is tuple:
+            return None  # as it was written up to now
+        if type(status) is not int or type(lines) is not bytes or type(body) is not bytes:
             raise TypeError("a status, headers or a body of another type")
-        for name, value in headers:
-            if type(name) is not str or type(value) is not str:
-                raise TypeError("a header of another type")
-        return Copy(status, headers, body)
+        # Others may write to Redis.
+        if not _HEADER_LINES.fullmatch(lines):
+            raise ValueError("a header that is none")
+        return Copy(status, lines, body)
     except (ValueError, TypeError, msgpack.UnpackException):
         logger.warning("a cached response cannot be read", extra={"path": path})
         return None
