@@ -158,9 +158,8 @@ class Connection(HttpToolsProtocol):
         go_on = functools.partial(self._start_task, cycle, app, write)
         scope: Any = cycle.scope
         # Another application is uvicorn's own, which has too much to do.
-        if self._guard is None or app is not self.app or self.root_path:
-            go_on()
-        elif not self._guard.answer_soon(scope, self._client_behind, write, go_on):
+        guard = None if app is not self.app or self.root_path else self._guard
+        if guard is None or not guard.answer_soon(scope, self._client_behind, write, go_on):
             go_on()
 
     def _start_task(self, cycle: RequestResponseCycle, app: Any, write: Callable[..., bool]) -> None:

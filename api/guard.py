@@ -199,7 +199,7 @@ class Guard:
         write: Callable[[int, bytes, bytes], bool],
         go_on: Callable[[], object],
     ) -> bool:
-        """Have a plain GET of a picture answered, or `go_on` called, as soon as it is known which; tell whether it will be.
+        """Have a plain GET of a picture looked for, and then answered, or else `go_on` called; tell whether it is.
 
         Until then it has no task. Nothing differs for the client, or in the log, from what would otherwise be.
         """
