@@ -309,10 +309,14 @@ def sides() -> Iterator[Sides]:
             compared.add(f"{kind}: disk", by_disk, many, count=count)
         held = f"If-None-Match: {thumbnails[0].etag}"
         compared.add(f"{THUMBNAIL}: 304", ours, [request_for(thumbnails[0].path, held)], 304)
-        crowd = {"connections": MANY_CONNECTIONS}
-        compared.add("many: memory", ours, [request_for(thumbnails[0].path)], **crowd)
-        compared.add(f"many: {FALCON}", falcon_alone, [request_for(f"/{THUMBNAIL}")], **crowd)
-        compared.add(f"many: {FALCON_BEHIND_OURS}", falcon_behind_ours, [request_for(f"/{THUMBNAIL}")], **crowd)
+        compared.add("many: memory", ours, [request_for(thumbnails[0].path)], connections=MANY_CONNECTIONS)
+        compared.add(f"many: {FALCON}", falcon_alone, [request_for(f"/{THUMBNAIL}")], connections=MANY_CONNECTIONS)
+        compared.add(
+            f"many: {FALCON_BEHIND_OURS}",
+            falcon_behind_ours,
+            [request_for(f"/{THUMBNAIL}")],
+            connections=MANY_CONNECTIONS,
+        )
         records = [request_for(f"/images/{picture.path.split('/')[2]}") for picture in thumbnails]
         compared.add(f"{THUMBNAIL}: record", ours, records)
         compared.add(f"{THUMBNAIL}: list", ours, [request_for("/images?limit=20")], count=REQUESTS // 3)
