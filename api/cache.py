@@ -74,7 +74,7 @@ class ResponseCaching:
             return
         if not HEADERS.isdisjoint(resp.headers):
             return  # A copy of nothing.
-        copy = Copy(200, tuple(resp.headers.items()), resp.data)
+        copy = Copy.of(200, resp.headers.items(), resp.data)
         try:
             await self._cache.fill(req.context.slot, token, copy)
         except RedisAway:

@@ -25,7 +25,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api import cors
-from api.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, WRITE, Guard
+from api.guard import ANSWER, LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, WRITE, Guard
 from api.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
 
@@ -154,6 +154,16 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
         self._written.expect_head()
+        write = functools.partial(self._write_answer, cycle)
+        go_on = functools.partial(self._start_task, cycle, app, write)
+        scope: Any = cycle.scope
+        # Another application is uvicorn's own, which has too much to do.
+        guard = None if app is not self.app or self.root_path else self._guard
+        if guard is None or not guard.answer_soon(scope, self._client_behind, write, go_on):
+            go_on()
+
+    def _start_task(self, cycle: RequestResponseCycle, app: Any, write: Callable[..., bool]) -> None:
+        cycle.scope[WRITE] = write  # type: ignore[literal-required] # ours
         super()._start_asgi_task(cycle, app)
 
     def _make_room(self) -> bool:
@@ -246,7 +256,6 @@ class Connection(HttpToolsProtocol):
             self.headers = []
             return
         super().on_headers_complete()
-        self.cycle.scope[WRITE] = functools.partial(self._write_answer, self.cycle)  # type: ignore[literal-required] # ours
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
             self._framing = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING_HEADERS)
@@ -428,6 +437,11 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
         self._written.flush()
+        if self._answered is not None:
+            # Both lead back to it: what refers to itself waits for the collector, hundreds of objects at a time.
+            scope: Any = self._answered.scope
+            scope.pop(WRITE, None)
+            scope.pop(ANSWER, None)
         super().on_response_complete()
         self._watch_sending()
         if was_last and not self.transport.is_closing():

@@ -55,6 +55,9 @@ _NOT_AT_ONCE = frozenset(
     )
 )
 
+#: Of one that is not answered after a look either: what it asks for may be less than what is found.
+_NOT_SOON = _NOT_AT_ONCE | {b"if-none-match"}
+
 #: In a request's scope, where there are such: the connection's way to write an answer in one go, and the guard's, by
 #: which an application answers with a picture.
 WRITE, ANSWER = "asgilook.write", "asgilook.answer"
@@ -77,6 +80,15 @@ class Picture(Protocol):
     def safety(self) -> bytes: ...
     @property
     def body(self) -> bytes: ...
+
+
+class Look(Protocol):
+    """Looks for the picture that a request is for, and calls back, once: with it and its route, or with None.
+
+    Tells whether it does: where it does not, nobody is called.
+    """
+
+    def __call__(self, scope: Scope, found: Callable[[Picture | None, str], None]) -> bool: ...
 
 
 class ClientDisconnected(AsgilookError):
@@ -108,10 +120,12 @@ class Guard:
         problem: Problem,
         *,
         at_hand: Callable[[str], tuple[Picture, str] | None] = lambda path: None,
+        look: Look = lambda scope, found: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._at_hand = at_hand
+        self._look = look
         self._settings = settings
         self._problem = problem
         self._clock = clock
@@ -179,6 +193,52 @@ class Guard:
         # What the connection says later is not about this request.
         logs.request_id.set(None)
         return True
+
+    def answer_soon(
+        self,
+        scope: Scope,
+        client_of: Callable[[list[bytes]], str | None],
+        write: Callable[[int, bytes, bytes], bool],
+        go_on: Callable[[], object],
+    ) -> bool:
+        """Have a plain GET of a picture looked for, and then answered, or else `go_on` called; tell whether it is.
+
+        Until then it has no task. Nothing differs for the client, or in the log, from what would otherwise be.
+        """
+        if scope["method"] != "GET":
+            return False
+        started = self._clock()
+        origin = given_id = None
+        forwarded: list[bytes] = []
+        for name, value in scope["headers"]:
+            if name in _NOT_SOON:
+                return False
+            if name == b"x-forwarded-for":
+                forwarded.append(value)
+            elif name == b"x-request-id":
+                given_id = given_id or value
+            elif name == b"origin":
+                origin = origin or value
+
+        def answer(picture: Picture | None, route: str) -> None:
+            is_answered = False
+            try:
+                if picture is not None:
+                    more = _lines(cors.headers_for(self._settings.cors_origins, origin))
+                    is_answered = write(200, picture.lines + more + picture.safety, picture.body)
+            finally:
+                if not is_answered:
+                    go_on()
+            if picture is None or not is_answered:
+                return
+            seconds = self._clock() - started
+            cache = "Hit" if picture.is_hit else "Miss"
+            logs.request_id.set(request_id_of(given_id))
+            logs.image_id.set(None)
+            _log_access("GET", scope["path"], 200, len(picture.body), seconds, client_of(forwarded), cache)
+            _count("GET", route, 200, seconds, asks_to_wait=False)
+
+        return self._look(scope, answer)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = scope["headers"]

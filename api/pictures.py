@@ -106,7 +106,7 @@ class Pictures:
     def copy_of(self, image: Image, rendition: Rendition, key: str, body: bytes) -> Copy:
         """Return a picture as it is answered."""
         headers = self._headers(image, rendition) | self._handing_over.headers_for(key)
-        return Copy(200, tuple(headers.items()), body)
+        return Copy.of(200, headers.items(), body)
 
     async def _ready_image(self, image_id: str) -> Image:
         image = await self._ledger.get(image_id)

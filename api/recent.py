@@ -6,8 +6,6 @@ everywhere within so long, and at once from the process that deletes it, or hear
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
 import time
 from collections import OrderedDict
@@ -29,21 +27,16 @@ _ENTRY_BYTES = 4096
 _RENDITION_BYTES = 512
 
 #: What says which file is to be sent, which is none where a client has it.
-_FILE_HEADERS = tuple(sorted(name.encode() for name in HEADERS))
-#: As RFC 9110, section 5, has it: tokens, and values without control characters.
-_HEADER_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
-#: What a copy has not: it is for the server to say, or for us.
-_NOT_COPIED = HEADERS | {"connection", "content-length", "transfer-encoding", "x-asgilook-cache"}
-_MOST_HEADER_BYTES = _ENTRY_BYTES // 2
-_HIT, _MISS = (b"x-asgilook-cache", b"Hit"), (b"x-asgilook-cache", b"Miss")
-
-logger = logging.getLogger(__name__)
+_FILE_LINES = re.compile(rb"(?<![^\n])(?:%b): [^\r]*\r\n" % b"|".join(sorted(name.encode() for name in HEADERS)))
+_ETAG = re.compile(rb"(?<![^\n])etag: ([^\r]*)")
+_HIT, _MISS = b"x-asgilook-cache: Hit\r\n", b"x-asgilook-cache: Miss\r\n"
+_SAFETY = [(b"\n%b: " % name, b"%b: %b\r\n" % (name, value)) for name, value in SAFETY_HEADERS]
 
 
 class Entry:
     """A picture as it is answered."""
 
-    __slots__ = ("body", "copy", "etag", "headers", "image_id", "is_hit", "lines", "read_at", "safety", "unmodified")
+    __slots__ = ("_etag", "body", "copy", "image_id", "is_hit", "lines", "read_at", "safety", "unmodified")
 
     def __init__(self, image_id: str, copy: Copy, read_at: float, is_hit: bool) -> None:
         self.image_id = image_id
@@ -52,31 +45,28 @@ class Entry:
         #: When its source was about to be read.
         self.read_at = read_at
         self.body = copy.body
-        headers = [(name.encode(), value.encode("latin-1")) for name, value in copy.headers]
-        headers.append(_HIT if is_hit else _MISS)
-        present = dict(headers)
-        self.etag = present.get(b"etag", b"")
+        self._etag: bytes | None = None
         # In one piece, for an answer that is given without a detour: of a 304, then of all; what the guard would add.
-        lines = [b"%b: %b\r\n" % header for header in headers if header[0] not in _FILE_HEADERS]
-        self.unmodified = b"".join(lines)
-        lines += [b"%b: %b\r\n" % (name, present[name]) for name in _FILE_HEADERS if name in present]
-        lines.append(b"content-length: %d\r\n" % len(copy.body))
-        self.lines = b"".join(lines)
-        headers.append((b"content-length", b"%d" % len(copy.body)))
-        self.headers = headers
-        self.safety = b"".join([b"%b: %b\r\n" % header for header in SAFETY_HEADERS if header[0] not in present])
+        lines, files = copy.lines, b""
+        if b"\nx-" in lines:
+            files = b"".join(_FILE_LINES.findall(lines))
+            lines = _FILE_LINES.sub(b"", lines)
+        self.unmodified = lines + (_HIT if is_hit else _MISS)
+        self.lines = b"%b%bcontent-length: %d\r\n" % (self.unmodified, files, len(copy.body))
+        present = b"\n" + lines
+        self.safety = b"".join([line for name, line in _SAFETY if name not in present])
 
-    @classmethod
-    def of_foreign(cls, image_id: str, copy: Copy, read_at: float) -> Entry | None:
-        """Make an entry of a copy from Redis, to which others may write; None of what no answer of ours can be."""
-        if copy.status == 200 and _NOT_COPIED.isdisjoint(name.lower() for name, _ in copy.headers):
-            with contextlib.suppress(UnicodeEncodeError):
-                entry = cls(image_id, copy, read_at, is_hit=True)
-                is_short = len(entry.lines) <= _MOST_HEADER_BYTES
-                if is_short and _HEADER_LINES.fullmatch(entry.lines) and entry.lines.count(b"\n") == len(entry.headers):
-                    return entry
-        logger.warning("a cached response is none of ours", extra={"picture_of": image_id})
-        return None
+    @property
+    def etag(self) -> bytes:
+        if self._etag is None:
+            match = _ETAG.search(self.copy.lines)
+            self._etag = match[1] if match else b""
+        return self._etag
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The same as `lines`, name by name."""
+        return [(name, value) for name, _, value in (line.partition(b": ") for line in self.lines.split(b"\r\n")[:-1])]
 
 
 @dataclass(frozen=True, slots=True)

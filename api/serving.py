@@ -16,14 +16,17 @@ from dataclasses import dataclass
 from api.guard import ANSWER, Application, Receive, Scope, Send
 from api.paths import picture_at
 from api.pictures import Pictures
-from api.recent import Entry, Found, Recent, put_into
+from api.recent import Entry, Found, Recent, found_in, put_into
 from shared.connections import RedisAway
 from shared.errors import AsgilookError
 from shared.images import FULL, Image, Size, rendition_key, thumbnail_name
-from shared.response_cache import PICTURE_SECONDS, Copy, ResponseCache, Slot
+from shared.response_cache import PICTURE_SECONDS, Asked, Copy, ResponseCache, Slot
 from shared.storage import Storage
 
 _JPEG, _THUMBNAIL = "/images/{image_id}.jpeg", "/thumbnails/{image_id}/{size}.jpeg"
+
+#: In a request's scope: what Redis was asked for it already.
+_ASKED = "asgilook.asked"
 
 _CONDITIONS = frozenset(
     (b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range")
@@ -69,11 +72,12 @@ class Serving:
         where = picture_at(scope["path"]) if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") else None
         if where is not None:
             image_id, size = where
-            entry = self._at_hand(scope["path"], image_id, size)
-            found = None if entry is None else Found(entry)
+            found = found_in(scope)
+            if found is None and (entry := self._at_hand(scope["path"], image_id, size)) is not None:
+                found = Found(entry)
             # HEAD makes no copies, so that it has no use for what a flight brings.
             if found is None and scope["method"] == "GET":
-                found = await self._find(scope["path"], image_id, size)
+                found = await self._find(scope["path"], image_id, size, scope.get(_ASKED))
             if found is not None and (entry := found.entry) is not None and _is_plain_get(scope):
                 scope["asgilook.route"] = _route_of(size)
                 if (answer := scope.get(ANSWER)) is not None and answer(entry):
@@ -92,6 +96,46 @@ class Serving:
         where = picture_at(path)
         entry = None if where is None else self._at_hand(path, *where)
         return None if where is None or entry is None else (entry, _route_of(where[1]))
+
+    def look(self, scope: Scope, found: Callable[[Entry | None, str], None]) -> bool:
+        """Ask Redis for the picture that a request is for, and call `found` with it and its route, without a task.
+
+        Where there is more to it, `found` gets None, and the application what Redis said, in the request's scope. Tells
+        whether Redis was asked: not where somebody else has done so, nor where it has to be waited for.
+        """
+        path: str = scope["path"]
+        where = picture_at(path)
+        if where is None or path in self._flights or self._pictures.are_handed_over:
+            return False
+        image_id, size = where
+        if self._recent.row(image_id) is not None:
+            return False
+        slot = Slot(path, image_id, PICTURE_SECONDS, is_large=size is None)
+        asked = self._cache.ask(slot)
+        if asked is None:
+            return False
+        flight = self._flights[path] = _Flight(image_id, self._clock())
+
+        def land(reply: object) -> None:
+            entry = None
+            scope[_ASKED] = asked
+            if self._flights.get(path) is flight:
+                del self._flights[path]
+            try:
+                copy = self._cache.copy_from(asked, slot)
+                if copy is not None:
+                    entry = Entry(image_id, copy, flight.begun, is_hit=True)
+                    self._keep(flight, path, entry)
+                    flight.found = Found(entry)
+                    put_into(scope, flight.found)
+            finally:
+                # Whoever goes on begins the next flight, before those who wait for this one look around.
+                found(entry, _route_of(size))
+                if flight.landed is not None:
+                    flight.landed.set()
+
+        asked.reply.add_done_callback(land)
+        return True
 
     def forget(self, image_id: str) -> None:
         """Let go of an image that has changed, or is no more; nothing that was begun before is kept."""
@@ -127,12 +171,12 @@ class Serving:
         self._recent.keep_entry(path, entry)
         return entry
 
-    async def _find(self, path: str, image_id: str, size: Size | None) -> Found:
+    async def _find(self, path: str, image_id: str, size: Size | None, asked_redis: Asked | None) -> Found:
         asked = self._clock()
         while True:
             flight = self._flights.get(path)
             if flight is None or self._recent.is_old(flight.begun):
-                return await self._fly(path, image_id, size)
+                return await self._fly(path, image_id, size, asked_redis)
             if flight.landed is None:
                 flight.landed = asyncio.Event()
             await flight.landed.wait()
@@ -140,13 +184,13 @@ class Serving:
             if flight.found is not None and (flight.found.error is None or flight.begun >= asked):
                 return flight.found
 
-    async def _fly(self, path: str, image_id: str, size: Size | None) -> Found:
+    async def _fly(self, path: str, image_id: str, size: Size | None, asked: Asked | None) -> Found:
         if (older := self._flights.get(path)) is not None:
             # Nobody will tell it any more that the image has changed.
             older.is_outdated = True
         flight = self._flights[path] = _Flight(image_id, self._clock())
         try:
-            flight.found = await self._look(flight, path, size)
+            flight.found = await self._look(flight, path, size, asked)
         except Exception as exc:
             flight.found = Found(error=exc)
         finally:
@@ -157,7 +201,7 @@ class Serving:
                 flight.landed.set()
         return flight.found
 
-    async def _look(self, flight: _Flight, path: str, size: Size | None) -> Found:
+    async def _look(self, flight: _Flight, path: str, size: Size | None, asked: Asked | None) -> Found:
         if (row := self._recent.row(flight.image_id)) is not None:
             # Who joins is told what is as old as the row.
             flight.begun = row[1]
@@ -172,9 +216,10 @@ class Serving:
         # What others send has no copy in Redis.
         if not self._pictures.are_handed_over:
             with contextlib.suppress(RedisAway):
-                lookup = await self._cache.read(slot)
+                lookup = await self._cache.read(slot, asked)
                 token, copy = lookup.token, lookup.copy
-        if copy is not None and (entry := Entry.of_foreign(flight.image_id, copy, flight.begun)) is not None:
+        if copy is not None:
+            entry = Entry(flight.image_id, copy, flight.begun, is_hit=True)
             self._keep(flight, path, entry)
             return Found(entry)
         read_at = self._clock()

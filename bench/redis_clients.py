@@ -157,7 +157,7 @@ async def looks(port: int) -> AsyncIterator[dict[str, Look]]:
         opened.push_async_callback(cancel, *shared.tasks)
 
         cache, before = (ResponseCache(client, breaker, lambda: "5ca1ab1e", each) for each in (reader, None))
-        await cache.fill(SLOT, (await cache.read(SLOT)).token, Copy(200, HEADERS, BODY))
+        await cache.fill(SLOT, (await cache.read(SLOT)).token, Copy.of(200, HEADERS, BODY))
         ways: dict[str, Look] = {
             WHOLE: lambda: cache.read(SLOT),
             WHOLE_BEFORE: lambda: before.read(SLOT),

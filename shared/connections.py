@@ -284,12 +284,12 @@ class CircuitBreaker:
                 self._open(exc)
             raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
 
-    async def watch(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Await the reply to what `send()` sends over a connection, and by a deadline, of its own. Raises RedisAway."""
+    async def watch(self, reply: Awaitable[T]) -> T:
+        """Await the reply to what was sent over a connection, and by a deadline, of its own. Raises RedisAway."""
         if self._probe is not None:
             raise RedisAway("Redis is being left alone")
         try:
-            return await send()
+            return await reply
         except (RedisError, OSError, TimeoutError) as exc:
             self._open(exc)
             raise RedisAway(f"{type(exc).__name__}: {exc}") from exc

@@ -5,9 +5,12 @@ To invalidate is to set a new random token after the commit: there is no delete,
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgpack
@@ -17,7 +20,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from shared import metrics
 from shared.connections import CircuitBreaker, RedisAway
 from shared.ledger import LedgerName
-from shared.pipelined import PipelinedReader
+from shared.pipelined import PipelinedReader, Values
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +53,33 @@ class Slot:
     is_large: bool = False
 
 
-@dataclass(frozen=True)
+#: As RFC 9110, section 5, has it: tokens, and values without control characters. Without what is for the server to say,
+#: or for us, each time.
+_HEADER_LINES = re.compile(
+    rb"(?:(?!(?:connection|content-length|transfer-encoding|x-asgilook-cache|x-accel-redirect|x-sendfile):)"
+    rb"[!#$%&'*+.^_`|~0-9a-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*",
+    re.IGNORECASE,
+)
+_MOST_HEADER_BYTES = 2048
+
+
+@dataclass(slots=True)
 class Copy:
-    """A response as it was and will be sent: status, headers in order, body."""
+    """A response as it was and will be sent: status, headers in order and as they are sent, body."""
 
     status: int
-    headers: tuple[tuple[str, str], ...]
+    lines: bytes
     body: bytes
+
+    @classmethod
+    def of(cls, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> Copy:
+        return cls(status, "".join([f"{name}: {value}\r\n" for name, value in headers]).encode("latin-1"), body)
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The headers, names and values."""
+        lines = self.lines.decode("latin-1").split("\r\n")[:-1]
+        return [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,14 @@ class Lookup:
 
     copy: Copy | None
     token: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is on its way from Redis: since when, and its reply, a token and an entry."""
+
+    began: float
+    reply: asyncio.Future[Values]
 
 
 class ResponseCache:
@@ -84,29 +115,47 @@ class ResponseCache:
         self._may_fill = True
         self._sampled_at = -_MEMORY_SAMPLE_SECONDS
 
-    async def read(self, slot: Slot) -> Lookup:
-        """Look for a copy. Call it before the source is read: the token it returns vouches for no later state."""
+    def ask(self, slot: Slot) -> Asked | None:
+        """Ask for a copy, where nothing has to be waited for to do so; else return None."""
+        reader = self._reader
+        if reader is None or slot.is_large or self._breaker.is_open or not reader.is_free:
+            return None
+        most = self._breaker.deadline + _extra_seconds(slot)
+        return Asked(time.monotonic(), reader.mget(self._token_key(slot.topic), self._entry_key(slot), seconds=most))
+
+    def copy_from(self, asked: Asked, slot: Slot) -> Copy | None:
+        """Return the copy that has come; where it is None, all else is told by `read`."""
+        if asked.reply.exception() is not None:
+            return None
+        token, entry = asked.reply.result()
+        copy = None if token is None or entry is None else _unpack(entry, token, slot.path)
+        if copy is not None:
+            metrics.RESPONSE_CACHE.add("hit")
+        return copy
+
+    async def read(self, slot: Slot, asked: Asked | None = None) -> Lookup:
+        """Look for a copy, or see what has come of having asked for it.
+
+        Call it before the source is read: the token it returns vouches for no later state.
+        """
         try:
-            token, entry = await self._look(slot)
+            token, entry = await self._look(slot, asked or self.ask(slot))
         except RedisAway:
             metrics.RESPONSE_CACHE.add("away")
             raise
-        copy = _unpack(entry, token, slot.path)
+        copy = None if entry is None else _unpack(entry, token, slot.path)
         metrics.RESPONSE_CACHE.add("miss" if copy is None else "hit")
         return Lookup(copy, token)
 
-    async def _look(self, slot: Slot) -> tuple[bytes, bytes | None]:
+    async def _look(self, slot: Slot, asked: Asked | None) -> tuple[bytes, bytes | None]:
         """Return the token, a new one where there was none, and the entry; all within one deadline."""
         token_key, entry_key = self._token_key(slot.topic), self._entry_key(slot)
-        extra = _LARGE_COPY_SECONDS if slot.seconds == PICTURE_SECONDS else 0.0
-        reader = self._reader
-        if reader is not None and not slot.is_large and reader.is_free:
-            began = time.monotonic()
-            most = self._breaker.deadline + extra
-            token, entry = await self._breaker.watch(lambda: reader.mget(token_key, entry_key, seconds=most))
+        extra = _extra_seconds(slot)
+        if asked is not None:
+            token, entry = await self._breaker.watch(asked.reply)
             if token is not None:
                 return token, entry
-            extra -= time.monotonic() - began
+            extra -= time.monotonic() - asked.began
             return await self._breaker.call(lambda: self._set_token(token_key), extra_seconds=extra), None
 
         async def exchange() -> tuple[bytes, bytes | None]:
@@ -130,7 +179,7 @@ class ResponseCache:
         """Keep a copy under the token that `read` returned."""
         if len(copy.body) > MOST_BODY_BYTES or not token:
             return
-        entry = msgpack.packb([token, slot.path, copy.status, copy.headers, copy.body])
+        entry = msgpack.packb([token, slot.path, copy.status, copy.lines, copy.body])
 
         async def exchange() -> None:
             if not await self._has_room():
@@ -186,19 +235,23 @@ def _new_token() -> bytes:
     return secrets.token_bytes(12)
 
 
-def _unpack(entry: bytes | None, token: bytes, path: str) -> Copy | None:
-    if entry is None:
-        return None
+def _extra_seconds(slot: Slot) -> float:
+    return _LARGE_COPY_SECONDS if slot.seconds == PICTURE_SECONDS else 0.0
+
+
+def _unpack(entry: bytes, token: bytes, path: str) -> Copy | None:
     try:
-        entry_token, entry_path, status, headers, body = msgpack.unpackb(entry, use_list=False)
+        entry_token, entry_path, status, lines, body = msgpack.unpackb(entry, use_list=False)
         if entry_token != token or entry_path != path:
             return None
-        if type(status) is not int or type(headers) is not tuple or type(body) is not bytes:
+        if type(lines) is tuple:
+            return None  # as it was written up to now
+        if type(status) is not int or type(lines) is not bytes or type(body) is not bytes:
             raise TypeError("a status, headers or a body of another type")
-        for name, value in headers:
-            if type(name) is not str or type(value) is not str:
-                raise TypeError("a header of another type")
-        return Copy(status, headers, body)
+        # Others may write to Redis.
+        if status != 200 or len(lines) > _MOST_HEADER_BYTES or not _HEADER_LINES.fullmatch(lines):
+            raise ValueError("what no answer of ours can be")
+        return Copy(status, lines, body)
     except (ValueError, TypeError, msgpack.UnpackException):
         logger.warning("a cached response cannot be read", extra={"path": path})
         return None

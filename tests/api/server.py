@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from api.connection import Connection
-from api.guard import Application, Guard, Headers, Receive, Scope, Send
+from api.guard import Application, Guard, Headers, Look, Receive, Scope, Send
 from shared import logs
 from shared.settings import Settings
 
@@ -51,24 +52,27 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 class RunningServer:
     """uvicorn as in production, on a free port, in a thread of its own."""
 
-    def __init__(self, app: Application, settings: Settings) -> None:
+    def __init__(self, app: Application, settings: Settings, look: Look | None = None) -> None:
         class Limited(Connection):
             """Has limits of its own, and shares nothing with another server's."""
 
         Limited.settings, Limited.most_connections = settings, settings.max_connections
         Limited._idle, Limited._unsent = {}, {}
         self.protocol = Limited
+        guard = Guard(app, settings, problem) if look is None else Guard(app, settings, problem, look=look)
+        if look is not None:
+            Limited._guard = guard
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._listener.getsockname()
         self._server = uvicorn.Server(
             uvicorn.Config(
-                Guard(app, settings, problem),
+                guard,
                 http=Limited,
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                timeout_graceful_shutdown=0,
+                timeout_graceful_shutdown=0 if look is None else PATIENCE,
             )
         )
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
@@ -76,6 +80,12 @@ class RunningServer:
 
     def begin_to_stop(self) -> None:
         self._server.should_exit = True
+
+    @property
+    def cycles(self) -> list[RequestResponseCycle]:
+        """What the connections are answering, or have answered."""
+        connections = tuple(self._server.server_state.connections)
+        return [each.cycle for each in connections if isinstance(each, Connection) and each.cycle is not None]
 
     def stop(self) -> None:
         self.begin_to_stop()
@@ -89,15 +99,15 @@ class RunningServer:
 
 
 class Serve(Protocol):
-    def __call__(self, app: Application, **settings: Any) -> RunningServer: ...
+    def __call__(self, app: Application, look: Look | None = None, **settings: Any) -> RunningServer: ...
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     with contextlib.ExitStack() as servers:
 
-        def start(app: Application, **settings: Any) -> RunningServer:
-            server = RunningServer(app, Settings(**settings))
+        def start(app: Application, look: Look | None = None, **settings: Any) -> RunningServer:
+            server = RunningServer(app, Settings(**settings), look)
             servers.callback(server.stop)
             return server
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,13 @@ from falcon.testing import Result
 
 from api.guard import Event
 from api.recent import MOST_SECONDS, Entry, Recent
+from api.serving import Serving
 from shared.images import Image
 from shared.ledger import Ledger
 from shared.notices import Announcer, Listener
-from shared.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Copy, Lookup, ResponseCache, Slot
+from shared.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Asked, Copy, Lookup, ResponseCache, Slot
 from shared.storage.disk import DiskStorage
-from tests.api.arrange import Service, certain, picture, problem_of, until
+from tests.api.arrange import PATIENCE, Service, certain, picture, problem_of, until
 from tests.api.conftest import Start
 
 LARGE = bytes(range(256)) * (MOST_BODY_BYTES // 256) + b"and one byte more"
@@ -533,9 +535,9 @@ async def test_whoever_looks_for_a_copy_looks_for_the_same_and_knows_whether_it_
     image = await service.worker.ready()
     real, slots = ResponseCache.read, []
 
-    async def read(cache: ResponseCache, slot: Slot) -> Lookup:
+    async def read(cache: ResponseCache, slot: Slot, asked: Asked | None = None) -> Lookup:
         slots.append(slot)
-        return await real(cache, slot)
+        return await real(cache, slot, asked)
 
     monkeypatch.setattr(ResponseCache, "read", read)
     for method in ("GET", "HEAD"):
@@ -552,6 +554,137 @@ async def test_one_who_asks_for_what_is_not_there_asks_ledger_and_redis_once(ser
 
     assert problem_of(response) == "not-ready"
     assert (ledger.count, cache.count) == (1, 1)
+
+
+# --- Without a task ------------------------------------------------------------------------------------------
+
+
+class Asking:
+    """Asks Redis as the reader does, by a future; nothing comes before it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+        self.begun = asyncio.Event()
+        self.serving: Serving | None = None
+        asking = self
+        init = Serving.__init__
+
+        def note(serving: Serving, *arguments: Any) -> None:
+            asking.serving = serving
+            init(serving, *arguments)
+
+        async def exchange(cache: ResponseCache, slot: Slot) -> list[bytes | None]:
+            values = await cache._client.mget(cache._token_key(slot.topic), cache._entry_key(slot))
+            await asking.may_go_on.wait()
+            return list(values)
+
+        def ask(cache: ResponseCache, slot: Slot) -> Asked:
+            asking.count += 1
+            asking.begun.set()
+            return Asked(time.monotonic(), asyncio.ensure_future(exchange(cache, slot)))
+
+        monkeypatch.setattr(ResponseCache, "ask", ask)
+        monkeypatch.setattr(Serving, "__init__", note)
+
+    def hold(self) -> None:
+        self.may_go_on.clear()
+        self.begun.clear()
+
+
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> Asking:
+    return Asking(monkeypatch)
+
+
+async def looked_for(asking: Asking, image: Image) -> tuple[dict[str, Any], Entry | None]:
+    """Look for a picture; return the request's scope and what was found."""
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path_of(image), "headers": []}
+    found: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
+    assert asking.serving is not None
+    assert asking.serving.look(scope, lambda entry, route: found.set_result(entry))
+    return scope, await found
+
+
+async def body_of(asking: Asking, scope: dict[str, Any]) -> bytes:
+    """Return how a request goes on that was looked for."""
+    sent: list[Event] = []
+
+    async def send(event: Event) -> None:
+        sent.append(event)
+
+    async def receive() -> Event:
+        return {"type": "http.disconnect"}
+
+    assert asking.serving is not None
+    await asking.serving(scope, receive, send)
+    return bytes(sent[1]["body"])
+
+
+async def test_a_copy_in_redis_is_found_without_a_task(asking: Asking, start: Start) -> None:
+    service: Service = await start(memory_cache_bytes=0)
+    image = await service.worker.ready((640, 360))
+    await service.client.simulate_get(path_of(image))
+    asked = asking.count
+
+    scope, entry = await looked_for(asking, image)
+
+    assert entry is not None
+    assert (entry.body, entry.is_hit) == (picture(image, "320x180.jpeg"), True)
+    assert await body_of(asking, scope) == entry.body
+    assert asking.count == asked + 1
+
+
+async def test_what_is_not_in_redis_is_read_without_asking_redis_again(
+    asking: Asking, service: Service, watch: Watch
+) -> None:
+    image = await service.worker.ready((640, 360))
+    ledger = watch(Ledger, "get")
+
+    scope, entry = await looked_for(asking, image)
+
+    assert entry is None
+    assert await body_of(asking, scope) == picture(image, "320x180.jpeg")
+    assert (asking.count, ledger.count) == (1, 1)
+    assert await service.copies() == [path_of(image)]
+
+
+async def test_who_comes_during_a_look_waits_for_it(asking: Asking, service: Service, watch: Watch) -> None:
+    image = await service.worker.ready((640, 360))
+    ledger = watch(Ledger, "get")
+    asking.hold()
+    assert asking.serving is not None
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path_of(image), "headers": []}
+    went_on: list[asyncio.Task[bytes]] = []
+    assert asking.serving.look(scope, lambda entry, route: went_on.append(asyncio.create_task(body_of(asking, scope))))
+    others = [asyncio.create_task(service.client.simulate_get(path_of(image))) for _ in range(10)]
+    await asyncio.sleep(0)
+    assert not asking.serving.look(dict(scope), lambda entry, route: None)
+
+    asking.may_go_on.set()
+
+    assert {response.content for response in await asyncio.gather(*others)} == {await went_on[0]}
+    assert (asking.count, ledger.count) == (1, 1)
+
+
+async def test_a_copy_found_during_a_delete_is_not_held_after_it(asking: Asking, start: Start, clock: Clock) -> None:
+    service: Service = await start(injected={"clock": clock})
+    image = await service.worker.ready((640, 360))
+    await service.client.simulate_get(path_of(image))
+    clock.now += MOST_SECONDS
+    asking.hold()
+    looking = asyncio.create_task(looked_for(asking, image))
+    async with asyncio.timeout(PATIENCE):
+        await asking.begun.wait()
+    assert asking.serving is not None
+    asking.serving.forget(image.id)
+    asking.may_go_on.set()
+
+    _, entry = await looking
+
+    assert entry is not None
+    assert asking.serving.at_hand(path_of(image)) is None
 
 
 # --- The same answers, whichever way -------------------------------------------------------------------------
@@ -624,9 +757,9 @@ async def test_a_path_that_is_not_spelled_as_ours_is_nothing(service: Service, p
 @pytest.mark.parametrize(
     ("status", "name", "value"),
     [
-        (200, "content-type", "image/jpeg\r\nset-cookie: a=b"),
+        (200, "content-type", "image/jpeg\nset-cookie: a=b"),
         (200, "content-type\r\nset-cookie", "a=b"),
-        (200, "content-type", "image/jpeg\u20ac"),
+        (200, "content-type", "image/jpeg\x7f"),
         (200, "etag", "x" * 3000),
         (200, "content-length", "1000"),
         (200, "Transfer-Encoding", "chunked"),
@@ -640,20 +773,21 @@ async def test_a_copy_that_can_be_none_of_ours_is_no_copy(service: Service, stat
     image = await service.worker.ready()
     await service.client.simulate_get(f"/images/{image.id}")
     token = await service.redis.get(f"asgilook:{service.ledger_name}:token:{image.id}")
-    entry = msgpack.packb([token, path_of(image), status, [(name, value)], b"x"])
+    lines = f"{name}: {value}\r\n".encode()
+    entry = msgpack.packb([token, path_of(image), status, lines, b"x"])
     await service.redis.set(f"asgilook:{service.ledger_name}:response:{path_of(image)}", entry)
 
-    answer = await service.send("GET", path_of(image), {}, [])
+    answer = await service.client.simulate_get(path_of(image))
 
-    assert (status_of(answer), answer[1]["body"]) == (200, picture(image, "320x180.jpeg"))
-    assert b"set-cookie" not in dict(answer[0]["headers"])
+    assert (cache_of(answer), answer.headers.get("set-cookie")) == ("Miss", None)
+    assert answer.content == picture(image, "320x180.jpeg")
 
 
 # --- How much is held ----------------------------------------------------------------------------------------
 
 
 def entry_of(image_id: str, length: int, clock: Clock) -> Entry:
-    return Entry(image_id, Copy(200, (("etag", '"x"'),), bytes(length)), clock.now, is_hit=True)
+    return Entry(image_id, Copy.of(200, (("etag", '"x"'),), bytes(length)), clock.now, is_hit=True)
 
 
 async def test_no_more_is_held_than_may_be(service: Service, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""Pictures that are at hand are answered before there is a task: nobody may tell by the answer, nor by the log."""
+"""Pictures at hand, or in Redis, are answered without a task: nobody may tell by the answer, nor by the log."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ REQUESTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+@pytest.fixture(scope="module", params=["8388608", "0"], ids=["memory", "Redis"])
+def service(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Deployed]:
     with ended(tmp_path_factory.mktemp("serving")) as services:
-        yield services.deploy(ASGI_LOOK_CORS_ORIGINS=ORIGIN)
+        yield services.deploy(ASGI_LOOK_CORS_ORIGINS=ORIGIN, ASGI_LOOK_MEMORY_CACHE_BYTES=request.param)
 
 
 @pytest.fixture(scope="module")

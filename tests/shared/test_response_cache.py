@@ -24,7 +24,7 @@ from tests.waiting import until
 
 SLOT = Slot("/images/image-1", "image-1", 60)
 LIST = Slot("/images?limit=100", LIST_TOPIC, 60)
-COPY = Copy(200, (("content-type", "application/json"), ("etag", '"1b"')), b'{"id": "image-1"}')
+COPY = Copy.of(200, (("content-type", "application/json"), ("etag", '"1b"')), b'{"id": "image-1"}')
 
 
 async def fill(cache: ResponseCache, slot: Slot = SLOT, copy: Copy = COPY) -> None:
@@ -41,7 +41,7 @@ async def test_the_first_read_finds_no_copy_and_sets_a_token(cache: ResponseCach
 
 
 async def test_what_was_filled_is_read_as_it_was(cache: ResponseCache) -> None:
-    copy = Copy(200, (("b", "2"), ("a", "1"), ("set", "é")), bytes(range(256)))
+    copy = Copy.of(200, (("b", "2"), ("a", "1"), ("set", "é")), bytes(range(256)))
 
     await fill(cache, copy=copy)
 
@@ -150,16 +150,22 @@ async def test_another_ledgers_copies_are_not_seen(cache: ResponseCache, redis: 
         msgpack.packb(7),
         msgpack.packb([]),
         msgpack.packb([b"TOKEN"]),
-        msgpack.packb([b"TOKEN", SLOT.path, "two hundred", [], b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, "two hundred", b"", b""]),
         msgpack.packb([b"TOKEN", SLOT.path, 200, 5, b""]),
-        msgpack.packb([b"TOKEN", SLOT.path, 200, [["one"]], b""]),
-        msgpack.packb([b"TOKEN", SLOT.path, 200, [["one", 1]], b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, [["etag", "1"]], b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, "etag: 1\r\n", b""]),
         msgpack.packb([b"TOKEN", SLOT.path, 200, {"on": 1}, b""]),
-        msgpack.packb([b"TOKEN", SLOT.path, 200, [], "text"]),
-        msgpack.packb([b"TOKEN", SLOT.path, 200, [], None]),
-        msgpack.packb([b"TOKEN", "/images/image-2", 200, [], b""]),
-        msgpack.packb([b"ANOTHER", SLOT.path, 200, [], b""]),
-        msgpack.packb([b"TOKEN", SLOT.path, 200, [], b""])[:-1],
+        msgpack.packb([b"TOKEN", SLOT.path, 200, b"etag: 1", b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, b"etag: 1\n", b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, b"etag : 1\r\n", b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, b"etag: \0\r\n", b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, b"etag: 1\r\n\r\n", b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, b" etag: 1\r\n", b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, b"", "text"]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, b"", None]),
+        msgpack.packb([b"TOKEN", "/images/image-2", 200, b"", b""]),
+        msgpack.packb([b"ANOTHER", SLOT.path, 200, b"", b""]),
+        msgpack.packb([b"TOKEN", SLOT.path, 200, b"", b""])[:-1],
         b"\x91" * 2000,
     ],
 )
@@ -171,8 +177,8 @@ async def test_an_entry_that_is_not_ours_is_no_copy(cache: ResponseCache, redis:
 
 
 async def test_a_large_body_is_not_copied(cache: ResponseCache, redis: Redis) -> None:
-    largest = Copy(200, (), bytes(MOST_BODY_BYTES))
-    larger = Copy(200, (), bytes(MOST_BODY_BYTES + 1))
+    largest = Copy.of(200, (), bytes(MOST_BODY_BYTES))
+    larger = Copy.of(200, (), bytes(MOST_BODY_BYTES + 1))
 
     await fill(cache, copy=larger)
     refused = (await cache.read(SLOT)).copy
@@ -212,7 +218,7 @@ async def test_fills_stop_at_half_of_the_memory(start_valkey: StartValkey, monke
     slots = [Slot(f"/images/{i}.jpeg", "image-1", 600) for i in range(20)]
 
     for slot in slots:
-        await fill(cache, slot, Copy(200, (), bytes(1024 * 1024)))
+        await fill(cache, slot, Copy.of(200, (), bytes(1024 * 1024)))
 
     kept = [(await cache.read(slot)).copy is not None for slot in slots]
     used = (await client.info("memory"))["used_memory"]
@@ -315,7 +321,7 @@ async def web(valkey: Valkey, deadline: float = WORKER_DEADLINE) -> AsyncIterato
 async def test_a_crowd_reads_over_the_readers_connection(valkey: Valkey) -> None:
     async with web(valkey) as here:
         slots = [Slot(f"/images/{i}", f"image-{i}", 60) for i in range(100)]
-        copies = [Copy(200, (("n", str(i)),), b"x" * i) for i in range(100)]
+        copies = [Copy.of(200, (("n", str(i)),), b"x" * i) for i in range(100)]
         for slot, copy in zip(slots, copies, strict=True):
             await fill(here.cache, slot, copy)
 
@@ -426,7 +432,7 @@ async def test_a_reader_that_goes_away_takes_no_reply_with_it(valkey: Valkey) ->
     async with web(valkey) as here:
         slots = [Slot(f"/images/{i}", f"image-{i}", 60) for i in range(20)]
         for slot in slots:
-            await fill(here.cache, slot, Copy(200, (), slot.path.encode()))
+            await fill(here.cache, slot, Copy.of(200, (), slot.path.encode()))
         valkey.freeze()
         reads = [asyncio.create_task(here.cache.read(slot)) for slot in slots]
         await asyncio.sleep(0)
@@ -435,5 +441,5 @@ async def test_a_reader_that_goes_away_takes_no_reply_with_it(valkey: Valkey) ->
 
         lookups = await asyncio.gather(*reads[1::2])
 
-        assert [lookup.copy for lookup in lookups] == [Copy(200, (), slot.path.encode()) for slot in slots[1::2]]
+        assert [lookup.copy for lookup in lookups] == [Copy.of(200, (), slot.path.encode()) for slot in slots[1::2]]
         assert not here.breaker.is_open
