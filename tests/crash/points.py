@@ -152,8 +152,7 @@ def _lost(
 #: A worker converts an image.
 CONVERTING = _here(
     Point("conversion: taken from the queue", "before", "worker.consumer:Consumer.run_job"),
-    Point("conversion: about to leave the queue", "before", "worker.consumer:Consumer._take_out_of_queue"),
-    Point("conversion: out of the queue, not claimed", "after", "worker.consumer:Consumer._take_out_of_queue"),
+    Point("conversion: begun, not claimed", "before", CONVERT),
     Point("conversion: claimed, not committed", "before", _COMMIT, f"{_LEDGER}.claim"),
     CLAIMED,
     _lost("the original is open", "after", f"{_STORAGE}.open_local"),
@@ -221,7 +220,7 @@ CONVERTING = _here(
         files=_ALL,
     ),
     LEFTOVERS_REMOVED,
-    Point("conversion: settled, arq not told", "before", "arq.worker:Worker.finish_job", files=_ALL),
+    Point("conversion: settled, arq not told", "before", "worker.consumer:Consumer.finish_job", files=_ALL),
     Point(
         "lease: renewed, not committed",
         "before",
