@@ -1,8 +1,8 @@
 """arq's Worker, made to start jobs within milliseconds and to survive its Redis.
 
-What runs a job is arq's; how a job is taken is not. arq reads a hundred ids, and of each it takes it asks three times
-whether somebody else has it, since it leaves running jobs in the queue. Here a job is taken out of the queue by the word
-that finds it: nobody else can have it then, and what that loses, the sweep finds in the ledger.
+What runs a job is arq's; how a job is taken is not. arq reads a hundred ids, and asks of each three times whether
+somebody else has it, since it leaves running jobs in the queue. Here a job is taken out of the queue by the word that
+finds it: nobody else can have it then, and what is lost on the way, the sweep finds in the ledger.
 """
 
 from __future__ import annotations
