@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 
 import uuid_utils
 
-from bench.figures import ROUNDS, Figure, Runs, at_least, in_turns, ratio, rounds_asked_for, show
+from bench.figures import ROUNDS, ROUNDS_THAT_COUNT, Figure, Runs, at_least, in_turns, ratio, rounds_asked_for, show
 from bench.isolation import photograph
 from bench.service import Service, run_service, until
 from shared.connections import WORKER_DEADLINE, CircuitBreaker, worker_client
@@ -60,7 +60,7 @@ TELEPHONES = Mix("photographs of 12 MP", ((4000, 3000),), 200)
 MIXED = Mix(
     "photographs of 3 to 12 MP, 5.2 on average",
     ((2048, 1536), (2592, 1944), (2048, 1536), (4000, 3000), (2592, 1944)),
-    100,
+    60,
 )
 SLOTS = 2
 DRAINED_SECONDS = 300.0
@@ -223,6 +223,8 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
             worker.process.terminate()
             worker.process.wait()
         for mix in (TELEPHONES, MIXED):
+            if rounds < ROUNDS_THAT_COUNT:
+                mix = replace(mix, photographs=mix.photographs // 4)
             backlog, rival = Backlog(service, folder, mix), Rival(pool, here / "rival", mix)
             sides = {"backlog": backlog.drain, "renders alone": rival.render_all}
             yield _figure(mix, in_turns(sides, rounds, f"backlog of {mix.name}"), backlog.cpu[1:])
