@@ -36,7 +36,7 @@ _RECEIVE = "api.uploads:Uploads.receive"
 _SERVE = "api.guard:Guard._serve"
 _DELETE = "api.images:ImageRecord.on_delete"
 _RETRY = "api.images:Retry.on_post"
-_THUMBNAIL = "api.pictures:Thumbnail.on_get"
+_MISSING = "api.pictures:Pictures._missing"
 CONVERT = "worker.jobs:Jobs.convert_image"
 _THUMBNAILS = "worker.jobs:Jobs.make_thumbnails"
 _ORIGINAL = "originals"
@@ -120,7 +120,6 @@ UPLOADING = _here(
         "api.guard:_Response.send",
         _SERVE,
         about="'POST'",
-        is_told=True,
     ),
     Point("upload: the answer is with the server", "before", "api.guard:_log_access", about="'POST'", is_told=True),
 )
@@ -391,7 +390,7 @@ ASKING_FOR_THUMBNAILS = (
         "thumbnails: asked for, not enqueued",
         "before",
         "shared.queue:Queue.enqueue",
-        _THUMBNAIL,
+        _MISSING,
         files=_ALL,
         attempt=3,
     ),
