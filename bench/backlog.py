@@ -192,7 +192,7 @@ def _ticks(pid: str) -> int:
 
 
 @contextmanager
-def _environment(more: Mapping[str, str]) -> Iterator[None]:
+def environment(more: Mapping[str, str]) -> Iterator[None]:
     """Have what is started in the block find this in its environment, where glibc looks before a program begins."""
     before = {name: os.environ.get(name) for name in more}
     os.environ.update(more)
@@ -215,7 +215,7 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
         service = stack.enter_context(
             run_service(folder, ledger_script=_NOTE_CLAIMS, ASGI_LOOK_RENDER_SLOTS=str(SLOTS))
         )
-        with _environment(ENVIRONMENT):
+        with environment(ENVIRONMENT):
             # Forked, they would have what this process has loaded, its threads' locks, and its pages.
             pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(SLOTS))
         for worker in service.workers:

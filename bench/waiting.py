@@ -1,13 +1,15 @@
 """What who uploads waits for, beyond the render: `python -m bench.waiting [rounds]`, on a service of its own.
 
 An upload with `Prefer: wait` is timed from its last byte to the commit that makes it ready, by the row's own time, and
-from there to its answer's last byte. Beside it, in turns: the same render alone in this process, into memory; and what
-the disk takes for the same bytes, the original and its renditions, each written to a file and fsynced.
+from there to its answer's last byte. Beside it, in turns: the same render alone in a plain process with a child's pages,
+into memory; and what the disk takes for the same bytes, the original and its renditions, each written to a file and
+fsynced.
 """
 
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import sqlite3
 import statistics
@@ -25,6 +27,7 @@ from typing import Any
 import redis
 from PIL import Image
 
+from bench.backlog import environment
 from bench.enqueue_to_start import NOTE_CLAIMS, enqueues
 from bench.figures import ROUNDS, Figure, at_most, in_turns, rounds_asked_for, show
 from bench.service import Service, run_service
@@ -32,6 +35,7 @@ from bench.uploads import photo
 from shared.images import Size, ladder
 from shared.settings import Settings
 from worker import rendering
+from worker.children import ENVIRONMENT
 
 #: Of each side in each round, whose median counts.
 TIMES = 7
@@ -80,6 +84,10 @@ def rendered(original: bytes) -> dict[Size, bytes]:
         return {size: os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0) for size, file in outputs.items()}
 
 
+def render_seconds(original: bytes) -> float:
+    return seconds_of(lambda: rendered(original))
+
+
 def seconds_of(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
@@ -108,15 +116,20 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
         folder, copies, number = Path(here, "service"), Path(here, "copies"), count()
         folder.mkdir()
         copies.mkdir()
-        with run_service(folder, ledger_script=NOTE_CLAIMS) as service, closing(Waits(service)) as waits:
+        with (
+            run_service(folder, ledger_script=NOTE_CLAIMS) as service,
+            closing(Waits(service)) as waits,
+            environment(ENVIRONMENT),
+            multiprocessing.get_context("spawn").Pool(1) as pool,
+        ):
             written = {body: [body, *rendered(body).values()] for body in (large, small)}
             runs = in_turns(
                 {
                     "upload to ready": lambda: median_of(lambda: waits.upload(large)),
-                    "render": lambda: median_of(lambda: seconds_of(lambda: rendered(large))),
+                    "render": lambda: median_of(lambda: pool.apply(render_seconds, (large,))),
                     "fsyncs": lambda: median_of(lambda: seconds_of(lambda: fsynced(copies, written[large], number))),
                     "small upload to ready": lambda: median_of(lambda: waits.upload(small)),
-                    "its render": lambda: median_of(lambda: seconds_of(lambda: rendered(small))),
+                    "its render": lambda: median_of(lambda: pool.apply(render_seconds, (small,))),
                     "its fsyncs": lambda: median_of(
                         lambda: seconds_of(lambda: fsynced(copies, written[small], number))
                     ),
