@@ -1,9 +1,9 @@
 """What who uploads waits for, beyond the render: `python -m bench.waiting [rounds]`, on a service of its own.
 
 An upload with `Prefer: wait` is timed from its last byte to the commit that makes it ready, by the row's own time, and
-from there to its answer's last byte. Beside it, in turns: the same render alone in a plain process with a child's pages,
-into memory; and what the disk takes for the same bytes, the original and its renditions, each written to a file and
-fsynced.
+from there to its answer's last byte. Beside it, in turns: the same render alone in a plain process, with a child's
+pages, into memory; and what the disk takes for the same bytes, the original and its renditions, each written to a
+file and fsynced.
 """
 
 from __future__ import annotations
