@@ -216,9 +216,9 @@ class Guard:
             if name == b"x-forwarded-for":
                 forwarded.append(value)
             elif name == b"x-request-id":
-                given_id = given_id or value
+                given_id = value if given_id is None else given_id
             elif name == b"origin":
-                origin = origin or value
+                origin = value if origin is None else origin
 
         def answer(picture: Picture | None, route: str) -> None:
             is_answered = False

@@ -2,7 +2,11 @@
 
 A service's ledger has 200 photographs queued when its worker starts. It takes from the first claim to the last `ready`.
 The rival renders the same originals into the same sizes in plain processes, warm and under no limits, which write the
-files and fsync nothing. Both write to the same file system.
+files and fsync nothing. It does so by the same code, with the same pages of memory (`worker.children.ENVIRONMENT`), to
+the same file system.
+
+Photographs of 12 MP are what telephones make. Of smaller ones there are more in a second, and what a picture costs
+beside its pixels weighs more: a mix of such is told beside them.
 """
 
 from __future__ import annotations
@@ -10,11 +14,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -22,7 +28,7 @@ from typing import Any
 
 import uuid_utils
 
-from bench.figures import ROUNDS, Figure, at_least, in_turns, ratio, rounds_asked_for, show
+from bench.figures import ROUNDS, ROUNDS_THAT_COUNT, Figure, Runs, at_least, in_turns, ratio, rounds_asked_for, show
 from bench.isolation import photograph
 from bench.service import Service, run_service, until
 from shared.connections import WORKER_DEADLINE, CircuitBreaker, worker_client
@@ -32,11 +38,31 @@ from shared.queue import Queue
 from shared.settings import Settings
 from shared.storage.disk import DiskStorage
 from worker import rendering
+from worker.children import ENVIRONMENT
 
-PHOTOGRAPHS = 200
+
+@dataclass(frozen=True)
+class Mix:
+    """Photographs of some sizes, one after the other: every part of a backlog has some of each."""
+
+    name: str
+    sizes: tuple[Size, ...]
+    photographs: int
+
+    def each(self) -> Iterator[bytes]:
+        """Yield each photograph's file."""
+        for number in range(self.photographs):
+            yield PICTURES[self.sizes[number % len(self.sizes)]]
+
+
+TELEPHONES = Mix("photographs of 12 MP", ((4000, 3000),), 200)
+#: Fewer of them: it is told beside the other, and is not to take as long.
+MIXED = Mix(
+    "photographs of 3 to 12 MP, 5.2 on average",
+    ((2048, 1536), (2592, 1944), (2048, 1536), (4000, 3000), (2592, 1944)),
+    60,
+)
 SLOTS = 2
-#: As people upload them, 5.2 MP on average: one after the other, so that every part of the backlog has some of each.
-SIZES: tuple[Size, ...] = ((2048, 1536), (2592, 1944), (2048, 1536), (4000, 3000), (2592, 1944))
 DRAINED_SECONDS = 300.0
 SETTINGS = Settings()
 
@@ -52,8 +78,9 @@ END;
 class Backlog:
     """A service, and the backlogs that its worker is started on."""
 
-    def __init__(self, service: Service, folder: Path) -> None:
+    def __init__(self, service: Service, folder: Path, mix: Mix) -> None:
         self._service = service
+        self._mix = mix
         self._settings = Settings(
             storage_path=folder,
             database_url=f"sqlite:///{service.ledger_file}",
@@ -91,7 +118,7 @@ class Backlog:
         queue = Queue(redis, breaker, lambda: name)
         try:
             # All rows first: whoever adds the last has no worker beside it.
-            images = [await self._add(ledger, storage, number) for number in range(PHOTOGRAPHS)]
+            images = [await self._add(ledger, storage, content) for content in self._mix.each()]
             for image in images:
                 await queue.enqueue(image)
         finally:
@@ -99,8 +126,7 @@ class Backlog:
             await redis.aclose()
             await ledger.close()
 
-    async def _add(self, ledger: Ledger, storage: DiskStorage, number: int) -> Image:
-        content = PICTURES[SIZES[number % len(SIZES)]]
+    async def _add(self, ledger: Ledger, storage: DiskStorage, content: bytes) -> Image:
         image_id = str(uuid_utils.uuid7())
         draft = await storage.draft()
         await draft.write(content)
@@ -117,9 +143,10 @@ class Backlog:
 class Rival:
     """The same renders in plain processes, each of which takes the next photograph when it is done with one."""
 
-    def __init__(self, pool: Pool, folder: Path) -> None:
+    def __init__(self, pool: Pool, folder: Path, mix: Mix) -> None:
         self._pool = pool
         self._folder = folder
+        self._mix = mix
         self._turn = 0
 
     def render_all(self) -> float:
@@ -128,15 +155,17 @@ class Rival:
         folder = self._folder / str(self._turn)
         originals = folder / "originals"
         originals.mkdir(parents=True)
-        for number in range(PHOTOGRAPHS):
-            (originals / str(number)).write_bytes(PICTURES[SIZES[number % len(SIZES)]])
+        for number, content in enumerate(self._mix.each()):
+            (originals / str(number)).write_bytes(content)
         # What was written for the turn before is not written back in this one's time.
         os.sync()
-        work = [(originals / str(number), folder) for number in range(PHOTOGRAPHS)]
+        work = [(originals / str(number), folder) for number in range(self._mix.photographs)]
         began = time.perf_counter()
         for _ in self._pool.imap_unordered(_render, work):
             pass
-        return (time.perf_counter() - began) * 1000
+        took = (time.perf_counter() - began) * 1000
+        shutil.rmtree(folder)
+        return took
 
 
 def _render(work: tuple[Path, Path]) -> None:
@@ -162,36 +191,63 @@ def _ticks(pid: str) -> int:
     return int(fields[11]) + int(fields[12])
 
 
+@contextmanager
+def environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Have what is started in the block find this in its environment, where glibc looks before a program begins."""
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
     """Yield how fast a backlog is drained, beside its renders alone."""
-    with tempfile.TemporaryDirectory() as here:
-        folder = Path(here, "service")
+    with ExitStack() as stack:
+        here = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = here / "service"
         folder.mkdir()
-        with (
-            run_service(folder, ledger_script=_NOTE_CLAIMS, ASGI_LOOK_RENDER_SLOTS=str(SLOTS)) as service,
-            # Forked, they would have what this process has loaded, and its threads' locks.
-            multiprocessing.get_context("spawn").Pool(SLOTS) as pool,
-        ):
-            for worker in service.workers:
-                assert worker.process is not None  # noqa: S101 - for mypy: it is ready
-                worker.process.terminate()
-                worker.process.wait()
-            backlog = Backlog(service, folder)
-            rival = Rival(pool, Path(here, "rival"))
+        service = stack.enter_context(
+            run_service(folder, ledger_script=_NOTE_CLAIMS, ASGI_LOOK_RENDER_SLOTS=str(SLOTS))
+        )
+        with environment(ENVIRONMENT):
+            # Forked, they would have what this process has loaded, its threads' locks, and its pages.
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(SLOTS))
+        for worker in service.workers:
+            assert worker.process is not None  # noqa: S101 - for mypy: it is ready
+            worker.process.terminate()
+            worker.process.wait()
+        for mix in (TELEPHONES, MIXED):
+            if rounds < ROUNDS_THAT_COUNT:
+                mix = replace(mix, photographs=mix.photographs // 4)
+            backlog, rival = Backlog(service, folder, mix), Rival(pool, here / "rival", mix)
             sides = {"backlog": backlog.drain, "renders alone": rival.render_all}
-            runs = in_turns(sides, rounds, "backlog")
-    spent = [sum(cpu[name] for cpu in backlog.cpu[1:]) / len(backlog.cpu[1:]) for name in ("worker", "children")]
-    yield Figure(
+            yield _figure(mix, in_turns(sides, rounds, f"backlog of {mix.name}"), backlog.cpu[1:])
+
+
+def _figure(mix: Mix, runs: Runs, cpu: list[dict[str, float]]) -> Figure:
+    # Start-up included, which costs both a second together.
+    spent = [sum(each[name] for each in cpu) / len(cpu) / mix.photographs * 1000 for name in ("worker", "children")]
+    return Figure(
         "scale",
-        f"a backlog of {PHOTOGRAPHS} photographs drained by {SLOTS} slots: renders alone / ours",
+        f"a backlog of {mix.photographs} {mix.name}, drained by {SLOTS} slots: renders alone / ours",
         ratio(runs, "renders alone", "backlog"),
         bar=at_least(0.85),
         runs=runs,
-        note=f"processor time of worker {spent[0]:.1f} s, of its children {spent[1]:.1f} s, start-up included",
+        note=f"processor time for each, start-up included: worker {spent[0]:.1f} ms, its children {spent[1]:.1f} ms",
     )
 
 
-PICTURES = {size: photograph(size) for size in set(SIZES)} if multiprocessing.parent_process() is None else {}
+PICTURES = (
+    {size: photograph(size) for size in {*TELEPHONES.sizes, *MIXED.sizes}}
+    if multiprocessing.parent_process() is None
+    else {}
+)
 
 if __name__ == "__main__":
     show(figures(rounds_asked_for()))

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -72,6 +73,8 @@ _owes_tokens = images.c.owed == inline(Owed.TOKENS)
 _owes_leftovers = images.c.owed == inline(Owed.LEFTOVERS)
 _owes_thumbnails = images.c.owed == inline(Owed.THUMBNAILS)
 _is_due = images.c.due <= now()
+#: Of a row that an attempt holds: a conversion's, or that of a ready image's thumbnails.
+_may_be_held = or_(_processing, and_(_ready, _owes_thumbnails))
 
 #: What a row that is queued again and about to be enqueued gets.
 _AWAKE: Mapping[str, Any] = {
@@ -257,14 +260,7 @@ class Ledger:
 
     async def claim(self, image_id: str, worker: str) -> Image | None:
         """Take a queued image for a new attempt, with a lease."""
-        return await self._update(
-            and_(images.c.id == image_id, _queued),
-            status=Status.PROCESSING,
-            attempt=images.c.attempt + 1,
-            due=now() + LEASE_SECONDS,
-            worker=worker,
-            modified=now(),
-        )
+        return await self._transition(_CLAIM, {"of_id": image_id, "of_worker": worker})
 
     async def renew(self, attempt: Image) -> Image | None:
         """Begin the lease of this attempt anew."""
@@ -273,27 +269,20 @@ class Ledger:
     async def publish(self, attempt: Image, size: Size, renditions: Mapping[str, Rendition]) -> Image | None:
         """Make this attempt's renditions the image's. The first publication takes the next place in the list."""
 
+        published = _read_as(attempt) | {
+            "of_width": size[0],
+            "of_height": size[1],
+            "of_renditions": _renditions_text(renditions),
+        }
+
         async def work(connection: AsyncConnection) -> Image | None:
-            values = {
-                "status": Status.READY,
-                "published": attempt.attempt,
-                "failures": 0,
-                "losses": 0,
-                "width": size[0],
-                "height": size[1],
-                "renditions": _renditions_text(renditions),
-                "worker": None,
-                "modified": now(),
-                **_OWING_TOKENS,
-            }
-            row = (await connection.execute(_returning(_held(attempt), values))).one_or_none()
+            row = (await connection.execute(_PUBLISH, published)).one_or_none()
             if row is None or row.sequence is not None:
                 return None if row is None else _image(row)
             # The counter's row stays locked until the commit, so that commit order is list order.
-            counter = update(ledger).values(sequence=ledger.c.sequence + 1).returning(ledger.c.sequence)
-            sequence = (await connection.execute(counter)).scalar_one()
-            numbered = _returning(images.c.id == attempt.id, {"sequence": sequence})
-            return _image((await connection.execute(numbered)).one())
+            sequence = (await connection.execute(_NEXT)).scalar_one()
+            numbered = await connection.execute(_NUMBER, {"of_id": attempt.id, "of_sequence": sequence})
+            return _image(numbered.one())
 
         return await self._write(work)
 
@@ -386,8 +375,7 @@ class Ledger:
 
     async def tokens_changed(self, image: Image) -> Image | None:
         """Record that the cache tokens were changed after the commit that `image` was read from."""
-        # Not due at once: whoever settles goes on to the leftovers, the sweep comes only if they died.
-        return await self._update(and_(_as_read(image), _owes_tokens), owed=Owed.LEFTOVERS, due=now() + WAKE_SECONDS)
+        return await self._transition(_TOKENS_CHANGED, _read_as(image))
 
     async def all_tokens_changed(self, owing: Sequence[Image]) -> None:
         """Record the same for many images, in one commit."""
@@ -411,10 +399,10 @@ class Ledger:
 
     async def leftovers_removed(self, image: Image) -> None:
         """Record that all leftovers are gone; a deleted image's row goes a minute after its DELETE, or is due then."""
-        settled = and_(_as_read(image), _owes_leftovers)
         if image.status is not Status.DELETING:
-            await self._update(settled, owed=None, due=None)
+            await self._transition(_LEFTOVERS_REMOVED, _read_as(image))
             return
+        settled = and_(_as_read(image), _owes_leftovers)
 
         async def work(connection: AsyncConnection) -> None:
             # What a late attempt wrote after the first look at its folders is found by the second.
@@ -487,8 +475,11 @@ class Ledger:
         return await self._read(work)
 
     async def _update(self, where: ColumnElement[bool], **values: Any) -> Image | None:
+        return await self._transition(_returning(where, values), {})
+
+    async def _transition(self, statement: Any, parameters: Mapping[str, Any]) -> Image | None:
         async def work(connection: AsyncConnection) -> Image | None:
-            row = (await connection.execute(_returning(where, values))).one_or_none()
+            row = (await connection.execute(statement, parameters)).one_or_none()
             return None if row is None else _image(row)
 
         return await self._write(work)
@@ -582,7 +573,52 @@ def _as_read(image: Image) -> ColumnElement[bool]:
 
 def _held(attempt: Image) -> ColumnElement[bool]:
     """True for the row that this attempt still holds: a conversion's, or that of a ready image's thumbnails."""
-    return and_(_as_read(attempt), or_(_processing, and_(_ready, _owes_thumbnails)))
+    return and_(_as_read(attempt), _may_be_held)
+
+
+# What every image goes through, said once: to put such a statement together takes as long as to run it.
+
+_is_as_read = and_(
+    images.c.id == bindparam("of_id"),
+    images.c.status == bindparam("of_status"),
+    images.c.attempt == bindparam("of_attempt"),
+)
+
+_CLAIM = _returning(
+    and_(images.c.id == bindparam("of_id"), _queued),
+    {
+        "status": Status.PROCESSING,
+        "attempt": images.c.attempt + 1,
+        "due": now() + LEASE_SECONDS,
+        "worker": bindparam("of_worker"),
+        "modified": now(),
+    },
+)
+_PUBLISH = _returning(
+    and_(_is_as_read, _may_be_held),
+    {
+        "status": Status.READY,
+        "published": images.c.attempt,
+        "failures": 0,
+        "losses": 0,
+        "width": bindparam("of_width"),
+        "height": bindparam("of_height"),
+        "renditions": bindparam("of_renditions"),
+        "worker": None,
+        "modified": now(),
+        **_OWING_TOKENS,
+    },
+)
+_NEXT = update(ledger).values(sequence=ledger.c.sequence + 1).returning(ledger.c.sequence)
+_NUMBER = _returning(images.c.id == bindparam("of_id"), {"sequence": bindparam("of_sequence")})
+# Not due at once: whoever settles goes on to the leftovers, the sweep comes only if they died.
+_TOKENS_CHANGED = _returning(and_(_is_as_read, _owes_tokens), {"owed": Owed.LEFTOVERS, "due": now() + WAKE_SECONDS})
+_LEFTOVERS_REMOVED = _returning(and_(_is_as_read, _owes_leftovers), {"owed": None, "due": None})
+
+
+def _read_as(image: Image) -> dict[str, Any]:
+    """Return what `_is_as_read` compares a row with."""
+    return {"of_id": image.id, "of_status": image.status, "of_attempt": image.attempt}
 
 
 def _failed(error_type: str, detail: str) -> dict[str, Any]:

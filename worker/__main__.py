@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -113,6 +114,8 @@ async def run(settings: Settings) -> None:
         ]
         if exposition is not None:
             background.append(asyncio.create_task(MetricsPort(settings, exposition, ledger, queue).run()))
+        # What has been loaded stays: to look through all of it again and again frees nothing.
+        gc.freeze()
         logger.info("the worker is ready", extra={"worker": name, "slots": slots})
         await stop.wait()
 

@@ -298,10 +298,13 @@ class DiskStorage:
         path = self._path(key)
 
         def remove() -> None:
-            with contextlib.suppress(FileNotFoundError), path.open("rb"):
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                 path.unlink()
-                # Open until its name is gone for good: nobody else gets its place on the disk under that name.
+                # Open until its name is gone for good, and until the disk knows that it has none: nobody else gets its
+                # place before. A disk without a journal has it under its draft's name as well, and its repair would
+                # take what another folder keeps there for this file's.
                 _fsync(path.parent)
+                os.fsync(file.fileno())
 
         await in_thread(self._root, remove)
 

@@ -203,4 +203,6 @@ def _run(name: str, *arguments: str, fine: Sequence[int] = (0,)) -> None:
         raise FileNotFoundError(f"there is no {name}")
     done = subprocess.run([path, *arguments], capture_output=True, text=True)
     if done.returncode not in fine:
-        raise subprocess.CalledProcessError(done.returncode, [name, *arguments], done.stdout, done.stderr)
+        failed = subprocess.CalledProcessError(done.returncode, [name, *arguments], done.stdout, done.stderr)
+        failed.add_note(f"{done.stdout}\n{done.stderr}".strip())
+        raise failed

@@ -36,7 +36,7 @@ _RECEIVE = "api.uploads:Uploads.receive"
 _SERVE = "api.guard:Guard._serve"
 _DELETE = "api.images:ImageRecord.on_delete"
 _RETRY = "api.images:Retry.on_post"
-_THUMBNAIL = "api.pictures:Thumbnail.on_get"
+_MISSING = "api.pictures:Pictures._missing"
 CONVERT = "worker.jobs:Jobs.convert_image"
 _THUMBNAILS = "worker.jobs:Jobs.make_thumbnails"
 _ORIGINAL = "originals"
@@ -120,7 +120,6 @@ UPLOADING = _here(
         "api.guard:_Response.send",
         _SERVE,
         about="'POST'",
-        is_told=True,
     ),
     Point("upload: the answer is with the server", "before", "api.guard:_log_access", about="'POST'", is_told=True),
 )
@@ -152,8 +151,7 @@ def _lost(
 #: A worker converts an image.
 CONVERTING = _here(
     Point("conversion: taken from the queue", "before", "worker.consumer:Consumer.run_job"),
-    Point("conversion: about to leave the queue", "before", "worker.consumer:Consumer._take_out_of_queue"),
-    Point("conversion: out of the queue, not claimed", "after", "worker.consumer:Consumer._take_out_of_queue"),
+    Point("conversion: begun, not claimed", "before", CONVERT),
     Point("conversion: claimed, not committed", "before", _COMMIT, f"{_LEDGER}.claim"),
     CLAIMED,
     _lost("the original is open", "after", f"{_STORAGE}.open_local"),
@@ -221,7 +219,7 @@ CONVERTING = _here(
         files=_ALL,
     ),
     LEFTOVERS_REMOVED,
-    Point("conversion: settled, arq not told", "before", "arq.worker:Worker.finish_job", files=_ALL),
+    Point("conversion: settled, arq not told", "before", "worker.consumer:Consumer.finish_job", files=_ALL),
     Point(
         "lease: renewed, not committed",
         "before",
@@ -392,7 +390,7 @@ ASKING_FOR_THUMBNAILS = (
         "thumbnails: asked for, not enqueued",
         "before",
         "shared.queue:Queue.enqueue",
-        _THUMBNAIL,
+        _MISSING,
         files=_ALL,
         attempt=3,
     ),

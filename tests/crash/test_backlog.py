@@ -68,14 +68,14 @@ def jobs_whose_keys_have_expired(pipe: Any, ledger: str, image_ids: list[str]) -
 
 
 def keys_that_swallow_the_next_wake(pipe: Any, ledger: str, image_ids: list[str]) -> None:
-    """A job that nobody has in the queue, a result that was kept, a count of tries that is used up."""
-    for number, image_id in enumerate(image_ids):
-        kind, value = (("job", b"left over"), ("result", b"left over"), ("retry", b"5"))[number % 3]
-        pipe.set(f"arq:{kind}:convert:{ledger}:{image_id}:2", value, ex=86_400)
+    """A job that nobody has in the queue, a result that was kept, and, which arq minds, a count of tries used up."""
+    for image_id in image_ids:
+        for kind, value in (("job", b"left over"), ("result", b"left over"), ("retry", b"5")):
+            pipe.set(f"arq:{kind}:convert:{ledger}:{image_id}:2", value, ex=86_400)
 
 
 def jobs_that_pass_for_running(pipe: Any, ledger: str, image_ids: list[str]) -> None:
-    """Left by workers that died: arq lets them stand for its time limit, 110 s; here for less, to spare time."""
+    """As arq's own workers leave them when they die, for 110 s; here for less. Whether there are any is not asked."""
     for image_id in image_ids:
         pipe.set(f"arq:in-progress:convert:{ledger}:{image_id}:2", b"1", ex=15)
 

@@ -194,7 +194,8 @@ async def test_what_is_deleted_is_not_brought_back_by_a_power_cut(storage: DiskS
     await storage.delete(original_key(ID))
 
     assert not await storage.exists(original_key(ID))
-    assert events == [("fsync", "originals/01890/a5d")]
+    # Then the nameless file itself: its place must not be anybody else's while the disk still has it as this one's.
+    assert events == [("fsync", "originals/01890/a5d"), ("fsync", f"originals/01890/a5d/{ID} (deleted)")]
 
 
 async def test_no_folder_grows_without_bound(storage: DiskStorage, tmp_path: Path) -> None:
