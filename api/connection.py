@@ -568,10 +568,7 @@ class Written:
         self._is_head_next = False
         self.last = len(head) + len(body)
         self.bytes += self.last
-        if body:
-            self._writelines((head, body))
-        else:
-            self._write(head)
+        self._writelines((head, body))
 
     def flush(self) -> None:
         """Write what is held, for nothing follows."""

@@ -31,7 +31,7 @@ from bench.service import Service, run_service, until
 from parts import Part, free_port, read_procfile
 
 #: Requests of a side in one round, and the connections that they come by.
-REQUESTS = 3_000
+REQUESTS = 10_000
 CONNECTIONS = 16
 MANY_CONNECTIONS = 256
 #: Bytes of fewer requests where each answer is large.
