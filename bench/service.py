@@ -95,11 +95,15 @@ def run_service(
 
 
 def until(
-    condition: Callable[[], bool], what: str = "the service does not start", seconds: float = START_SECONDS
+    condition: Callable[[], bool],
+    what: str = "the service does not start",
+    seconds: float = START_SECONDS,
+    *,
+    every: float = 0.05,
 ) -> None:
-    """Return once `condition()` is true; end the measurement where that takes far too long."""
+    """Return once `condition()` is true, looking every so many seconds; end the measurement where it takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise SystemExit(what)
-        time.sleep(0.05)  # between two looks
+        time.sleep(every)

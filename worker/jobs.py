@@ -66,8 +66,7 @@ class Jobs:
             async with self._renderer.open(original.fileno()) as opened:
                 size = opened.size
                 drafts = await self._drafts(stack, [size, *ladder(size, self._settings.min_thumb_size)])
-                await opened.render({size: draft.fileno() for size, draft in drafts.items()})
-            await self._attempts.leave_slot()
+                await opened.render({size: draft.fileno() for size, draft in drafts.items()}, self._attempts.leave_slot)
             renditions = await self._keep(image, size, drafts, opened.written)
         return _committed(await self._ledger.publish(image, size, renditions))
 
@@ -88,8 +87,7 @@ class Jobs:
                 if opened.size != image.size:
                     raise UnreadableImage("The stored picture is not the one that was published.")
                 drafts = await self._drafts(stack, sizes if has_full else [image.size, *sizes])
-                await opened.render({size: draft.fileno() for size, draft in drafts.items()})
-            await self._attempts.leave_slot()
+                await opened.render({size: draft.fileno() for size, draft in drafts.items()}, self._attempts.leave_slot)
             renditions = await self._keep(image, image.size, drafts, opened.written)
         if has_full:
             await self._storage.carry_over(published, rendition_key(image.id, image.attempt, FULL))

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
 from shared import metrics, tracing
@@ -188,10 +188,13 @@ class Opened:
         #: The length and SHA-256 (hex) of each rendition.
         self.written: dict[Size, tuple[int, str]] = {}
 
-    async def render(self, outputs: Mapping[Size, int]) -> dict[str, float]:
+    async def render(
+        self, outputs: Mapping[Size, int], rendered: Callable[[], Awaitable[None]] | None = None
+    ) -> dict[str, float]:
         """Write a JPEG of each size into its descriptor, empty and open for both reading and writing.
 
-        Returns the milliseconds of each stage. Sizes are the picture's own and those on its ladder.
+        Returns the milliseconds of each stage. Sizes are the picture's own and those on its ladder. `rendered` is
+        awaited when the child has done its part, before what it has written is read.
 
         Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable where it could not be written.
         """
@@ -204,6 +207,8 @@ class Opened:
             stages = _stages_in(reply)
             if stages is None:
                 raise self._child.distrust("claimed to have rendered what it had not")
+            if rendered is not None:
+                await rendered()
             await self._take_over(scratches, outputs)
             self._child.is_idle = True
             # A child may have been taken over: what it calls its stages is no label of ours.
