@@ -54,8 +54,8 @@ def draw_bars(figures: Sequence[Figure], path: Path) -> None:
         axes.plot(times, line, ">" if margin(figure) > _MOST_MARGIN else "o", color=colour, markersize=8)
         beside = axes.get_yaxis_transform()
         measured = {"color": colour, "weight": "bold", "ha": "right", "va": "center", "fontsize": 9}
-        axes.text(1.10, line, figure.shown_value, transform=beside, clip_on=False, **measured)  # type: ignore[arg-type] # as its stubs have it
-        axes.text(1.115, line, str(figure.bar), color=QUIET, va="center", fontsize=9, transform=beside)
+        axes.text(1.14, line, figure.shown_value, transform=beside, clip_on=False, **measured)  # type: ignore[arg-type] # as its stubs have it
+        axes.text(1.155, line, str(figure.bar), color=QUIET, va="center", fontsize=9, transform=beside)
     axes.axvline(1, color="#404040", linewidth=1.2)
     least, most = min([0.5, *map(margin, barred)]) / 1.15, min(max([2.0, *map(margin, barred)]), _MOST_MARGIN) * 1.1
     axes.set_xscale("log", base=2)
