@@ -36,7 +36,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     """Three pictures and a bad file, each picture read twice and one deleted; not a request more is made by tests."""
     with ended(tmp_path_factory.mktemp("metrics")) as services:
         service = services.deploy(
-            WEB_CONCURRENCY="2", ASGI_LOOK_METRICS_TOKEN=TOKEN, ASGI_LOOK_METRICS_PORT=str(free_port())
+            WEB_CONCURRENCY="2",
+            ASGI_LOOK_METRICS_TOKEN=TOKEN,
+            ASGI_LOOK_METRICS_PORT=str(free_port()),
+            # What a process has in its own memory is no look into the response cache.
+            ASGI_LOOK_MEMORY_CACHE_BYTES="0",
         )
         records = [service.upload(small_picture(), wait=20).json for _ in range(PICTURES)]
         assert service.upload(BAD_FILE, wait=20).status == 422
