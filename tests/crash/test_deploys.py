@@ -178,7 +178,8 @@ def test_two_web_processes_behind_one_port_end_in_time_with_their_supervisor(ser
         assert late.is_hung_up()
 
     assert finished.status == 202
-    assert not set(started) & set(services.processes())
+    # Python's own resource tracker ends once it hears that its supervisor has.
+    service.until(lambda: not set(started) & set(services.processes()), what="the end of all that it started")
     assert "Traceback" not in service.output
     assert files_of(service, finished.json["id"]) != []
     assert [path for path in files_of(service) if path.startswith("drafts")] == []
