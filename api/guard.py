@@ -47,16 +47,13 @@ _numbers = itertools.count()
 #: The headers that the guard looks at; of several lines of one name, the first.
 _HEARD = frozenset((b"origin", b"x-request-id", b"prefer", b"content-length", b"transfer-encoding"))
 
-#: Of a request that asks for more than can be answered at once, or brings something along.
-_NOT_AT_ONCE = frozenset(
+#: Of a request that asks for less than the whole of something, or brings something along.
+_NOT_PLAIN = frozenset(
     (
         *(b"if-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"),
         *(b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"prefer", b"traceparent"),
     )
 )
-
-#: Of one that is not answered after a look either: what it asks for may be less than what is found.
-_NOT_SOON = _NOT_AT_ONCE | {b"if-none-match"}
 
 #: In a request's scope, where there are such: the connection's way to write an answer in one go, and the guard's, by
 #: which an application answers with a picture.
@@ -161,35 +158,15 @@ class Guard:
         if found is None:
             return False
         picture, route = found
-        origin = given_id = held = None
-        forwarded = []
-        for name, value in headers:
-            if name in _NOT_AT_ONCE:
-                return False
-            if name == b"x-forwarded-for":
-                forwarded.append(value)
-            elif name == b"x-request-id":
-                given_id = value if given_id is None else given_id
-            elif name == b"origin":
-                origin = value if origin is None else origin
-            elif name == b"if-none-match":
-                if value != picture.etag or held is not None:
-                    return False
-                held = value
-        more = b""
-        if self._settings.cors_origins:
-            allowed = cors.headers_for(self._settings.cors_origins, origin)
-            more = _lines(allowed)
-        if held is None:
+        plain = _Plain.of(headers)
+        if plain is None or plain.held not in (None, picture.etag):
+            return False
+        if plain.held is None:
             status, lines, body = 200, picture.lines, picture.body
         else:
             status, lines, body = 304, picture.unmodified, b""
-        write(status, lines + more + picture.safety, body)
-        logs.request_id.set(request_id_of(given_id))
-        logs.image_id.set(None)
-        seconds = self._clock() - started
-        _log_access(method, path, status, len(body), seconds, client_of(forwarded), "Hit" if picture.is_hit else "Miss")
-        _count(method, route, status, seconds, asks_to_wait=False)
+        write(status, lines + self._more_for(plain) + picture.safety, body)
+        self._note(plain, path, route, status, len(body), started, client_of, picture)
         # What the connection says later is not about this request.
         logs.request_id.set(None)
         return True
@@ -208,37 +185,44 @@ class Guard:
         if scope["method"] != "GET":
             return False
         started = self._clock()
-        origin = given_id = None
-        forwarded: list[bytes] = []
-        for name, value in scope["headers"]:
-            if name in _NOT_SOON:
-                return False
-            if name == b"x-forwarded-for":
-                forwarded.append(value)
-            elif name == b"x-request-id":
-                given_id = value if given_id is None else given_id
-            elif name == b"origin":
-                origin = value if origin is None else origin
+        plain = _Plain.of(scope["headers"])
+        if plain is None or plain.held is not None:
+            return False
 
         def answer(picture: Picture | None, route: str) -> None:
             is_answered = False
             try:
                 if picture is not None:
-                    more = _lines(cors.headers_for(self._settings.cors_origins, origin))
-                    is_answered = write(200, picture.lines + more + picture.safety, picture.body)
+                    is_answered = write(200, picture.lines + self._more_for(plain) + picture.safety, picture.body)
             finally:
                 if not is_answered:
                     go_on()
-            if picture is None or not is_answered:
-                return
-            seconds = self._clock() - started
-            cache = "Hit" if picture.is_hit else "Miss"
-            logs.request_id.set(request_id_of(given_id))
-            logs.image_id.set(None)
-            _log_access("GET", scope["path"], 200, len(picture.body), seconds, client_of(forwarded), cache)
-            _count("GET", route, 200, seconds, asks_to_wait=False)
+            if picture is not None and is_answered:
+                self._note(plain, scope["path"], route, 200, len(picture.body), started, client_of, picture)
 
         return self._look(scope, answer)
+
+    def _more_for(self, plain: _Plain) -> bytes:
+        return _lines(cors.headers_for(self._settings.cors_origins, plain.origin))
+
+    def _note(
+        self,
+        plain: _Plain,
+        path: str,
+        route: str,
+        status: int,
+        sent: int,
+        started: float,
+        client_of: Callable[[list[bytes]], str | None],
+        picture: Picture,
+    ) -> None:
+        """Log and count a request that had no application."""
+        logs.request_id.set(request_id_of(plain.given_id))
+        logs.image_id.set(None)
+        seconds = self._clock() - started
+        cache = "Hit" if picture.is_hit else "Miss"
+        _log_access("GET", path, status, sent, seconds, client_of(plain.forwarded), cache)
+        _count("GET", route, status, seconds, asks_to_wait=False)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = scope["headers"]
@@ -302,6 +286,38 @@ class Guard:
         headers = [*headers, *more, (b"content-length", b"%d" % len(body))]
         await response.send({"type": "http.response.start", "status": status, "headers": headers})
         await response.send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+class _Plain:
+    """What a request says that asks for the whole of something, and brings nothing along."""
+
+    __slots__ = ("forwarded", "given_id", "held", "origin")
+
+    def __init__(self) -> None:
+        self.origin: bytes | None = None
+        self.given_id: bytes | None = None
+        #: The one ETag that its client has already.
+        self.held: bytes | None = None
+        self.forwarded: list[bytes] = []
+
+    @classmethod
+    def of(cls, headers: Headers) -> _Plain | None:
+        """Return what these headers say, of several lines of one name the first; None where they ask for more."""
+        plain = cls()
+        for name, value in headers:
+            if name in _NOT_PLAIN:
+                return None
+            if name == b"x-forwarded-for":
+                plain.forwarded.append(value)
+            elif name == b"x-request-id":
+                plain.given_id = value if plain.given_id is None else plain.given_id
+            elif name == b"origin":
+                plain.origin = value if plain.origin is None else plain.origin
+            elif name == b"if-none-match":
+                if plain.held is not None:
+                    return None
+                plain.held = value
+        return plain
 
 
 def _in_one_line(send: Send) -> Send:
