@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import logging
-import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from api import cors
-from shared import logs, metrics, tracing
+from api import access, cors
+from shared import logs, tracing
 from shared.errors import AsgilookError
 from shared.settings import Settings
 
@@ -37,13 +33,6 @@ SAFETY_HEADERS: Headers = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 
-_METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
-#: Characters of an address, be it IPv4's within IPv6.
-_MOST_ADDRESS = 45
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-#: A request's own id, where its client gave none: this process's, and its number.
-_PROCESS_ID = secrets.token_hex(10)
-_numbers = itertools.count()
 #: The headers that the guard looks at; of several lines of one name, the first.
 _HEARD = frozenset((b"origin", b"x-request-id", b"prefer", b"content-length", b"transfer-encoding"))
 
@@ -58,8 +47,6 @@ _NOT_PLAIN = frozenset(
 #: In a request's scope, where there are such: the connection's way to write an answer in one go, and the guard's, by
 #: which an application answers with a picture.
 WRITE, ANSWER = "asgilook.write", "asgilook.answer"
-
-log = logging.getLogger("api.access")
 
 
 class Picture(Protocol):
@@ -217,12 +204,12 @@ class Guard:
         picture: Picture,
     ) -> None:
         """Log and count a request that had no application."""
-        logs.request_id.set(request_id_of(plain.given_id))
+        logs.request_id.set(access.request_id_of(plain.given_id))
         logs.image_id.set(None)
         seconds = self._clock() - started
         cache = "Hit" if picture.is_hit else "Miss"
-        _log_access("GET", path, status, sent, seconds, client_of(plain.forwarded), cache)
-        _count("GET", route, status, seconds, asks_to_wait=False)
+        access.log("GET", path, status, sent, seconds, client_of(plain.forwarded), cache)
+        access.count("GET", route, status, seconds, asks_to_wait=False)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = scope["headers"]
@@ -234,7 +221,7 @@ class Guard:
                 # RFC 9112, section 6.3: a request without either has no body.
                 is_announced |= name == b"transfer-encoding" or (name == b"content-length" and bool(value.strip(b" 0")))
                 asks_to_wait |= name == b"prefer" and b"wait" in value.lower()
-        logs.request_id.set(request_id_of(heard.get(b"x-request-id")))
+        logs.request_id.set(access.request_id_of(heard.get(b"x-request-id")))
         # A pipelined request starts in the context of the one before it.
         logs.image_id.set(None)
         body = _RequestBody(receive, self._settings, self._clock, announced=is_announced)
@@ -267,7 +254,7 @@ class Guard:
         finally:
             seconds = self._clock() - started
             client = scope.get("client")
-            _log_access(
+            access.log(
                 scope["method"],
                 scope["path"],
                 response.status,
@@ -277,7 +264,7 @@ class Guard:
                 response.cache,
             )
             route = scope.get("asgilook.route") or "none"
-            _count(scope["method"], route, response.status, seconds, asks_to_wait)
+            access.count(scope["method"], route, response.status, seconds, asks_to_wait=asks_to_wait)
 
     async def _refuse(
         self, scope: Scope, response: _Response, status: int, detail: str, more: Sequence[tuple[bytes, bytes]] = ()
@@ -465,57 +452,3 @@ def _is_plain(scope: Scope) -> bool:
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     # Falcon drops every slash that a path begins with.
     return path.isascii() and b"%" not in path and not path.startswith(b"//")
-
-
-def request_id_of(given: bytes | None) -> str:
-    """Return the id that a request goes by: the one that it came with, if that is fit for a log."""
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given.decode("ascii")
-    return f"{_PROCESS_ID}{next(_numbers):012x}"
-
-
-def _count(method: str, route: str, status: int | None, seconds: float, asks_to_wait: bool) -> None:
-    # What a client makes up must not become a label.
-    method = method if method in _METHODS else "other"
-    tracing.answered(method, route, status)
-    if metrics.REQUEST_SECONDS.is_on:
-        metrics.REQUESTS.add(method, route, str(status or "client gone"))
-        # Seconds that were asked for say nothing about us.
-        metrics.REQUEST_SECONDS.observe(seconds, method, route, "yes" if asks_to_wait else "no")
-
-
-def _log_access(
-    method: str, path: str, status: int | None, sent: int, seconds: float, client: str | None, cache: str | None
-) -> None:
-    if not log.isEnabledFor(logging.INFO):
-        return
-    message = "answered" if status else "client went away"
-    # Never the query: it may hold what its client takes for private.
-    path = path[:200]
-    milliseconds = round(seconds * 1000, 1)
-    # Whoever connects; or whom X-Forwarded-For names, where the server trusts who connects to say so.
-    client = client and client[:_MOST_ADDRESS]
-    handler = logs.direct_handler(log)
-    if handler is not None:
-        fields = (
-            f'"method": {logs.quoted(method)}, "path": {logs.quoted(path)}, "status": {status or "null"}, '
-            f'"bytes": {sent}, "milliseconds": {milliseconds}'
-        )
-        if client:
-            fields += f', "client": {logs.quoted(client)}'
-        if cache is not None:
-            fields += f', "cache": {logs.quoted(cache)}'
-        handler.write(log.name, message, fields)
-        return
-    extra: dict[str, Any] = {
-        "method": method,
-        "path": path,
-        "status": status,
-        "bytes": sent,
-        "milliseconds": milliseconds,
-    }
-    if client:
-        extra["client"] = client
-    if cache is not None:
-        extra["cache"] = cache
-    log.info(message, extra=extra)

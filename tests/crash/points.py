@@ -121,7 +121,7 @@ UPLOADING = _here(
         _SERVE,
         about="'POST'",
     ),
-    Point("upload: the answer is with the server", "before", "api.guard:_log_access", about="'POST'", is_told=True),
+    Point("upload: the answer is with the server", "before", "api.access:log", about="'POST'", is_told=True),
 )
 
 #: Another one cannot enqueue what it has taken in.

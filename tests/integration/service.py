@@ -14,7 +14,7 @@
         service.valkey.kill(); service.start_valkey()          # same port, same folder
 
 The fixture `services` (the conftest has it) ends whatever its services started and fails the test if any process is
-left: children with an empty environment, in sessions of their own, orphans too. `with ended(folder) as services:` does
+left: children without our environment, in sessions of their own, orphans too. `with ended(folder) as services:` does
 the same for a fixture of wider scope.
 Any setting can be given: `services.launch(ASGI_LOOK_MIN_THUMB_SIZE="16")`; a second service on the data of the first:
 `services.launch(data=service.data)`. What the processes printed is in `service.output`.
