@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 
 from shared import logs, metrics, tracing
 from shared.connections import RedisAway
@@ -63,16 +64,26 @@ class Pause:
         self._seconds = self._until = 0.0
 
 
+@dataclass(frozen=True)
+class Lent:
+    """What a consumer has to do with a slot in which its job runs."""
+
+    #: Whether more jobs wait than there are slots, here and elsewhere.
+    is_wanted: Callable[[], bool]
+    #: Tells it that the job goes on without its slot.
+    left: Callable[[], None]
+
+
 class Slot:
     """What an attempt holds from before its claim: room to render, then room to store, of which there is as much.
 
     So the next picture is rendered while this one's files are on their way to the disk.
     """
 
-    def __init__(self, rendering: asyncio.Semaphore, storing: asyncio.Semaphore, left: Callable[[], None]) -> None:
+    def __init__(self, rendering: asyncio.Semaphore, storing: asyncio.Semaphore, lent: Lent | None) -> None:
         self._rendering = rendering
         self._storing = storing
-        self._left = left
+        self._lent = lent
         self._held: asyncio.Semaphore | None = None
 
     async def __aenter__(self) -> Slot:
@@ -86,7 +97,13 @@ class Slot:
             await self._storing.acquire()
             self._rendering.release()
             self._held = self._storing
-            self._left()
+            if self._lent is not None:
+                self._lent.left()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody would take the room to render at once, and it could be left at once."""
+        return self._lent is not None and self._lent.is_wanted() and not self._storing.locked()
 
     async def __aexit__(self, *error: object) -> None:
         if self._held is not None:
@@ -113,14 +130,11 @@ class Attempts:
         """Whether a job taken now would start: a slot is free, also of jobs that an earlier consumer took."""
         return not self._rendering.locked() and not self.pause.seconds_left
 
-    async def run(self, claim: Claim, work: Work, left: Callable[[], None] | None = None) -> None:
-        """Take a slot, claim an image, do the work; settle, count or hand back, whatever comes of it.
-
-        `left` is called where the slot is free before this returns.
-        """
+    async def run(self, claim: Claim, work: Work, lent: Lent | None = None) -> None:
+        """Take a slot, claim an image, do the work; settle, count or hand back, whatever comes of it."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for mypy: a coroutine always runs in a task
-        slot = self._running[task] = Slot(self._rendering, self._storing, left or (lambda: None))
+        slot = self._running[task] = Slot(self._rendering, self._storing, lent)
         try:
             async with slot:
                 await self._run(claim, work)
@@ -136,6 +150,16 @@ class Attempts:
         task = asyncio.current_task()
         if task in self._running:
             await self._running[task].leave()
+
+    async def leave_slot_if_wanted(self) -> None:
+        """Tell, from within an attempt's work, that its child has only thumbnails left.
+
+        The next image is then claimed, and its original opened, while the child does the rest: only where more wait
+        than were taken, since a worker that has nothing to do would begin sooner.
+        """
+        task = asyncio.current_task()
+        if task in self._running and self._running[task].is_wanted:
+            await self.leave_slot()
 
     async def finish(self, seconds: float) -> None:
         """Wait so long for running attempts to end."""

@@ -1,7 +1,8 @@
 """The process that decodes: `python -m worker.child`, confined before it reads anything, one picture at a time.
 
 It is told two things for each picture, as `worker.frames`: `open`, with the original's descriptor, which it answers
-with the header's size and format, and `render`, with a descriptor for each size, answered with the stages' times.
+with the header's size and format, and `render`, with a descriptor for each size, answered with the stages' times. In
+between it says when the largest size is written, and only smaller ones are left.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from shared.errors import RenderFailure, RenderOutOfMemory
 from shared.formats import PILLOW_FORMATS
 from shared.images import Size
 from worker import confinement, rendering
-from worker.frames import HEADER, MAX_DESCRIPTORS, Message, length_of, pack, unpack
+from worker.frames import HEADER, LARGEST_WRITTEN, MAX_DESCRIPTORS, Message, length_of, pack, unpack
 
 #: After so long without a picture, a child gives back the memory of the last.
 IDLE_SECONDS = 1.0
@@ -71,7 +72,12 @@ def _serve(connection: socket.socket) -> Message:
             sizes: list[Size] = [(width, height) for width, height in order["sizes"]]
             scratches = [files.enter_context(open(descriptor, "wb", buffering=0)) for descriptor in descriptors]
             red, green, blue = order["background"]
-            stages = rendering.render(picture, dict(zip(sizes, scratches, strict=True)), (red, green, blue))
+            stages = rendering.render(
+                picture,
+                dict(zip(sizes, scratches, strict=True)),
+                (red, green, blue),
+                lambda: _send(connection, LARGEST_WRITTEN),
+            )
             for scratch in scratches:
                 scratch.truncate()
             return {"stages": stages}

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 
 from shared.connections import RedisAway, arq_client
 from shared.queue import Queue, pack, unpack
+from worker.attempts import Lent
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class Consumer(Worker):
         #: Jobs that go on without a slot, and how many of those are over that arq has not counted yet.
         self._without_slot: set[str] = set()
         self._uncounted = 0
+        #: Whether there were more jobs in the queue than were taken, when it was last looked at.
+        self._more_wait = False
         self._beaten_at = -_BEAT_EVERY_SECONDS
 
     async def main(self) -> None:
@@ -83,7 +86,11 @@ class Consumer(Worker):
     async def _poll_iteration(self) -> None:
         """Take a job for each free slot, the oldest first, and start it."""
         while self._may_pick and self.job_counter < self.max_jobs:
-            found = await self.pool.zpopmin(self.queue_name)
+            async with self.pool.pipeline(transaction=False) as pipe:
+                pipe.zpopmin(self.queue_name)
+                pipe.zcard(self.queue_name)
+                found, waiting = await pipe.execute()
+            self._more_wait = waiting > 0
             if not found:
                 break
             ((job_id, score),) = found
@@ -142,7 +149,7 @@ class Consumer(Worker):
                 await asyncio.wait_for(self._slot_freed.wait(), _LISTEN_SECONDS)
 
     async def _lend_slot(self, ctx: dict[str, Any]) -> None:
-        ctx["leave_slot"] = functools.partial(self._leave_slot, ctx["job_id"])
+        ctx["lent"] = Lent(lambda: self._more_wait, functools.partial(self._leave_slot, ctx["job_id"]))
 
     def _leave_slot(self, job_id: str) -> None:
         """Count a job no longer that goes on without its slot."""

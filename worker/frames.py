@@ -17,6 +17,9 @@ MAX_DESCRIPTORS = 32
 
 Message = dict[str, Any]
 
+#: What a child may say once, before it answers that it has rendered.
+LARGEST_WRITTEN: Message = {"written": "largest"}
+
 
 class BadFrame(ValueError):
     """The other side sent something that is no message."""

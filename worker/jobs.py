@@ -16,7 +16,7 @@ from shared.queue import CONVERT_IMAGE, MAKE_THUMBNAILS
 from shared.settings import Settings
 from shared.storage import Draft, Storage
 from worker.attempts import Attempts
-from worker.renderer import Renderer
+from worker.renderer import Opened, Renderer
 
 
 class Jobs:
@@ -49,7 +49,7 @@ class Jobs:
     async def convert_image(self, ctx: dict[str, Any], image_id: str) -> None:
         """Make an image's JPEG and thumbnails from its original."""
         await self._attempts.run(
-            lambda: self._ledger.claim(image_id, self._attempts.worker), self._convert, ctx.get("leave_slot")
+            lambda: self._ledger.claim(image_id, self._attempts.worker), self._convert, ctx.get("lent")
         )
 
     async def make_thumbnails(self, ctx: dict[str, Any], image_id: str, wake: int) -> None:
@@ -57,7 +57,7 @@ class Jobs:
         await self._attempts.run(
             lambda: self._ledger.claim_thumbnails(image_id, wake, self._attempts.worker),
             self._make_thumbnails,
-            ctx.get("leave_slot"),
+            ctx.get("lent"),
         )
 
     async def _convert(self, image: Image) -> Image:
@@ -66,7 +66,7 @@ class Jobs:
             async with self._renderer.open(original.fileno()) as opened:
                 size = opened.size
                 drafts = await self._drafts(stack, [size, *ladder(size, self._settings.min_thumb_size)])
-                await opened.render({size: draft.fileno() for size, draft in drafts.items()}, self._attempts.leave_slot)
+                await self._render(opened, drafts)
             renditions = await self._keep(image, size, drafts, opened.written)
         return _committed(await self._ledger.publish(image, size, renditions))
 
@@ -87,7 +87,7 @@ class Jobs:
                 if opened.size != image.size:
                     raise UnreadableImage("The stored picture is not the one that was published.")
                 drafts = await self._drafts(stack, sizes if has_full else [image.size, *sizes])
-                await opened.render({size: draft.fileno() for size, draft in drafts.items()}, self._attempts.leave_slot)
+                await self._render(opened, drafts)
             renditions = await self._keep(image, image.size, drafts, opened.written)
         if has_full:
             await self._storage.carry_over(published, rendition_key(image.id, image.attempt, FULL))
@@ -107,6 +107,10 @@ class Jobs:
         for draft in drafts.values():
             stack.push_async_callback(draft.discard)
         return drafts
+
+    async def _render(self, opened: Opened, drafts: Mapping[Size, Draft]) -> None:
+        outputs = {size: draft.fileno() for size, draft in drafts.items()}
+        await opened.render(outputs, self._attempts.leave_slot_if_wanted, self._attempts.leave_slot)
 
     async def _keep(
         self, image: Image, full: Size, drafts: Mapping[Size, Draft], written: Mapping[Size, tuple[int, str]]

@@ -30,7 +30,7 @@ from shared.formats import PILLOW_FORMATS
 from shared.images import Size
 from shared.settings import Settings
 from worker.children import Child
-from worker.frames import BadFrame, Message
+from worker.frames import LARGEST_WRITTEN, BadFrame, Message
 from worker.scratch import NotOurs, Scratch, most_bytes
 
 _REPORTED: dict[str, type[RenderFailure]] = {
@@ -39,7 +39,7 @@ _REPORTED: dict[str, type[RenderFailure]] = {
 
 #: Seconds past a time limit at which it was not the picture that took so long: a timer is never as late.
 _FROZEN_SECONDS = 1.0
-#: Seconds that somebody with a slot waits for a child: a new one is warm within one.
+#: Seconds that somebody whose turn it is waits for a child: a new one is warm within one.
 _CHILD_SECONDS = 15.0
 #: Bytes that are copied from memory sooner than a thread would begin to.
 _COPIED_AT_ONCE = 512 * 1024
@@ -50,6 +50,9 @@ _AGAIN_SECONDS = 1.0
 
 #: What rendering takes its time for.
 STAGES = frozenset({"decode", "colour", "scale", "encode"})
+
+#: What is awaited at some point of a render.
+Step = Callable[[], Awaitable[None]]
 
 logger = logging.getLogger("worker.child")
 
@@ -72,6 +75,8 @@ class Renderer:
         self._child_bytes = min(child_bytes or settings.render_memory_bytes, settings.render_memory_bytes)
         self._command = tuple(command or (sys.executable, "-m", "worker.child"))
         self._free: asyncio.Queue[Child] = asyncio.Queue()
+        #: Who has a turn finds a child soon; the others wait until those before them are done.
+        self._turns = asyncio.Semaphore(slots)
         self._children: set[Child] = set()
         self._keepers: list[asyncio.Task[None]] = []
         #: Why no system-call filter confines the children; empty where one does.
@@ -110,18 +115,19 @@ class Renderer:
 
         Raises RenderFailure for what the file did, ChildLost for what was done to the child, NoChild where none is.
         """
-        child = await self._free_child()
-        try:
-            opened = Opened(child, original, self._settings, self._budget)
-            await opened._read_header()
-            yield opened
-        finally:
-            child.pictures += 1
-            if child.is_idle and not child.is_worn_out():
-                child.is_taken = False
-                self._free.put_nowait(child)
-            else:
-                child.discard()
+        async with self._turns:
+            child = await self._free_child()
+            try:
+                opened = Opened(child, original, self._settings, self._budget)
+                await opened._read_header()
+                yield opened
+            finally:
+                child.pictures += 1
+                if child.is_idle and not child.is_worn_out():
+                    child.is_taken = False
+                    self._free.put_nowait(child)
+                else:
+                    child.discard()
 
     async def _free_child(self) -> Child:
         while True:
@@ -189,12 +195,13 @@ class Opened:
         self.written: dict[Size, tuple[int, str]] = {}
 
     async def render(
-        self, outputs: Mapping[Size, int], rendered: Callable[[], Awaitable[None]] | None = None
+        self, outputs: Mapping[Size, int], largest_written: Step | None = None, rendered: Step | None = None
     ) -> dict[str, float]:
         """Write a JPEG of each size into its descriptor, empty and open for both reading and writing.
 
-        Returns the milliseconds of each stage. Sizes are the picture's own and those on its ladder. `rendered` is
-        awaited when the child has done its part, before what it has written is read.
+        Returns the milliseconds of each stage. Sizes are the picture's own and those on its ladder. Awaited on the way:
+        `largest_written` when the child says that only smaller ones are left, `rendered` when it has done its part,
+        before what it has written is read.
 
         Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable where it could not be written.
         """
@@ -204,6 +211,10 @@ class Opened:
             scratches = [stack.enter_context(Scratch(size)) for size in outputs]
             async with self._budget.hold(math.prod(self.size)):
                 reply = await self._ask({"render": order}, (scratch.fileno() for scratch in scratches))
+                if reply == LARGEST_WRITTEN:
+                    if largest_written is not None:
+                        await largest_written()
+                    reply = await self._in_time(self._child.receive())
             stages = _stages_in(reply)
             if stages is None:
                 raise self._child.distrust("claimed to have rendered what it had not")
@@ -252,11 +263,14 @@ class Opened:
         self.size, self.format = size, name
 
     async def _ask(self, message: Message, descriptors: Iterable[int]) -> Message:
+        return await self._in_time(self._child.exchange(message, descriptors))
+
+    async def _in_time(self, receiving: Awaitable[Message]) -> Message:
         child = self._child
         start = time.monotonic()
         try:
             async with asyncio.timeout(self._seconds_left):
-                reply = await child.exchange(message, descriptors)
+                reply = await receiving
         except TimeoutError as exc:
             child.kill()
             if time.monotonic() - start > self._seconds_left + _FROZEN_SECONDS:

@@ -9,7 +9,7 @@ import math
 import mmap
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, cast
@@ -152,10 +152,16 @@ def open_picture(file: BinaryIO, *, max_pixels: int, max_side: int = MAX_SIDE) -
     return Picture(size, image.format or "", image, transpose, profile)
 
 
-def render(picture: Picture, outputs: Mapping[Size, Writable], background: tuple[int, int, int]) -> dict[str, float]:
+def render(
+    picture: Picture,
+    outputs: Mapping[Size, Writable],
+    background: tuple[int, int, int],
+    largest_written: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """Write a JPEG of each size asked for into its file and return the stages' milliseconds.
 
-    A size is the picture's own, or one on its ladder of halvings. Raises UnreadableImage or RenderOutOfMemory for what
+    A size is the picture's own, or one on its ladder of halvings. `largest_written` is called when the first of several
+    is written. Raises UnreadableImage or RenderOutOfMemory for what
     the file did; whatever fails in encoding or writing comes out as it is, since that is ours.
     """
     unwritten = dict(outputs)
@@ -177,8 +183,10 @@ def render(picture: Picture, outputs: Mapping[Size, Writable], background: tuple
             if size in unwritten:
                 with _timed(stages, "encode"):
                     _encode(level, unwritten.pop(size))
-            if not unwritten:
-                break
+                if not unwritten:
+                    break
+                if len(unwritten) == len(outputs) - 1:
+                    largest_written()
     except MemoryError as exc:
         raise _out_of_memory() from exc
     return stages

@@ -158,6 +158,12 @@ CONVERTING = _here(
     _lost("the child has read the header", "after", "worker.renderer:Opened._read_header"),
     _lost("one draft is made", "after", "shared.storage.disk:_begin_draft", "drafts originals"),
     _lost("all drafts are made", "after", "worker.jobs:Jobs._drafts", "drafts originals"),
+    _lost(
+        "the child has only thumbnails left",
+        "before",
+        "worker.attempts:Attempts.leave_slot_if_wanted",
+        "drafts originals",
+    ),
     _lost("the child has rendered", "after", "worker.renderer:Opened.render", "drafts originals"),
     _lost("its slot is left", "before", f"{_STORAGE}.keep", "drafts originals"),
     _lost("one draft is fsynced, perhaps more", "after", f"{_DRAFT}.sync", "drafts originals", only="disk"),

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from shared.images import Size
 from worker import child, rendering
-from worker.frames import pack
+from worker.frames import LARGEST_WRITTEN, pack
 
 CONNECTION = socket.socket(fileno=int(sys.argv[1]))
 HOARD: list[bytes] = []
@@ -87,6 +87,8 @@ FAULTS: dict[str, Callable[[], object]] = {
     "talks-later": say(pack({"error": "unreadable-image", "detail": "x"}) + b"more"),
     "odd-stages": say(pack({"stages": [1, 2]})),
     "endless-stage": say(pack({"stages": {"decode": float("inf")}})),
+    "stuck-in-small-ones": say(pack(LARGEST_WRITTEN)),
+    "largest-twice": say(2 * pack(LARGEST_WRITTEN)),
     "lie": say(pack({"stages": {"decode": 1.0}})),
 }
 
@@ -103,10 +105,15 @@ def open_picture(file: BinaryIO, **limits: int) -> rendering.Picture:
     return REAL_OPEN(file, **limits)
 
 
-def render(picture: rendering.Picture, outputs: dict[Size, Any], background: tuple[int, int, int]) -> dict[str, float]:
+def render(
+    picture: rendering.Picture,
+    outputs: dict[Size, Any],
+    background: tuple[int, int, int],
+    largest_written: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     if picture._image is None and picture._profile is not None:
         FAULTS[picture._profile.decode()]()
-    return REAL_RENDER(picture, outputs, background)
+    return REAL_RENDER(picture, outputs, background, largest_written)
 
 
 if __name__ == "__main__":

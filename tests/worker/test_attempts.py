@@ -48,7 +48,7 @@ from tests.ledgers import (
 )
 from tests.services import LEDGER_NAME, put_rendition
 from tests.waiting import until
-from worker.attempts import Attempts, Work
+from worker.attempts import Attempts, Lent, Work
 
 __all__ = ["database"]
 
@@ -710,7 +710,9 @@ async def test_a_slot_that_is_left_is_free_for_the_next_picture_while_this_one_i
         return await gate(image)
 
     async def run(image: Image, work: Work) -> None:
-        await attempts.run(lambda: ledger.claim(image.id, "host:1"), work, lambda: left.append(image.id))
+        await attempts.run(
+            lambda: ledger.claim(image.id, "host:1"), work, Lent(lambda: False, lambda: left.append(image.id))
+        )
 
     first = asyncio.create_task(run(storing[0], store))
     await until(lambda: gate.begun)
@@ -730,6 +732,59 @@ async def test_a_slot_that_is_left_is_free_for_the_next_picture_while_this_one_i
     assert left == [image.id for image in storing]
     assert [(await latest(ledger, image)).status for image in (*storing, next_one)] == [Status.READY] * 3
     assert attempts.may_take()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_slot_is_left_early_only_where_more_images_wait(
+    ledger: Ledger, attempts: Attempts, gate: Gate, wanted: bool
+) -> None:
+    """Claimed ahead, the last one in the queue would wait here, and a worker with nothing to do would wait for it."""
+    image, next_one = await queued(ledger), await queued(ledger)
+    left: list[str] = []
+
+    async def only_thumbnails_left(image: Image) -> Image:
+        await attempts.leave_slot_if_wanted()
+        return await gate(image)
+
+    lent = Lent(lambda: wanted, lambda: left.append(image.id))
+    first = asyncio.create_task(attempts.run(lambda: ledger.claim(image.id, "host:1"), only_thumbnails_left, lent))
+    await until(lambda: gate.begun)
+    second = asyncio.create_task(convert(attempts, next_one, gate))
+    may_take = attempts.may_take()
+    if wanted:
+        await until(lambda: len(gate.begun) == 2)
+    meanwhile = (await latest(ledger, next_one)).status
+    gate.open()
+    await asyncio.gather(first, second)
+
+    assert (may_take, meanwhile) == ((True, Status.PROCESSING) if wanted else (False, Status.QUEUED))
+    assert left == ([image.id] if wanted else [])
+    assert [(await latest(ledger, each)).status for each in (image, next_one)] == [Status.READY] * 2
+
+
+async def test_no_slot_is_left_early_while_others_store(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
+    """It would wait for its room while its child waits for it."""
+    storing, image = await queued(ledger), await queued(ledger)
+    lent = Lent(lambda: True, lambda: None)
+
+    async def store(image: Image) -> Image:
+        await attempts.leave_slot()
+        return await gate(image)
+
+    async def only_thumbnails_left(image: Image) -> Image:
+        await attempts.leave_slot_if_wanted()
+        return await gate(image)
+
+    first = asyncio.create_task(convert(attempts, storing, store))
+    await until(lambda: gate.begun)
+    second = asyncio.create_task(attempts.run(lambda: ledger.claim(image.id, "host:1"), only_thumbnails_left, lent))
+    await until(lambda: len(gate.begun) == 2)
+
+    may_take = attempts.may_take()
+    gate.open()
+    await asyncio.gather(first, second)
+
+    assert not may_take
 
 
 async def test_an_attempt_that_is_cancelled_while_it_stores_hands_its_image_back(

@@ -207,7 +207,7 @@ async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once
     async def convert(ctx: dict[str, Any], image_id: str) -> None:
         worked.started.append(image_id)
         await leaving.wait()
-        ctx["leave_slot"]()
+        ctx["lent"].left()
         await worked.open.wait()
         worked.ended.append(image_id)
 
@@ -227,6 +227,30 @@ async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once
     await until(lambda: len(worked.ended) == len(images))
     await until(lambda: not any(not task.done() for task in running.made[0].tasks.values()))
     assert (free_while_storing, running.made[0].job_counter) == (0, 0)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_slot_is_wanted_where_more_jobs_wait_than_were_taken(
+    ledger: Ledger, queue: Queue, worked: Worked, start: Start, more: int
+) -> None:
+    wanted: list[bool] = []
+
+    async def convert(ctx: dict[str, Any], image_id: str) -> None:
+        worked.started.append(image_id)
+        await worked.open.wait()
+        wanted.append(ctx["lent"].is_wanted())
+
+    worked.open.clear()
+    for image in [await some_image(ledger) for _ in range(SLOTS + more)]:
+        await queue.enqueue(image)
+    running = start(convert)
+    await until(lambda: len(worked.started) == SLOTS)
+    running.may_take = False
+
+    worked.open.set()
+
+    await until(lambda: len(wanted) == SLOTS)
+    assert wanted == [bool(more)] * SLOTS
 
 
 async def test_thumbnails_come_with_the_wake_they_are_claimed_by(

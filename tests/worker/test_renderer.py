@@ -166,6 +166,34 @@ async def test_a_picture_is_opened_and_rendered(start_renderer: StartRenderer, o
             assert set(stages) == {"decode", "colour", "scale", "encode"}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "steps"),
+    [([(200, 150), (100, 75), (50, 37)], ["largest", "rendered"]), ([(100, 75)], ["rendered"])],
+    ids=["several", "one"],
+)
+async def test_a_child_tells_when_only_smaller_sizes_are_left(
+    start_renderer: StartRenderer, original: Original, sizes: list[Size], steps: list[str]
+) -> None:
+    renderer = await start_renderer()
+    taken: list[str] = []
+
+    def step(name: str) -> Callable[[], Coroutine[None, None, None]]:
+        async def take() -> None:
+            taken.append(name)
+
+        return take
+
+    async with renderer.open(original(GOOD)) as opened:
+        with ExitStack() as files:
+            drafts = {size: files.enter_context(TemporaryFile()) for size in sizes}
+            outputs = {size: draft.fileno() for size, draft in drafts.items()}
+            await opened.render(outputs, largest_written=step("largest"), rendered=step("rendered"))
+
+            assert [Image.open(draft).size for draft in drafts.values()] == sizes
+
+    assert taken == steps
+
+
 async def test_a_finished_render_leaves_one_line(
     start_renderer: StartRenderer, original: Original, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -237,6 +265,7 @@ async def test_an_original_is_read_from_its_start_wherever_its_descriptor_stands
         ("talks-later", UnreadableImage),
         ("odd-stages", ChildLost),
         ("endless-stage", ChildLost),
+        ("largest-twice", ChildLost),
         ("lie", ChildLost),
     ],
 )
@@ -284,6 +313,26 @@ async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
     with pytest.raises(RenderTimedOut):
         await hanging
     assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_who_comes_while_others_are_rendered_waits_for_them_and_not_for_a_child(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next picture is there before the last one's child is free: that it is no trouble of this worker's."""
+    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 0.3)
+    renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=1.0))
+    child = children()
+    stuck = asyncio.create_task(render(renderer, original(fault("render", "stuck-in-small-ones"))))
+    await until(lambda: not renderer._free.qsize())
+
+    waiting = asyncio.create_task(render(renderer, original(GOOD)))
+    with pytest.raises(RenderTimedOut):
+        await stuck
+    # A new child is not warm as soon as that.
+    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 30)
+
+    assert (200, 150) in await waiting
+    assert child.isdisjoint(children())
 
 
 @pytest.mark.parametrize("trouble", [OSError("no memory"), RuntimeError("can't start new thread")])
