@@ -373,9 +373,12 @@ class Ledger:
 
     # Settling
 
-    async def tokens_changed(self, image: Image) -> Image | None:
-        """Record that the cache tokens were changed after the commit that `image` was read from."""
-        return await self._transition(_TOKENS_CHANGED, _read_as(image))
+    async def tokens_changed(self, image: Image, *, leaves_nothing: bool = False) -> Image | None:
+        """Record that the cache tokens were changed after the commit that `image` was read from.
+
+        Leftovers are owed next, unless that commit `leaves_nothing`.
+        """
+        return await self._transition(_SETTLED if leaves_nothing else _TOKENS_CHANGED, _read_as(image))
 
     async def all_tokens_changed(self, owing: Sequence[Image]) -> None:
         """Record the same for many images, in one commit."""
@@ -613,6 +616,7 @@ _NEXT = update(ledger).values(sequence=ledger.c.sequence + 1).returning(ledger.c
 _NUMBER = _returning(images.c.id == bindparam("of_id"), {"sequence": bindparam("of_sequence")})
 # Not due at once: whoever settles goes on to the leftovers, the sweep comes only if they died.
 _TOKENS_CHANGED = _returning(and_(_is_as_read, _owes_tokens), {"owed": Owed.LEFTOVERS, "due": now() + WAKE_SECONDS})
+_SETTLED = _returning(and_(_is_as_read, _owes_tokens), {"owed": None, "due": None})
 _LEFTOVERS_REMOVED = _returning(and_(_is_as_read, _owes_leftovers), {"owed": None, "due": None})
 
 

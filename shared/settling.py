@@ -60,11 +60,15 @@ class Settling:
         finally:
             # Once more: what was looked for meanwhile may have been found under the token of before.
             self._changed(image.id)
-        moved_on = await self._ledger.tokens_changed(image)
+        moved_on = await self._ledger.tokens_changed(image, leaves_nothing=self._leaves_nothing(image))
         metrics.SETTLED.add("tokens")
         await self._announce(image.id)
         # Whoever moved the row on before us pays what else it owes.
         return moved_on or replace(image, owed=None)
+
+    def _leaves_nothing(self, image: Image) -> bool:
+        # Most images: the first attempt is the one that was published, and the original stays.
+        return image.status is Status.READY and image.published == image.attempt == 1 and self._keep_originals
 
     async def settle_all_tokens(self, even_if_open: bool = False) -> None:
         """Change the tokens of every row that owes them. Raises RedisAway where one could not be changed."""

@@ -132,7 +132,12 @@ UPLOADING_WITHOUT_REDIS = Point(
 CLAIMED = Point("conversion: claimed", "after", _COMMIT, f"{_LEDGER}.claim", attempt=2, leases=1)
 PUBLISHED = Point("settling: published, the tokens not changed", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL)
 LEFTOVERS_REMOVED = Point(
-    "settling: leftovers removed, the row not told", "before", f"{_LEDGER}.leftovers_removed", CONVERT, files=_ALL
+    "thumbnails: all superseded files are removed, the row not told",
+    "before",
+    f"{_LEDGER}.leftovers_removed",
+    _THUMBNAILS,
+    files=_ALL,
+    attempt=2,
 )
 
 
@@ -217,14 +222,6 @@ CONVERTING = _here(
         CONVERT,
         files=_ALL,
     ),
-    Point(
-        "settling: the notice is sent, leftovers not removed",
-        "before",
-        "shared.settling:Settling.remove_leftovers",
-        CONVERT,
-        files=_ALL,
-    ),
-    LEFTOVERS_REMOVED,
     Point("conversion: settled, arq not told", "before", "worker.consumer:Consumer.finish_job", files=_ALL),
     Point(
         "lease: renewed, not committed",
@@ -327,10 +324,11 @@ SWEEPING_QUEUED = Point(
     "sweep: took a queued row, not enqueued", "before", "shared.queue:Queue.enqueue", consumes=False
 )
 SWEEPING_LEFTOVERS = Point(
-    "sweep: took a row that owes leftovers",
+    "sweep: took a row that owes leftovers of thumbnails",
     "before",
     "worker.sweep:Sweep._settle",
     files=_ALL,
+    attempt=2,
     prior=LEFTOVERS_REMOVED,
     consumes=False,
 )
@@ -409,6 +407,14 @@ MAKING_THUMBNAILS = _here(
     Point("thumbnails: the JPEG carried over", "before", f"{_LEDGER}.publish", _THUMBNAILS, files=_ALL, attempt=4),
     Point("thumbnails: published", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL, attempt=2),
     Point(
+        "thumbnails: the notice is sent, leftovers not removed",
+        "before",
+        "shared.settling:Settling.remove_leftovers",
+        _THUMBNAILS,
+        files=_ALL,
+        attempt=2,
+    ),
+    Point(
         "thumbnails: one superseded file is removed",
         "after",
         "os:unlink",
@@ -417,14 +423,7 @@ MAKING_THUMBNAILS = _here(
         attempt=2,
         only="disk",
     ),
-    Point(
-        "thumbnails: all superseded files are removed, the row not told",
-        "before",
-        f"{_LEDGER}.leftovers_removed",
-        _THUMBNAILS,
-        files=_ALL,
-        attempt=2,
-    ),
+    LEFTOVERS_REMOVED,
 )
 
 #: A web process reads the list, and pays first what others owe.

@@ -327,7 +327,8 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashes]:
 def let_all_die(crashes: Crashes) -> None:
     service = crashes.service
     # What is to be ready, or failed, at the beginning. The limit that fails it is gone when it is tried again.
-    thumbnails = (points.SWEEPING_THUMBNAILS, *points.ASKING_FOR_THUMBNAILS, *points.MAKING_THUMBNAILS)
+    swept = (points.SWEEPING_THUMBNAILS, points.SWEEPING_LEFTOVERS)
+    thumbnails = (*swept, *points.ASKING_FOR_THUMBNAILS, *points.MAKING_THUMBNAILS)
     ready = {point: crashes.upload() for point in (*points.DELETING, *thumbnails)}
     service.until(crashes.settled, what="ready images")
     stop_workers(service)
@@ -346,7 +347,9 @@ def let_all_die(crashes: Crashes) -> None:
     crashes.kill_without_redis()
 
     # What the sweep is to find must have lost its process, or its job, for some time: meanwhile the web dies.
-    due = {point: crashes.upload() for point in (points.SWEEPING_LOST, points.SWEEPING_LEFTOVERS)}
+    # In the order in which workers take them.
+    due = {points.SWEEPING_LEFTOVERS: crashes.ask_for_it(ready[points.SWEEPING_LEFTOVERS])}
+    due[points.SWEEPING_LOST] = crashes.upload()
     crashes.kill_workers((prior_of(point), death) for point, death in due.items())
     due[points.SWEEPING_QUEUED] = crashes.upload()
     due[points.SWEEPING_THUMBNAILS] = crashes.ask_for_it(ready[points.SWEEPING_THUMBNAILS])

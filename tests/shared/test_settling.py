@@ -28,6 +28,7 @@ from tests.ledgers import (
     latest,
     let_pass,
     published,
+    published_again,
     queued,
     ready,
 )
@@ -64,11 +65,29 @@ async def test_a_published_image_changes_its_token_and_the_lists(
     assert (row.owed, row.due) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("arrange", "keep_originals", "leftovers"),
+    [
+        (published, True, []),
+        (published, False, ["folders", "leftovers_removed"]),
+        (published_again, True, ["folders", "leftovers_removed"]),
+    ],
+    ids=["first attempt", "original not kept", "second attempt"],
+)
 async def test_the_token_is_changed_before_the_row_says_so_and_the_notice_goes_out_last(
-    ledger: Ledger, settling: Settling, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger,
+    settling: Settling,
+    monkeypatch: pytest.MonkeyPatch,
+    arrange: Callable[[Ledger], Any],
+    keep_originals: bool,
+    leftovers: list[str],
 ) -> None:
-    """Who hears the notice, or reads a row that owes nothing, must not be answered from an older copy."""
-    image = await published(ledger)
+    """Who hears the notice, or reads a row that owes nothing, must not be answered from an older copy.
+
+    Leftovers are looked for where there may be some.
+    """
+    monkeypatch.setattr(settling, "_keep_originals", keep_originals)
+    image = await arrange(ledger)
     steps: list[str] = []
 
     def recorded(owner: Any, name: str) -> None:
@@ -88,7 +107,9 @@ async def test_the_token_is_changed_before_the_row_says_so_and_the_notice_goes_o
 
     await settling.settle(image)
 
-    assert steps == ["change_tokens", "tokens_changed", "announce", "folders", "leftovers_removed"]
+    assert steps == ["change_tokens", "tokens_changed", "announce", *leftovers]
+    row = await latest(ledger, image)
+    assert (row.owed, row.due) == (None, None)
 
 
 @pytest.fixture
@@ -286,7 +307,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize(("part", "name", "after"), STEPS.values(), ids=STEPS)
-@pytest.mark.parametrize("arrange", [published, failed_image, deleted_image])
+@pytest.mark.parametrize("arrange", [published_again, failed_image, deleted_image])
 async def test_the_sweep_finishes_whatever_step_the_settling_died_at(
     ledger: Ledger,
     storage: Storage,
@@ -333,7 +354,7 @@ async def test_the_sweep_finishes_whatever_step_the_settling_died_at(
 async def test_trouble_on_the_way_is_told_and_what_is_owed_stays_owed(
     ledger: Ledger, settling: Settling, monkeypatch: pytest.MonkeyPatch, trouble: AsgilookError
 ) -> None:
-    image = await published(ledger)
+    image = await published_again(ledger)
 
     async def fail(prefix: str) -> list[str]:
         raise trouble
