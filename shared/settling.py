@@ -36,7 +36,7 @@ class Settling:
 
         May raise StorageUnavailable or LedgerUnavailable.
         """
-        image = await self.settle_tokens(image)
+        image = await self._settle_tokens(image, leaves_nothing=self._leaves_nothing(image))
         if image.owed is Owed.LEFTOVERS:
             await self.remove_leftovers(image)
         return image.owed is not Owed.TOKENS
@@ -45,8 +45,11 @@ class Settling:
         """Change the tokens that the image owes and move its row on; return it as it is then.
 
         Whoever reads a row that owes tokens calls this before answering: otherwise a client that saw `ready` may
-        read an older list next.
+        read an older list next. What is left besides is not for readers to say: they leave leftovers to the sweep.
         """
+        return await self._settle_tokens(image, leaves_nothing=False)
+
+    async def _settle_tokens(self, image: Image, *, leaves_nothing: bool) -> Image:
         if image.owed is not Owed.TOKENS:
             if image.status is Status.DELETING:
                 # Somebody else has told, and we may not have heard it: what is told to be gone is served no more.
@@ -60,7 +63,7 @@ class Settling:
         finally:
             # Once more: what was looked for meanwhile may have been found under the token of before.
             self._changed(image.id)
-        moved_on = await self._ledger.tokens_changed(image, leaves_nothing=self._leaves_nothing(image))
+        moved_on = await self._ledger.tokens_changed(image, leaves_nothing=leaves_nothing)
         metrics.SETTLED.add("tokens")
         await self._announce(image.id)
         # Whoever moved the row on before us pays what else it owes.

@@ -99,9 +99,11 @@ async def run(settings: Settings) -> None:
                 redis=redis,
                 queue=queue,
                 slots=slots,
-                job_seconds=settings.render_wall_seconds + 60,
+                # Its own, and that of the picture before it in its child.
+                job_seconds=2 * settings.render_wall_seconds + 60,
                 worker=name,
                 may_take=attempts.may_take,
+                may_listen=renderer.has_turn,
                 is_filtered=not renderer.unfiltered_for,
             )
 

@@ -68,7 +68,7 @@ class Pause:
 class Lent:
     """What a consumer has to do with a slot in which its job runs."""
 
-    #: Whether more jobs wait than there are slots, here and elsewhere.
+    #: Whether more jobs waited than were taken, when the queue was last looked at.
     is_wanted: Callable[[], bool]
     #: Tells it that the job goes on without its slot.
     left: Callable[[], None]

@@ -45,6 +45,7 @@ class Consumer(Worker):
         job_seconds: float,
         worker: str,
         may_take: Callable[[], bool],
+        may_listen: Callable[[], bool] = lambda: True,
         is_filtered: bool = True,
     ) -> None:
         super().__init__(
@@ -64,6 +65,7 @@ class Consumer(Worker):
         self._queue = queue
         self._worker = worker
         self._may_take = may_take
+        self._may_listen = may_listen
         self._is_filtered = is_filtered
         self._slot_freed = asyncio.Event()
         #: Jobs that go on without a slot, and how many of those are over that arq has not counted yet.
@@ -140,8 +142,8 @@ class Consumer(Worker):
     async def _wait_for_work(self) -> None:
         if self._slot_freed.is_set():
             return  # it ended while we looked, and there may be more to take
-        if self._may_pick and self.job_counter < self.max_jobs:
-            # Only who has a free slot listens: a ring that a busy worker hears is lost for an idle one.
+        if self._may_pick and self.job_counter < self.max_jobs and self._may_listen():
+            # Only who has a free child listens: a ring that a busy worker hears is lost for an idle one.
             # redis-py's types know whole seconds only; the server takes fractions.
             await self.pool.blpop([self._queue.doorbell], timeout=_LISTEN_SECONDS)  # type: ignore[arg-type,misc]
         else:

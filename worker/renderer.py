@@ -129,6 +129,10 @@ class Renderer:
                 else:
                     child.discard()
 
+    def has_turn(self) -> bool:
+        """Whether a picture that came now would find a child at once, or as soon as one is replaced."""
+        return not self._turns.locked()
+
     async def _free_child(self) -> Child:
         while True:
             try:

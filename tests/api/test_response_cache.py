@@ -330,7 +330,7 @@ async def test_who_saw_an_image_ready_finds_it_in_every_list(service: Service, l
     response = await service.client.simulate_get("/images?limit=3")
 
     assert [record["id"] for record in response.json] == [attempt.id]
-    assert (await service.image(attempt.id)).owed is not Owed.TOKENS
+    assert (await service.image(attempt.id)).owed is Owed.LEFTOVERS
 
 
 async def delete_again(service: Service, image: Image) -> Result:

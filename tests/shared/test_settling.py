@@ -13,7 +13,7 @@ from shared.connections import RedisAway
 from shared.errors import AsgilookError, LedgerUnavailable, StorageUnavailable
 from shared.images import Image, Owed, Status, original_key, renditions_prefix
 from shared.ledger import PAUSE_SECONDS, Ledger
-from shared.notices import channel_of
+from shared.notices import Announcer, channel_of
 from shared.queue import Queue
 from shared.response_cache import ResponseCache, Slot
 from shared.settling import Settling
@@ -76,7 +76,9 @@ async def test_a_published_image_changes_its_token_and_the_lists(
 )
 async def test_the_token_is_changed_before_the_row_says_so_and_the_notice_goes_out_last(
     ledger: Ledger,
-    settling: Settling,
+    storage: Storage,
+    cache: ResponseCache,
+    announcer: Announcer,
     monkeypatch: pytest.MonkeyPatch,
     arrange: Callable[[Ledger], Any],
     keep_originals: bool,
@@ -86,7 +88,7 @@ async def test_the_token_is_changed_before_the_row_says_so_and_the_notice_goes_o
 
     Leftovers are looked for where there may be some.
     """
-    monkeypatch.setattr(settling, "_keep_originals", keep_originals)
+    settling = Settling(ledger, storage, cache, announcer, keep_originals)
     image = await arrange(ledger)
     steps: list[str] = []
 

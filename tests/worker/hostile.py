@@ -87,7 +87,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "talks-later": say(pack({"error": "unreadable-image", "detail": "x"}) + b"more"),
     "odd-stages": say(pack({"stages": [1, 2]})),
     "endless-stage": say(pack({"stages": {"decode": float("inf")}})),
-    "stuck-in-small-ones": say(pack(LARGEST_WRITTEN)),
+    "stuck-after-largest": say(pack(LARGEST_WRITTEN)),
     "largest-twice": say(2 * pack(LARGEST_WRITTEN)),
     "lie": say(pack({"stages": {"decode": 1.0}})),
 }

@@ -96,7 +96,7 @@ class Running:
 
     def __init__(self, redis: Redis, queue: Queue, convert: Any, thumbnails: Any) -> None:
         self.made: list[Consumer] = []
-        self.may_take = True
+        self.may_take = self.may_listen = True
 
         def make() -> Consumer:
             functions = [func(convert, name=CONVERT_IMAGE), func(thumbnails, name=MAKE_THUMBNAILS)]
@@ -108,6 +108,7 @@ class Running:
                 job_seconds=100.0,
                 worker="host:1",
                 may_take=lambda: self.may_take,
+                may_listen=lambda: self.may_listen,
             )
             self.made.append(consumer)
             return consumer
@@ -148,6 +149,11 @@ def is_listening(redis: Redis) -> Callable[[], Any]:
         return bool((await redis.info("clients"))["blocked_clients"])
 
     return ask
+
+
+async def looks(redis: Redis) -> int:
+    """Return how often anybody has looked into a queue of this Redis."""
+    return int((await redis.info("commandstats")).get("cmdstat_zpopmin", {"calls": 0})["calls"])
 
 
 @pytest.mark.usefixtures("deaf_to_time")
@@ -227,6 +233,29 @@ async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once
     await until(lambda: len(worked.ended) == len(images))
     await until(lambda: not any(not task.done() for task in running.made[0].tasks.values()))
     assert (free_while_storing, running.made[0].job_counter) == (0, 0)
+
+
+@pytest.mark.usefixtures("deaf_to_time")
+async def test_who_has_no_free_child_does_not_hear_the_bell(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    """A ring that a busy worker hears is lost for an idle one, also where a slot was left early."""
+    looked_before = await looks(redis)
+    busy = Worked()
+
+    async def both_have_looked() -> bool:
+        return await looks(redis) >= looked_before + 2
+
+    start(busy.convert_image).may_listen = False
+    start()
+    await until(is_listening(redis))
+    await until(both_have_looked)
+
+    for number in range(10):
+        await queue.enqueue(await some_image(ledger))
+        await until(lambda number=number: len(worked.ended) == number + 1)  # type: ignore[misc] # bound as it is now
+
+    assert busy.started == []
 
 
 @pytest.mark.parametrize("more", [0, 1])

@@ -300,12 +300,12 @@ async def test_a_child_may_take_no_more_memory_than_this_machine_has_for_it(
         await render(renderer, original(large))
 
 
-@pytest.mark.parametrize("phase", ["open", "render"])
+@pytest.mark.parametrize(("phase", "name"), [("open", "hang"), ("render", "hang"), ("render", "stuck-after-largest")])
 async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
-    start_renderer: StartRenderer, original: Original, phase: str
+    start_renderer: StartRenderer, original: Original, phase: str, name: str
 ) -> None:
     renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=1.0), slots=2)
-    hanging = asyncio.create_task(render(renderer, original(fault(phase, "hang"))))
+    hanging = asyncio.create_task(render(renderer, original(fault(phase, name))))
 
     for _ in range(5):
         assert (200, 150) in await render(renderer, original(GOOD))
@@ -315,24 +315,24 @@ async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
-async def test_who_comes_while_others_are_rendered_waits_for_them_and_not_for_a_child(
+async def test_who_comes_while_another_is_rendered_waits_for_it_and_not_for_a_child(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next picture is there before the last one's child is free: that it is no trouble of this worker's."""
-    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 0.3)
-    renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=1.0))
-    child = children()
-    stuck = asyncio.create_task(render(renderer, original(fault("render", "stuck-in-small-ones"))))
-    await until(lambda: not renderer._free.qsize())
+    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 0.1)
+    renderer = await start_renderer()
+    waiting: list[asyncio.Task[dict[Size, Image.Image]]] = []
 
-    waiting = asyncio.create_task(render(renderer, original(GOOD)))
-    with pytest.raises(RenderTimedOut):
-        await stuck
-    # A new child is not warm as soon as that.
-    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 30)
+    async def largest_written() -> None:
+        waiting.append(asyncio.create_task(render(renderer, original(GOOD))))
+        await asyncio.wait(waiting, timeout=0.4)
 
-    assert (200, 150) in await waiting
-    assert child.isdisjoint(children())
+    async with renderer.open(original(GOOD)) as opened:
+        with TemporaryFile() as full, TemporaryFile() as thumbnail:
+            outputs = {(200, 150): full.fileno(), (50, 37): thumbnail.fileno()}
+            await opened.render(outputs, largest_written=largest_written)
+
+    assert (200, 150) in await waiting[0]
 
 
 @pytest.mark.parametrize("trouble", [OSError("no memory"), RuntimeError("can't start new thread")])

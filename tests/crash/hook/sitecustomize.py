@@ -40,12 +40,12 @@ class _Arm:
         """Whether a call with these arguments counts."""
         return self._is_within.get() and (bool(self.within) or self._is_about(args))
 
-    def reach(self) -> None:
-        """Do what the process was armed for, if this is the call."""
+    def reach(self) -> bool:
+        """Do what the process was armed for, if this is the call; return whether it is."""
         with self._lock:
             self._calls_left -= 1
             if self._calls_left != 0:
-                return
+                return False
         descriptor = os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         os.close(descriptor)
@@ -54,6 +54,7 @@ class _Arm:
         elif self.action == "stop":
             # To this thread: it is the one that must not go on. It takes all others with it.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        return True
 
     def around_function(self, function: Function) -> Function:
         """Wrap the function at which it happens."""
@@ -63,10 +64,8 @@ class _Arm:
                 is_meant = self.is_meant((args, kwargs))
                 if is_meant and self.action == "skip":
                     return None
-                if is_meant and self.when == "before":
-                    self.reach()
-                    if self.action == "hold":
-                        await asyncio.Event().wait()
+                if is_meant and self.when == "before" and self.reach() and self.action == "hold":
+                    await asyncio.Event().wait()
                 result = await function(*args, **kwargs)
                 if is_meant and self.when == "after":
                     self.reach()
