@@ -190,7 +190,7 @@ def draw_parts(axes: Axes, line: float, parts: Mapping[str, Sequence[float]]) ->
         middle = statistics.median(values)
         colour = (OURS, *OTHERS)[number % (1 + len(OTHERS))]
         axes.barh(line, middle, left=left, height=0.8, color=colour, edgecolor="white", linewidth=0.8)
-        if middle > 0.02 * whole:
+        if middle > 0.01 * whole:
             below = line + 0.75 + 0.55 * (number % 3)  # in turns: names are longer than short parts
             axes.text(left, below, f"{name} {in_short(middle)}", fontsize=8, va="center")
         left += middle
