@@ -72,12 +72,13 @@ def _serve(connection: socket.socket) -> Message:
             sizes: list[Size] = [(width, height) for width, height in order["sizes"]]
             scratches = [files.enter_context(open(descriptor, "wb", buffering=0)) for descriptor in descriptors]
             red, green, blue = order["background"]
-            stages = rendering.render(
-                picture,
-                dict(zip(sizes, scratches, strict=True)),
-                (red, green, blue),
-                lambda: _send(connection, LARGEST_WRITTEN),
-            )
+            outputs = dict(zip(sizes, scratches, strict=True))
+
+            def tell(size: Size) -> None:
+                outputs[size].truncate()
+                _send(connection, LARGEST_WRITTEN)
+
+            stages = rendering.render(picture, outputs, (red, green, blue), tell)
             for scratch in scratches:
                 scratch.truncate()
             return {"stages": stages}

@@ -195,6 +195,7 @@ class Opened:
         self._settings = settings
         self._budget = budget
         self._seconds_left = settings.render_wall_seconds
+        self._has_rendered = False
         #: The length and SHA-256 (hex) of each rendition.
         self.written: dict[Size, tuple[int, str]] = {}
 
@@ -218,13 +219,17 @@ class Opened:
                 if reply == LARGEST_WRITTEN:
                     if largest_written is not None:
                         await largest_written()
+                    # Most of all bytes: checked and copied while the child makes the others.
+                    largest = max(scratches, key=lambda scratch: math.prod(scratch.size))
+                    await self._take_over([largest], outputs)
                     reply = await self._in_time(self._child.receive())
             stages = _stages_in(reply)
             if stages is None:
                 raise self._child.distrust("claimed to have rendered what it had not")
             if rendered is not None:
                 await rendered()
-            await self._take_over(scratches, outputs)
+            self._has_rendered = True
+            await self._take_over([scratch for scratch in scratches if scratch.size not in self.written], outputs)
             self._child.is_idle = True
             # A child may have been taken over: what it calls its stages is no label of ours.
             seconds = {stage: stages[stage] / 1000 for stage in STAGES & stages.keys()}
@@ -250,7 +255,7 @@ class Opened:
         except NotOurs as exc:
             raise self._child.distrust(f"claimed to have rendered what it had not: {exc}") from exc
         except OSError as exc:
-            self._child.is_idle = True
+            self._child.is_idle = self._has_rendered
             raise _storage_error(exc.errno, str(exc)) from exc
 
     async def _read_header(self) -> None:

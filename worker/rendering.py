@@ -156,7 +156,7 @@ def render(
     picture: Picture,
     outputs: Mapping[Size, Writable],
     background: tuple[int, int, int],
-    largest_written: Callable[[], None] = lambda: None,
+    largest_written: Callable[[Size], None] = lambda size: None,
 ) -> dict[str, float]:
     """Write a JPEG of each size asked for into its file and return the stages' milliseconds.
 
@@ -186,7 +186,7 @@ def render(
                 if not unwritten:
                     break
                 if len(unwritten) == len(outputs) - 1:
-                    largest_written()
+                    largest_written(size)
     except MemoryError as exc:
         raise _out_of_memory() from exc
     return stages

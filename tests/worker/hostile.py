@@ -6,6 +6,7 @@ Run by tests in place of `worker.child`, with the same arguments.
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import select
 import socket
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
+from PIL import Image
+
 from shared.images import Size
 from worker import child, rendering
 from worker.frames import LARGEST_WRITTEN, pack
@@ -21,6 +24,8 @@ from worker.frames import LARGEST_WRITTEN, pack
 CONNECTION = socket.socket(fileno=int(sys.argv[1]))
 HOARD: list[bytes] = []
 REAL_OPEN, REAL_RENDER = rendering.open_picture, rendering.render
+#: What is to go wrong once the largest size of the picture that was opened is written.
+LATER: list[str] = []
 
 
 def hang() -> NoReturn:
@@ -87,7 +92,6 @@ FAULTS: dict[str, Callable[[], object]] = {
     "talks-later": say(pack({"error": "unreadable-image", "detail": "x"}) + b"more"),
     "odd-stages": say(pack({"stages": [1, 2]})),
     "endless-stage": say(pack({"stages": {"decode": float("inf")}})),
-    "stuck-after-largest": say(pack(LARGEST_WRITTEN)),
     "largest-twice": say(2 * pack(LARGEST_WRITTEN)),
     "lie": say(pack({"stages": {"decode": 1.0}})),
 }
@@ -101,6 +105,10 @@ def open_picture(file: BinaryIO, **limits: int) -> rendering.Picture:
     if word[:2] == ["FAULT", "render"]:
         # It claims to be of 4 x 4 pixels; what goes wrong does so when they are asked for.
         return rendering.Picture((4, 4), "PNG", None, None, word[2].encode())
+    if word[:2] == ["FAULT", "thumbnails"]:
+        LATER.append(word[2])
+        file = io.BytesIO()
+        Image.new("L", (8, 8)).save(file, "PNG")
     file.seek(0)
     return REAL_OPEN(file, **limits)
 
@@ -109,11 +117,17 @@ def render(
     picture: rendering.Picture,
     outputs: dict[Size, Any],
     background: tuple[int, int, int],
-    largest_written: Callable[[], None] = lambda: None,
+    largest_written: Callable[[Size], None] = lambda size: None,
 ) -> dict[str, float]:
     if picture._image is None and picture._profile is not None:
         FAULTS[picture._profile.decode()]()
-    return REAL_RENDER(picture, outputs, background, largest_written)
+
+    def tell(size: Size) -> None:
+        largest_written(size)
+        if LATER:
+            FAULTS[LATER.pop()]()
+
+    return REAL_RENDER(picture, outputs, background, tell)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -239,7 +240,7 @@ async def test_an_original_is_read_from_its_start_wherever_its_descriptor_stands
     assert await render(renderer, descriptor) == await render(renderer, descriptor)
 
 
-@pytest.mark.parametrize("phase", ["open", "render"])
+@pytest.mark.parametrize("phase", ["open", "render", "thumbnails"])
 @pytest.mark.parametrize(
     ("name", "error"),
     [
@@ -300,12 +301,12 @@ async def test_a_child_may_take_no_more_memory_than_this_machine_has_for_it(
         await render(renderer, original(large))
 
 
-@pytest.mark.parametrize(("phase", "name"), [("open", "hang"), ("render", "hang"), ("render", "stuck-after-largest")])
+@pytest.mark.parametrize("phase", ["open", "render", "thumbnails"])
 async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
-    start_renderer: StartRenderer, original: Original, phase: str, name: str
+    start_renderer: StartRenderer, original: Original, phase: str
 ) -> None:
     renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=1.0), slots=2)
-    hanging = asyncio.create_task(render(renderer, original(fault(phase, name))))
+    hanging = asyncio.create_task(render(renderer, original(fault(phase, "hang"))))
 
     for _ in range(5):
         assert (200, 150) in await render(renderer, original(GOOD))
@@ -532,6 +533,41 @@ async def test_a_full_disk_is_storage_that_is_full(start_renderer: StartRenderer
 
     assert (200, 150) in await render(renderer, original(GOOD))
     assert children() == before
+
+
+async def test_a_full_disk_is_found_before_the_child_is_done_and_costs_it_its_life(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    """What it has begun nobody will want."""
+    renderer = await start_renderer()
+    (pid,) = children()
+    full = os.open("/dev/full", os.O_RDWR)
+    try:
+        with pytest.raises(StorageFull):
+            async with renderer.open(original(fault("thumbnails", "hang"))) as opened:
+                await opened.render({(8, 8): full, (4, 4): full})
+    finally:
+        os.close(full)
+
+    await until_dead({pid})
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_the_largest_size_is_taken_over_while_the_child_makes_the_others(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=1.0))
+
+    with TemporaryFile() as full, TemporaryFile() as thumbnail:
+        with pytest.raises(RenderTimedOut):
+            async with renderer.open(original(fault("thumbnails", "hang"))) as opened:
+                await opened.render({(4, 4): thumbnail.fileno(), (8, 8): full.fileno()})
+
+        full.seek(0)
+        jpeg = full.read()
+        assert Image.open(full).size == (8, 8)
+        assert opened.written == {(8, 8): (len(jpeg), sha256(jpeg).hexdigest())}
+        assert thumbnail.seek(0, 2) == 0
 
 
 async def test_an_original_that_cannot_be_read_is_the_storages_trouble(

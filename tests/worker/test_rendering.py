@@ -512,9 +512,14 @@ def test_it_is_told_once_when_only_smaller_sizes_are_left(sizes: list[Size], tol
     outputs = {size: io.BytesIO() for size in sizes}
     written: list[list[Size]] = []
 
-    render(picture, outputs, WHITE, lambda: written.append([size for size in sizes if outputs[size].getvalue()]))
+    render(
+        picture,
+        outputs,
+        WHITE,
+        lambda largest: written.append([largest, *(size for size in sizes if outputs[size].getvalue())]),
+    )
 
-    assert written == [[sizes[0]]] * told
+    assert written == [[sizes[0], sizes[0]]] * told
 
 
 def test_a_size_beside_the_ladder_is_our_own_mistake() -> None:
