@@ -108,6 +108,7 @@ async def run(settings: Settings) -> None:
             )
 
         consumers = Consumers(make_consumer)
+        renderer.on_free.append(consumers.look)
         sweep = Sweep(ledger, storage, queue, settling)
         background = [
             asyncio.create_task(consumers.run()),

@@ -124,8 +124,9 @@ class Child:
 
     def kill(self) -> None:
         """Kill it at once, and whatever it may have started."""
-        self._killed = True
         if self.process.returncode is None:
+            # Who is dead already has died of something else.
+            self._killed = True
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 

@@ -109,6 +109,10 @@ class Consumer(Worker):
         task = self.tasks[job_id] = self.loop.create_task(self.run_job(job_id, score))
         task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
 
+    def look(self) -> None:
+        """Look into the queue at once, and listen again."""
+        self._slot_freed.set()
+
     async def heart_beat(self) -> None:
         """Tell that the loop turns; there are no cron jobs to look for."""
         await self.record_health()
@@ -143,7 +147,7 @@ class Consumer(Worker):
         if self._slot_freed.is_set():
             return  # it ended while we looked, and there may be more to take
         if self._may_pick and self.job_counter < self.max_jobs and self._may_listen():
-            # Only who has a free child listens: a ring that a busy worker hears is lost for an idle one.
+            # Who would wait for another picture's child does not listen: a ring that it hears is lost for an idle one.
             # redis-py's types know whole seconds only; the server takes fractions.
             await self.pool.blpop([self._queue.doorbell], timeout=_LISTEN_SECONDS)  # type: ignore[arg-type,misc]
         else:
@@ -189,6 +193,11 @@ class Consumers:
             except Exception:
                 logger.exception("the consumer failed and is made anew")
             await asyncio.sleep(_RECONNECT_SECONDS)
+
+    def look(self) -> None:
+        """Have the current one look into the queue at once."""
+        if self._current is not None:
+            self._current.look()
 
     def stop_picking(self) -> None:
         """Take nothing new from now on; running jobs go on."""

@@ -77,6 +77,8 @@ class Renderer:
         self._free: asyncio.Queue[Child] = asyncio.Queue()
         #: Who has a turn finds a child soon; the others wait until those before them are done.
         self._turns = asyncio.Semaphore(slots)
+        #: Called when a turn is over.
+        self.on_free: list[Callable[[], None]] = []
         self._children: set[Child] = set()
         self._keepers: list[asyncio.Task[None]] = []
         #: Why no system-call filter confines the children; empty where one does.
@@ -115,7 +117,7 @@ class Renderer:
 
         Raises RenderFailure for what the file did, ChildLost for what was done to the child, NoChild where none is.
         """
-        async with self._turns:
+        async with self._turn():
             child = await self._free_child()
             try:
                 opened = Opened(child, original, self._settings, self._budget)
@@ -129,8 +131,17 @@ class Renderer:
                 else:
                     child.discard()
 
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with self._turns:
+                yield
+        finally:
+            for tell in self.on_free:
+                tell()
+
     def has_turn(self) -> bool:
-        """Whether a picture that came now would find a child at once, or as soon as one is replaced."""
+        """Whether a picture that came now would wait for no other's child."""
         return not self._turns.locked()
 
     async def _free_child(self) -> Child:
@@ -206,7 +217,7 @@ class Opened:
 
         Returns the milliseconds of each stage. Sizes are the picture's own and those on its ladder. Awaited on the way:
         `largest_written` when the child says that only smaller ones are left, `rendered` when it has done its part,
-        before what it has written is read.
+        before the rest is read.
 
         Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable where it could not be written.
         """
@@ -216,7 +227,7 @@ class Opened:
             scratches = [stack.enter_context(Scratch(size)) for size in outputs]
             async with self._budget.hold(math.prod(self.size)):
                 reply = await self._ask({"render": order}, (scratch.fileno() for scratch in scratches))
-                if reply == LARGEST_WRITTEN:
+                if reply == LARGEST_WRITTEN and len(outputs) > 1:
                     if largest_written is not None:
                         await largest_written()
                     # Most of all bytes: checked and copied while the child makes the others.

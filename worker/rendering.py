@@ -160,9 +160,9 @@ def render(
 ) -> dict[str, float]:
     """Write a JPEG of each size asked for into its file and return the stages' milliseconds.
 
-    A size is the picture's own, or one on its ladder of halvings. `largest_written` is called when the first of several
-    is written. Raises UnreadableImage or RenderOutOfMemory for what the file did; whatever fails in encoding or writing
-    comes out as it is, since that is ours.
+    A size is the picture's own, or one on its ladder of halvings. `largest_written` is told the first of several
+    when it is written. Raises UnreadableImage or RenderOutOfMemory for what the file did; whatever fails in encoding or
+    writing comes out as it is, since that is ours.
     """
     unwritten = dict(outputs)
     if strangers := unwritten.keys() - set(_levels(picture.size)):

@@ -43,7 +43,7 @@ class Scratch:
 
     @property
     def bytes(self) -> int:
-        """How long it is: once its child has rendered, as long as the JPEG."""
+        """How long it is: once its child has told that it is written, as long as the JPEG."""
         return os.fstat(self._descriptor).st_size
 
     def copy_to(self, target: int) -> tuple[int, str]:

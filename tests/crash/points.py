@@ -169,6 +169,7 @@ CONVERTING = _here(
         "worker.attempts:Attempts.leave_slot_if_wanted",
         "drafts originals",
     ),
+    _lost("the full-size JPEG is copied", "after", "worker.renderer:Opened._take_over", "drafts originals"),
     _lost("the child has rendered", "after", "worker.renderer:Opened.render", "drafts originals"),
     _lost("its slot is left", "before", f"{_STORAGE}.keep", "drafts originals"),
     _lost("one draft is fsynced, perhaps more", "after", f"{_DRAFT}.sync", "drafts originals", only="disk"),

@@ -258,6 +258,28 @@ async def test_who_has_no_free_child_does_not_hear_the_bell(
     assert busy.started == []
 
 
+@pytest.mark.usefixtures("deaf_to_time")
+async def test_who_has_a_free_child_again_looks_and_listens(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
+    looked_before = await looks(redis)
+    running = start()
+    running.may_listen = False
+
+    async def has_looked() -> bool:
+        return await looks(redis) > looked_before
+
+    await until(has_looked)
+    first = await some_image(ledger)
+    await queue.enqueue(first)
+    running.may_listen = True
+
+    running.consumers.look()
+
+    await until(lambda: worked.ended == [first.id])
+    await until(is_listening(redis))
+
+
 @pytest.mark.parametrize("more", [0, 1])
 async def test_a_slot_is_wanted_where_more_jobs_wait_than_were_taken(
     ledger: Ledger, queue: Queue, worked: Worked, start: Start, more: int

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
@@ -37,6 +38,7 @@ from shared.settings import Settings
 from tests.worker.pictures import encoded, photo, quartered
 from worker.children import Child
 from worker.renderer import PixelBudget, Renderer
+from worker.scratch import Scratch
 
 HOSTILE = (sys.executable, "-m", "tests.worker.hostile")
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +154,19 @@ async def render(renderer: Renderer, original: int) -> dict[Size, Image.Image]:
             images[size] = Image.open(draft)
             images[size].load()
         return images
+
+
+def copied_slowly(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have every copy out of a scratch file take its time; return what is set when one has begun."""
+    copy_to, begun = Scratch.copy_to, threading.Event()
+
+    def copy_slowly(self: Scratch, target: int) -> tuple[int, str]:
+        begun.set()
+        time.sleep(0.05)
+        return copy_to(self, target)
+
+    monkeypatch.setattr(Scratch, "copy_to", copy_slowly)
+    return begun
 
 
 async def test_a_picture_is_opened_and_rendered(start_renderer: StartRenderer, original: Original) -> None:
@@ -271,9 +286,19 @@ async def test_an_original_is_read_from_its_start_wherever_its_descriptor_stands
     ],
 )
 async def test_a_fault_costs_its_own_picture_only(
-    start_renderer: StartRenderer, original: Original, phase: str, name: str, error: type[Exception]
+    start_renderer: StartRenderer,
+    original: Original,
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
+    name: str,
+    error: type[Exception],
 ) -> None:
-    """Promise 8: with one slot, the next picture is rendered by the same child or by its replacement."""
+    """Promise 8: with one slot, the next picture is rendered by the same child or by its replacement.
+
+    A child that dies while a thread copies the largest size is found dead by others first.
+    """
+    monkeypatch.setattr("worker.renderer._COPIED_AT_ONCE", -1)
+    copied_slowly(monkeypatch)
     renderer = await start_renderer()
 
     with pytest.raises(error):
@@ -314,6 +339,21 @@ async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
     with pytest.raises(RenderTimedOut):
         await hanging
     assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_it_is_told_when_a_turn_is_over(start_renderer: StartRenderer, original: Original) -> None:
+    """Nobody listens for work while others' pictures would be waited for."""
+    renderer = await start_renderer()
+    free: list[bool] = []
+    renderer.on_free.append(lambda: free.append(renderer.has_turn()))
+
+    async with renderer.open(original(GOOD)) as opened:
+        while_open = renderer.has_turn()
+        with TemporaryFile() as draft:
+            await opened.render({(200, 150): draft.fileno()})
+        told_before = list(free)
+
+    assert (while_open, told_before, free) == (False, [], [True])
 
 
 async def test_who_comes_while_another_is_rendered_waits_for_it_and_not_for_a_child(
@@ -473,6 +513,24 @@ async def test_a_child_that_hangs_up_and_stays_is_killed(
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
+async def test_who_is_cancelled_while_the_largest_size_is_copied_leaves_nothing(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.renderer._COPIED_AT_ONCE", -1)
+    copying = copied_slowly(monkeypatch)
+    renderer = await start_renderer()
+    (pid,) = children()
+    rendering = asyncio.create_task(render(renderer, original(fault("thumbnails", "hang"))))
+    await until(copying.is_set)
+
+    rendering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await rendering
+
+    await until_dead({pid})
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
 async def test_a_cancelled_render_kills_its_child_at_once(start_renderer: StartRenderer, original: Original) -> None:
     renderer = await start_renderer()
     (pid,) = children()
@@ -556,11 +614,11 @@ async def test_a_full_disk_is_found_before_the_child_is_done_and_costs_it_its_li
 async def test_the_largest_size_is_taken_over_while_the_child_makes_the_others(
     start_renderer: StartRenderer, original: Original
 ) -> None:
-    renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=1.0))
+    renderer = await start_renderer()
 
     with TemporaryFile() as full, TemporaryFile() as thumbnail:
-        with pytest.raises(RenderTimedOut):
-            async with renderer.open(original(fault("thumbnails", "hang"))) as opened:
+        with pytest.raises(ChildLost):
+            async with renderer.open(original(fault("thumbnails", "vanish"))) as opened:
                 await opened.render({(4, 4): thumbnail.fileno(), (8, 8): full.fileno()})
 
         full.seek(0)
