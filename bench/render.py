@@ -4,6 +4,9 @@ Each side is a process of its own that takes its turn and tells how much computi
 environment of a worker's child, the tutorial and sharp with that of this command. sharp is npm's, found from the
 working directory or in the `node_modules` that ASGI_LOOK_BENCH_SHARP names. The pictures are mosaics of photographs
 that are not enlarged; ASGI_LOOK_BENCH_PHOTOS may name a folder of other ones (JPEG).
+
+In its turn a side renders twice, and the second time counts: a virtual machine may have given to its host what was free
+since the last turn, and who is first to ask for it again pays for it, up to its own time once more.
 """
 
 from __future__ import annotations
@@ -219,6 +222,7 @@ def _ssim(one: Image.Image, other: Image.Image) -> float:
 
 def _serve(render: Callable[[bytes], object], original: bytes) -> None:
     for _ in sys.stdin:
+        render(original)
         computing, clock = time.process_time(), time.perf_counter()
         render(original)
         print((time.process_time() - computing) * 1000, (time.perf_counter() - clock) * 1000, flush=True)

@@ -38,6 +38,7 @@ async function shrunkOnLoad() {
 async function main() {
   const way = process.argv[4] === "shrunk" ? shrunkOnLoad : ladder;
   for await (const _ of readline.createInterface({ input: process.stdin })) {
+    await way(); // as all sides do: see render.py
     const cpu = process.cpuUsage(), clock = process.hrtime.bigint();
     await way();
     const used = process.cpuUsage(cpu), elapsed = process.hrtime.bigint() - clock;
