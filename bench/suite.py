@@ -22,7 +22,7 @@ from bench.figures import Figure, show
 from parts import HERE
 
 #: The modules of `bench` that have `figures(rounds)`, in the order of what a picture goes through.
-MODULES = ("render", "serving", "redis_clients", "uploads", "waiting", "backlog", "scale", "rows")
+MODULES = ("render", "backlog", "serving", "redis_clients", "uploads", "waiting", "scale", "rows")
 #: Far more than any of them needs.
 MOST_SECONDS = 30 * 60.0
 
