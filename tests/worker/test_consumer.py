@@ -156,6 +156,13 @@ async def looks(redis: Redis) -> int:
     return int((await redis.info("commandstats")).get("cmdstat_zpopmin", {"calls": 0})["calls"])
 
 
+def has_looked(redis: Redis, times: int) -> Callable[[], Any]:
+    async def ask() -> bool:
+        return await looks(redis) >= times
+
+    return ask
+
+
 @pytest.mark.usefixtures("deaf_to_time")
 async def test_an_idle_worker_starts_at_the_bell(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
@@ -242,14 +249,10 @@ async def test_who_has_no_free_child_does_not_hear_the_bell(
     """A ring that a busy worker hears is lost for an idle one, also where a slot was left early."""
     looked_before = await looks(redis)
     busy = Worked()
-
-    async def both_have_looked() -> bool:
-        return await looks(redis) >= looked_before + 2
-
     start(busy.convert_image).may_listen = False
     start()
     await until(is_listening(redis))
-    await until(both_have_looked)
+    await until(has_looked(redis, looked_before + 2))
 
     for number in range(10):
         await queue.enqueue(await some_image(ledger))
@@ -265,11 +268,7 @@ async def test_who_has_a_free_child_again_looks_and_listens(
     looked_before = await looks(redis)
     running = start()
     running.may_listen = False
-
-    async def has_looked() -> bool:
-        return await looks(redis) > looked_before
-
-    await until(has_looked)
+    await until(has_looked(redis, looked_before + 1))
     first = await some_image(ledger)
     await queue.enqueue(first)
     running.may_listen = True
