@@ -11,41 +11,34 @@ import falcon.asgi
 import uuid_utils
 from redis.asyncio import Redis
 
-from api import paths, problems
-from api.cache import ResponseCaching
-from api.copies import Copies
+from api import problems, urls
 from api.health import Alive, Ready
 from api.images import Enqueueing, ImageList, ImageRecord, Retry
 from api.metrics import Metrics, RouteNoting
-from api.pictures import Jpeg, Pictures, Thumbnail
-from api.recent import Recent
-from api.serving import Serving
+from api.renditions.local_copies import Copies
+from api.renditions.memory import Recent
+from api.renditions.resources import Jpeg, Pictures, Thumbnail
+from api.renditions.serving import Serving
+from api.response_cache_middleware import ResponseCaching
 from api.uploads import Uploads
-from api.waiting import Waiting
-from shared import tracing
-from shared.belonging import check_redis, check_storage, keep_standing
+from api.wait import Waiting
 from shared.cancellation import cancel
-from shared.connections import (
-    WEB_DEADLINE,
-    CircuitBreaker,
-    RedisFactory,
-    check_access,
-    listening_client,
-    redis_from_url,
-    web_client,
-)
-from shared.exposition import Exposition
+from shared.identity import check_redis, check_storage, keep_standing
 from shared.ledger import Identity, Ledger
-from shared.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
-from shared.notices import Announcer, Listener
-from shared.pipelined import reader_beside
-from shared.queue import Queue
-from shared.response_cache import ResponseCache
+from shared.redis.circuit_breaker import WEB_DEADLINE, CircuitBreaker
+from shared.redis.clients import RedisFactory, check_access, listening_client, redis_from_url, web_client
+from shared.redis.notices import Announcer, Listener
+from shared.redis.queue import Queue
+from shared.redis.response_cache import ResponseCache
+from shared.redis.shared_reader import reader_beside
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
 from shared.storage.backends import open_storage
-from shared.tracing import traced
+from shared.telemetry import tracing
+from shared.telemetry.exposition import Exposition
+from shared.telemetry.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
+from shared.telemetry.tracing import traced
 
 App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
 
@@ -121,7 +114,7 @@ def create_app(
     if exposition is not None:
         app.add_route("/metrics", Metrics(exposition, settings.metrics_token, ledger, queue))
     app.add_middleware(ResponseCaching(response_cache))
-    paths.register(app.router_options)
+    urls.register(app.router_options)
     problems.add_handlers(app)
     app.add_route("/images", ImageList(settings, ledger, settling, enqueueing, waiting, uploads))
     app.add_route("/images/{image_id:image_id}", ImageRecord(settings, ledger, settling, waiting))

@@ -10,13 +10,13 @@ import signal
 import sys
 
 from api.app import create_app
-from api.connection import Connection
-from api.ending import EndingAtOnce
-from api.guard import Guard
 from api.problems import raw_problem
-from shared import logs
+from api.server.connection import Connection
+from api.server.graceful_shutdown import EndAtOnce
+from api.server.guard import Guard
 from shared.errors import AsgilookError
 from shared.settings import Settings
+from shared.telemetry import logs
 
 _PR_SET_PDEATHSIG = 1
 #: Objects that there are more of than at the last collection, when there is another.
@@ -27,7 +27,7 @@ def create_application() -> Guard:
     """Build what the server runs, from the environment. Raises AsgilookError for a bad setting."""
     settings = Settings.from_env()
     logs.configure(settings.log_level)
-    app = create_app(settings, middleware=[EndingAtOnce()])
+    app = create_app(settings, middleware=[EndAtOnce()])
     guard = Guard(app, settings, raw_problem, at_hand=app.at_hand, look=app.look)
     Connection.configure(settings, guard)
     return guard

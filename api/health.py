@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from api.records import body_of
-from shared.belonging import holds_marker
-from shared.connections import CircuitBreaker, RedisAway
 from shared.errors import AsgilookError, MismatchError
+from shared.identity import holds_marker
 from shared.ledger import Identity, Ledger
-from shared.queue import Queue
+from shared.redis.circuit_breaker import CircuitBreaker, RedisAway
+from shared.redis.queue import Queue
 from shared.storage import Storage
 
 logger = logging.getLogger(__name__)

@@ -11,18 +11,18 @@ import falcon
 from falcon.asgi import Request, Response
 
 from api import conditional
-from api.cache import allow_copy, apply_decision
 from api.problems import RETRY_SECONDS, TROUBLE_SECONDS, Problem
 from api.records import Page, body_of, etag_of, image_path, picture_path, record_of
+from api.response_cache_middleware import allow_copy, apply_decision
 from api.uploads import Uploads, refuse_by_headers, require_room, require_token
-from api.waiting import Waiting, wait_of
+from api.wait import Waiting, wait_of
 from shared.cancellation import to_the_end
-from shared.connections import RedisAway
 from shared.errors import AsgilookError
 from shared.images import Image, Status
 from shared.ledger import Ledger, Taken
-from shared.queue import Queue
-from shared.response_cache import LIST_TOPIC, RECORD_SECONDS, Slot
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.queue import Queue
+from shared.redis.response_cache import LIST_TOPIC, RECORD_SECONDS, Slot
 from shared.settings import Settings
 from shared.settling import Settling
 

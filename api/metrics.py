@@ -9,9 +9,9 @@ from typing import Any
 from falcon.asgi import Request, Response
 
 from api.uploads import require_bearer
-from shared.exposition import CONTENT_TYPE, Exposition
 from shared.ledger import Ledger
-from shared.queue import Queue
+from shared.redis.queue import Queue
+from shared.telemetry.exposition import CONTENT_TYPE, Exposition
 
 
 class Metrics:

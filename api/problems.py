@@ -12,7 +12,7 @@ import falcon
 import falcon.asgi
 from falcon.media.multipart import MultipartParseError
 
-from api.guard import ClientDisconnected, UploadStalled
+from api.server.guard import ClientDisconnected, UploadStalled
 from shared.errors import LedgerUnavailable, StorageFull, StorageUnavailable
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from api.paths import ImageIdConverter
 from api.problems import Problem, problem_type
+from api.urls import ImageIdConverter
 from shared.images import Image, Status, thumbnail_name
 
 DEFAULT_LIMIT = 100

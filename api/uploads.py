@@ -17,7 +17,6 @@ from falcon.asgi.multipart import BodyPart
 from falcon.media import MultipartFormHandler
 
 from api.problems import TROUBLE_SECONDS, Problem
-from shared import logs, metrics, tracing
 from shared.cancellation import to_the_end
 from shared.errors import LedgerUnavailable, NothingCommitted
 from shared.formats import SIGNATURE_BYTES, TAKEN, media_type_of
@@ -25,6 +24,7 @@ from shared.images import Image, Original, original_key
 from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import Draft, Storage
+from shared.telemetry import logs, metrics, tracing
 
 #: Bytes that a form's delimiters and headers may add to the file in it.
 _FORM_BYTES = 64 * 1024

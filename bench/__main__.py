@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import machine, report, suite
 from bench.figures import ROUNDS
-from parts import HERE
+from launch.processes import HERE
 
 QUICK_ROUNDS = 3
 

@@ -30,10 +30,11 @@ import uuid_utils
 from bench.figures import ROUNDS, ROUNDS_THAT_COUNT, Figure, Runs, at_least, in_turns, ratio, rounds_asked_for, show
 from bench.isolation import photograph
 from bench.service import Service, run_service, until
-from shared.connections import WORKER_DEADLINE, CircuitBreaker, worker_client
 from shared.images import Image, Original, Size, ladder, original_key
 from shared.ledger import Ledger
-from shared.queue import Queue
+from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
+from shared.redis.clients import worker_client
+from shared.redis.queue import Queue
 from shared.settings import Settings
 from shared.storage.disk import DiskStorage
 from worker import rendering

@@ -21,7 +21,7 @@ from bench.checks import MIX, USES, a_day, check, table_of_checks
 from bench.load import Point, measure
 from bench.model import Answer, Demand, Machine, plan
 from bench.queueing import DAY_SECONDS
-from parts import HERE
+from launch.processes import HERE
 
 DOCS = HERE / "docs"
 RAW, MEASURED, PAGE, PLOT = "figures.json", "capacity.json", "capacity.md", "capacity.png"

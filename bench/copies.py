@@ -22,9 +22,10 @@ from redis import Redis
 
 from bench.isolation import photograph
 from bench.service import run_service, until
-from shared.connections import CircuitBreaker, worker_client
 from shared.images import Image, Original, Status
-from shared.queue import Queue
+from shared.redis.circuit_breaker import CircuitBreaker
+from shared.redis.clients import worker_client
+from shared.redis.queue import Queue
 from tests.valkey import Valkey
 
 SIZES = ((640, 480), (1280, 960), (2400, 1600), (4000, 3000))

@@ -24,7 +24,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 from bench.isolation import photograph
-from parts import free_port
+from launch.processes import free_port
 
 ROUNDS = 7
 

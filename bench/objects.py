@@ -35,7 +35,7 @@ from PIL import Image
 from redis import Redis
 
 from bench.service import Service, run_service, until
-from parts import Part, free_port, read_procfile
+from launch.processes import Part, free_port, read_procfile
 from shared.storage.cached import CachedObjectStorage
 from shared.storage.objects import PUTS_AT_A_TIME, ObjectStorage
 from tests.doors import Door

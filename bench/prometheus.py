@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.service import until
-from parts import HERE, Part, free_port
+from launch.processes import HERE, Part, free_port
 
 #: Seconds between two scrapes: a run takes minutes, so that a usual 15 s would show little of it.
 SCRAPE_SECONDS = 2

@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image, ImageCms
 
 from bench.service import Service, run_service, until
-from parts import Part
+from launch.processes import Part
 
 KILLS = 20
 WORKERS = 2

@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from bench.service import Service, run_service, until
-from parts import Part
+from launch.processes import Part
 
 FREEZES = 25
 #: Requests of each kind while Redis is well, for each freeze, and while it is left alone.

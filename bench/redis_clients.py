@@ -26,11 +26,12 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
 from bench.figures import ROUNDS, Figure, in_turns, ratio, rounds_asked_for, show
-from parts import Part, free_port, is_valkey_up, valkey_command
+from launch.processes import Part, free_port, is_valkey_up, valkey_command
 from shared.cancellation import cancel
-from shared.connections import WORKER_DEADLINE, CircuitBreaker, maker_of_connections, web_client
-from shared.pipelined import PipelinedReader, reader_beside
-from shared.response_cache import PICTURE_SECONDS, Copy, ResponseCache, Slot
+from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
+from shared.redis.clients import maker_of_connections, web_client
+from shared.redis.response_cache import PICTURE_SECONDS, Copy, ResponseCache, Slot
+from shared.redis.shared_reader import PipelinedReader, reader_beside
 
 #: How many look at once, and how often each side looks a round.
 CONCURRENCIES = (1, 10, 50)

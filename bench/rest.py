@@ -26,7 +26,7 @@ from bench.footprint import await_ready, running
 from bench.isolation import photograph
 from bench.processes import Process, all_of
 from bench.service import run_service
-from parts import HERE, Part, free_port, is_valkey_up, read_procfile, valkey_command
+from launch.processes import HERE, Part, free_port, is_valkey_up, read_procfile, valkey_command
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
 from worker.renderer import Renderer

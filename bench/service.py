@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from parts import Part, free_port, is_valkey_up, read_procfile, valkey_command
+from launch.processes import Part, free_port, is_valkey_up, read_procfile, valkey_command
 
 START_SECONDS = 60.0
 

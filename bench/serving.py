@@ -28,7 +28,7 @@ from PIL import Image
 from bench.figures import ROUNDS, Bar, Figure, Runs, at_least, in_turns, ratio, rounds_asked_for, show
 from bench.isolation import photograph
 from bench.service import Service, run_service, until
-from parts import Part, free_port, read_procfile
+from launch.processes import Part, free_port, read_procfile
 
 #: Requests of a side in one round, and the connections that they come by.
 REQUESTS = 10_000
@@ -102,7 +102,9 @@ def web_process(env: dict[str, str], **changes: str) -> Iterator[Web]:
     port = free_port()
     line = read_procfile()["web"][-1]
     for old, new in changes.items():
-        line = line.replace({"app": "api.asgi:application", "http": "--http api.connection:Connection"}[old], new)
+        line = line.replace(
+            {"app": "api.asgi:application", "http": "--http api.server.connection:Connection"}[old], new
+        )
     part = Part("web", ("/bin/sh", "-c", f"{line} >/dev/null"), env | {"PORT": str(port)}).start()
 
     def is_up() -> bool:

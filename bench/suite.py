@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import machine
 from bench.figures import Figure, show
-from parts import HERE
+from launch.processes import HERE
 
 #: The modules of `bench` that have `figures(rounds)`, in the order of what a picture goes through.
 MODULES = ("render", "backlog", "serving", "redis_clients", "uploads", "waiting", "scale", "rows")

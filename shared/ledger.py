@@ -41,7 +41,7 @@ from shared.errors import LedgerNotMigrated, LedgerUnavailable, NothingCommitted
 from shared.images import Image, Original, Owed, Rendition, Size, Status
 from shared.schema import REVISION, images, inline, ledger, now
 from shared.settings import Settings
-from shared.tracing import traceparent
+from shared.telemetry.tracing import traceparent
 
 T = TypeVar("T")
 

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from shared import metrics
-from shared.connections import RedisAway
 from shared.images import Image, Owed, Status, attempt_prefix, original_key, renditions_prefix
 from shared.ledger import Ledger
-from shared.notices import Announcer
-from shared.response_cache import ResponseCache
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.notices import Announcer
+from shared.redis.response_cache import ResponseCache
 from shared.storage import Storage
+from shared.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 

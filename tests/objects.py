@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from parts import Part, free_port
+from launch.processes import Part, free_port
 from tests.integration.service import is_apart
 
 BUCKET = "pictures"

@@ -27,7 +27,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from parts import free_port
+from launch.processes import free_port
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
 from tests.apart.machines import NETWORK, hub

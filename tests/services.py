@@ -8,17 +8,17 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
-from shared import metrics
-from shared.connections import WORKER_DEADLINE, CircuitBreaker
 from shared.images import Image, original_key, rendition_key
 from shared.ledger import Ledger
-from shared.notices import Announcer
-from shared.queue import Queue
-from shared.response_cache import ResponseCache
+from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
+from shared.redis.notices import Announcer
+from shared.redis.queue import Queue
+from shared.redis.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
 from shared.storage.disk import DiskStorage
+from shared.telemetry import metrics
 
 LEDGER_NAME = "5ca1ab1e"
 

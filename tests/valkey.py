@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from parts import Part, free_port, is_valkey_up, valkey_command
+from launch.processes import Part, free_port, is_valkey_up, valkey_command
 
 
 class Valkey:

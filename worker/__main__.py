@@ -14,22 +14,23 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from shared import logs, tracing
-from shared.belonging import check_redis, check_storage, keep_standing
 from shared.cancellation import cancel
-from shared.connections import WORKER_DEADLINE, CircuitBreaker, RedisAway, check_access, worker_client
-from shared.ending import Requests
 from shared.errors import AsgilookError
-from shared.exposition import Exposition
+from shared.identity import check_redis, check_storage, keep_standing
 from shared.ledger import Ledger
-from shared.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
-from shared.notices import Announcer
-from shared.queue import Queue
-from shared.response_cache import ResponseCache
+from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker, RedisAway
+from shared.redis.clients import check_access, worker_client
+from shared.redis.notices import Announcer
+from shared.redis.queue import Queue
+from shared.redis.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
+from shared.shutdown_signals import Requests
 from shared.storage.backends import open_storage
-from shared.tracing import traced
+from shared.telemetry import logs, tracing
+from shared.telemetry.exposition import Exposition
+from shared.telemetry.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
+from shared.telemetry.tracing import traced
 from worker import capacity
 from worker.attempts import Attempts
 from worker.consumer import Consumer, Consumers

@@ -9,8 +9,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
-from shared import logs, metrics, tracing
-from shared.connections import RedisAway
 from shared.errors import (
     AsgilookError,
     DecoderCrashed,
@@ -22,9 +20,11 @@ from shared.errors import (
 )
 from shared.images import Image, Owed, Status, attempt_prefix
 from shared.ledger import LEASE_SECONDS, Ledger
-from shared.queue import Queue
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.queue import Queue
 from shared.settling import Settling
 from shared.storage import Storage
+from shared.telemetry import logs, metrics, tracing
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The process that decodes: `python -m worker.child`, confined before it reads anything, one picture at a time.
 
-It is told two things for each picture, as `worker.frames`: `open`, with the original's descriptor, which it answers
-with the header's size and format, and `render`, with a descriptor for each size, answered with the stages' times. In
+It gets two orders for each picture, as `worker.child_protocol` has them. `open` brings the original's descriptor; the
+answer is the header's size and format. `render` brings a descriptor for each size; the answer is the stages' times. In
 between it says when the largest size is written, and only smaller ones are left.
 """
 
@@ -22,7 +22,7 @@ from shared.errors import RenderFailure, RenderOutOfMemory
 from shared.formats import PILLOW_FORMATS
 from shared.images import Size
 from worker import confinement, rendering
-from worker.frames import HEADER, LARGEST_WRITTEN, MAX_DESCRIPTORS, Message, length_of, pack, unpack
+from worker.child_protocol import HEADER, LARGEST_WRITTEN, MAX_DESCRIPTORS, Message, length_of, pack, unpack
 
 #: After so long without a picture, a child gives back the memory of the last.
 IDLE_SECONDS = 1.0

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shared.errors import ChildLost, DecoderCrashed, RenderTimedOut
-from worker.frames import HEADER, BadFrame, Message, length_of, pack, unpack
+from worker.child_protocol import HEADER, BadFrame, Message, length_of, pack, unpack
 
 #: How long a child may take to load the decoders.
 START_SECONDS = 60.0

@@ -20,8 +20,9 @@ from arq.worker import Function, Worker
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.connections import RedisAway, arq_client
-from shared.queue import Queue, pack, unpack
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.clients import arq_client
+from shared.redis.queue import Queue, pack, unpack
 from worker.attempts import Lent
 
 logger = logging.getLogger(__name__)

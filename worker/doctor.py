@@ -15,14 +15,14 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from shared import logs
-from shared.belonging import check_storage_as_it_is, holds_marker
 from shared.errors import AsgilookError, NoSuchKey, StorageUnavailable
+from shared.identity import check_storage_as_it_is, holds_marker
 from shared.images import Image, Original, Owed, Rendition, original_key, renditions_prefix
 from shared.ledger import Identity, Ledger, Taken
 from shared.settings import Settings
 from shared.storage import Storage, Stored
 from shared.storage.backends import open_storage
+from shared.telemetry import logs
 from worker.diagnosis import (
     MADE_AGAIN,
     YOUNG_SECONDS,

@@ -8,11 +8,11 @@ from typing import Any, BinaryIO
 
 from arq.worker import Function, func
 
-from shared.belonging import holds_marker
 from shared.errors import LeaseLost, NoSuchKey, StorageUnavailable, UnreadableImage
+from shared.identity import holds_marker
 from shared.images import FULL, Image, Rendition, Size, ladder, original_key, rendition_key, thumbnail_name
 from shared.ledger import Identity, Ledger
-from shared.queue import CONVERT_IMAGE, MAKE_THUMBNAILS
+from shared.redis.queue import CONVERT_IMAGE, MAKE_THUMBNAILS
 from shared.settings import Settings
 from shared.storage import Draft, Storage
 from worker.attempts import Attempts

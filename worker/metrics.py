@@ -7,10 +7,10 @@ import hmac
 import logging
 from contextlib import suppress
 
-from shared.exposition import CONTENT_TYPE, Exposition
 from shared.ledger import Ledger
-from shared.queue import Queue
+from shared.redis.queue import Queue
 from shared.settings import Settings
+from shared.telemetry.exposition import CONTENT_TYPE, Exposition
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
-from shared import metrics, tracing
 from shared.cancellation import to_the_end
 from shared.errors import (
     ChildLost,
@@ -29,8 +28,9 @@ from shared.errors import (
 from shared.formats import PILLOW_FORMATS
 from shared.images import Size
 from shared.settings import Settings
+from shared.telemetry import metrics, tracing
+from worker.child_protocol import LARGEST_WRITTEN, BadFrame, Message
 from worker.children import Child
-from worker.frames import LARGEST_WRITTEN, BadFrame, Message
 from worker.scratch import NotOurs, Scratch, most_bytes
 
 _REPORTED: dict[str, type[RenderFailure]] = {

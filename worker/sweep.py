@@ -8,14 +8,14 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
-from shared import metrics
-from shared.connections import RedisAway
 from shared.errors import AsgilookError
 from shared.images import Image, Owed, Status
 from shared.ledger import Ledger, Taken
-from shared.queue import Queue
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.queue import Queue
 from shared.settling import Settling
 from shared.storage import Storage
+from shared.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from alembic.config import Config
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from shared import logs
 from shared.errors import AsgilookError
 from shared.settings import Settings
+from shared.telemetry import logs
 
 
 def migrate(settings: Settings) -> None:

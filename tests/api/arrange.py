@@ -22,10 +22,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
 from api.app import create_app
-from api.guard import Event, Guard
 from api.problems import MEDIA_TYPE, TITLES, problem_type, raw_problem
-from shared.belonging import check_storage
-from shared.connections import WORKER_DEADLINE, CircuitBreaker, worker_client
+from api.server.guard import Event, Guard
+from shared.identity import check_storage
 from shared.images import (
     FULL,
     Image,
@@ -38,8 +37,10 @@ from shared.images import (
     thumbnail_name,
 )
 from shared.ledger import Ledger
-from shared.notices import Announcer
-from shared.response_cache import ResponseCache
+from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
+from shared.redis.clients import worker_client
+from shared.redis.notices import Announcer
+from shared.redis.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage.disk import DiskStorage

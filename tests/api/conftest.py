@@ -13,7 +13,7 @@ from shared.migrations.__main__ import migrate
 from shared.settings import Settings
 from tests.api import arrange
 from tests.api.arrange import Redises, Service, introduce
-from tests.api.server import access, serve
+from tests.api.http_server import access, serve
 
 __all__ = ["access", "serve"]
 

@@ -16,9 +16,9 @@ from shared.engine import create_engine
 from shared.errors import LedgerUnavailable, NothingCommitted, StorageFull, StorageUnavailable
 from shared.images import Image, Original
 from shared.ledger import Ledger
-from shared.logs import JsonFormatter
 from shared.storage import Draft
 from shared.storage.disk import DiskDraft, DiskStorage
+from shared.telemetry.logs import JsonFormatter
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Service, certain, form, problem_of
 from tests.api.conftest import Start
 

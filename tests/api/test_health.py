@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.connections import WORKER_DEADLINE, CircuitBreaker
-from shared.queue import Queue
+from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
+from shared.redis.queue import Queue
 from tests.api.arrange import Service
 from tests.api.conftest import Start
 

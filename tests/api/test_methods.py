@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.response_cache import MOST_BODY_BYTES
+from shared.redis.response_cache import MOST_BODY_BYTES
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Service, headers_of, problem_of
 
 PATHS = {

@@ -11,12 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from api.conditional import NotModified, Part, PreconditionFailed, Unsatisfiable, Whole, decide
-from api.paths import ImageIdConverter, SizeConverter
 from api.problems import Problem
 from api.records import Page
 from api.uploads import digests_of
-from api.waiting import MOST_SECONDS, wait_of
-from shared.response_cache import Copy, _unpack
+from api.urls import ImageIdConverter, SizeConverter
+from api.wait import MOST_SECONDS, wait_of
+from shared.redis.response_cache import Copy, _unpack
 from tests.fuzzing import examples
 
 ETAG = '"0a1b2c"'

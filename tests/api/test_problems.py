@@ -9,8 +9,8 @@ import falcon.testing
 import pytest
 
 from api import problems
-from api.guard import ClientDisconnected, UploadStalled
 from api.problems import TITLES, Problem, raw_problem
+from api.server.guard import ClientDisconnected, UploadStalled
 from shared.errors import LedgerUnavailable, StorageFull, StorageUnavailable
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Redises, Service, problem_of
 from tests.api.conftest import Start

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from shared.images import Status
-from shared.logs import JsonFormatter
+from shared.telemetry.logs import JsonFormatter
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Service, problem_of
 from tests.api.conftest import Start
 

@@ -21,8 +21,8 @@ from shared.engine import create_engine
 from shared.errors import LedgerUnavailable
 from shared.images import Image, Original, Status, original_key
 from shared.ledger import Ledger
-from shared.logs import JsonFormatter
-from shared.queue import unpack
+from shared.redis.queue import unpack
+from shared.telemetry.logs import JsonFormatter
 from tests.api.arrange import PHOTO, Service, form, until
 from tests.api.conftest import Start
 
@@ -291,7 +291,7 @@ class Lines(logging.Handler):
 
 
 async def test_the_access_line_of_an_upload_names_its_request_and_its_image(service: Service) -> None:
-    access, written = logging.getLogger("api.access"), Lines()
+    access, written = logging.getLogger("api.server.access_log"), Lines()
     access.addHandler(written)
     before = access.level
     access.setLevel(logging.INFO)

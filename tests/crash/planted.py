@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parts import HERE
+from launch.processes import HERE
 
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "data", "docs", "__pycache__", ".*_cache", ".coverage*")
 
@@ -48,7 +48,7 @@ PLANTED = (
     ),
     Planted(
         "no cache token is changed",
-        "shared/response_cache.py",
+        "shared/redis/response_cache.py",
         "        keys = [self._token_key(topic) for topic in (*image_ids, LIST_TOPIC)]\n",
         "        keys: list[str] = []\n",
         ["tests/crash/test_cache_truth.py"],

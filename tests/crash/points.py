@@ -33,10 +33,10 @@ _STORAGE = "shared.storage.objects:ObjectStorage" if _APART else "shared.storage
 _DRAFT = "shared.storage.disk:DiskDraft"
 _LEDGER = "shared.ledger:Ledger"
 _RECEIVE = "api.uploads:Uploads.receive"
-_SERVE = "api.guard:Guard._serve"
+_SERVE = "api.server.guard:Guard._serve"
 _DELETE = "api.images:ImageRecord.on_delete"
 _RETRY = "api.images:Retry.on_post"
-_MISSING = "api.pictures:Pictures._missing"
+_MISSING = "api.renditions.resources:Pictures._missing"
 CONVERT = "worker.jobs:Jobs.convert_image"
 _THUMBNAILS = "worker.jobs:Jobs.make_thumbnails"
 _ORIGINAL = "originals"
@@ -113,15 +113,15 @@ UPLOADING = _here(
     _upload("the original is kept", "after", f"{_STORAGE}.keep", _KEPT),
     _upload("its row is inserted, not committed", "before", _COMMIT, _KEPT, within=f"{_LEDGER}.add"),
     _upload("its row is committed", "after", _COMMIT, _KEPT, within=f"{_LEDGER}.add", ends="ready"),
-    _upload("the bell is rung", "after", "shared.queue:Queue.enqueue", _ORIGINAL, within=_SERVE, ends="ready"),
+    _upload("the bell is rung", "after", "shared.redis.queue:Queue.enqueue", _ORIGINAL, within=_SERVE, ends="ready"),
     Point(
         "upload: the answer's start is with the server",
         "after",
-        "api.guard:_Response.send",
+        "api.server.guard:_Response.send",
         _SERVE,
         about="'POST'",
     ),
-    Point("upload: the answer is with the server", "before", "api.access:log", about="'POST'", is_told=True),
+    Point("upload: the answer is with the server", "before", "api.server.access_log:log", about="'POST'", is_told=True),
 )
 
 #: Another one cannot enqueue what it has taken in.
@@ -212,14 +212,14 @@ CONVERTING = _here(
     Point(
         "settling: the tokens are changed, the row not told",
         "after",
-        "shared.response_cache:ResponseCache.change_tokens",
+        "shared.redis.response_cache:ResponseCache.change_tokens",
         CONVERT,
         files=_ALL,
     ),
     Point(
         "settling: the row is told, no notice sent",
         "before",
-        "shared.notices:Announcer.announce",
+        "shared.redis.notices:Announcer.announce",
         CONVERT,
         files=_ALL,
     ),
@@ -268,7 +268,7 @@ CONVERTING = _here(
     Point(
         "loss: its folder removed, not enqueued",
         "before",
-        "shared.queue:Queue.enqueue",
+        "shared.redis.queue:Queue.enqueue",
         CONVERT,
         attempt=2,
         trouble="killed child",
@@ -307,7 +307,7 @@ SWEEPING_WITHOUT_REDIS = Point(
 SWEEPING_LOST = Point(
     "sweep: took a lost attempt, not enqueued",
     "before",
-    "shared.queue:Queue.enqueue",
+    "shared.redis.queue:Queue.enqueue",
     attempt=2,
     leases=1,
     prior=CLAIMED,
@@ -316,13 +316,13 @@ SWEEPING_LOST = Point(
 SWEEPING_THUMBNAILS = Point(
     "sweep: took thumbnails, not enqueued",
     "before",
-    "shared.queue:Queue.enqueue",
+    "shared.redis.queue:Queue.enqueue",
     files=_ALL,
     attempt=4,
     consumes=False,
 )
 SWEEPING_QUEUED = Point(
-    "sweep: took a queued row, not enqueued", "before", "shared.queue:Queue.enqueue", consumes=False
+    "sweep: took a queued row, not enqueued", "before", "shared.redis.queue:Queue.enqueue", consumes=False
 )
 SWEEPING_LEFTOVERS = Point(
     "sweep: took a row that owes leftovers of thumbnails",
@@ -342,7 +342,7 @@ DELETING = _here(
     Point(
         "delete: the tokens are changed, the row not told",
         "after",
-        "shared.response_cache:ResponseCache.change_tokens",
+        "shared.redis.response_cache:ResponseCache.change_tokens",
         _DELETE,
         files=_ALL,
         ends="deleted",
@@ -378,7 +378,7 @@ DELETING = _here(
 #: A web process queues a failed image again.
 RETRYING = (
     Point("retry: not committed", "before", _COMMIT, f"{_LEDGER}.retry", ends="failed"),
-    Point("retry: committed, not enqueued", "before", "shared.queue:Queue.enqueue", _RETRY, attempt=2),
+    Point("retry: committed, not enqueued", "before", "shared.redis.queue:Queue.enqueue", _RETRY, attempt=2),
 )
 
 #: A web process is asked for a thumbnail that is gone.
@@ -394,7 +394,7 @@ ASKING_FOR_THUMBNAILS = (
     Point(
         "thumbnails: asked for, not enqueued",
         "before",
-        "shared.queue:Queue.enqueue",
+        "shared.redis.queue:Queue.enqueue",
         _MISSING,
         files=_ALL,
         attempt=3,
@@ -432,7 +432,7 @@ READING = (
     Point(
         "reading: the tokens are changed, the rows not told",
         "after",
-        "shared.response_cache:ResponseCache.change_tokens",
+        "shared.redis.response_cache:ResponseCache.change_tokens",
         "shared.settling:Settling.settle_all_tokens",
         about="",
         files=_ALL,
@@ -472,7 +472,7 @@ MIGRATING = (
     Point("release: the version is noted, not committed", "before", _COMMIT),
 )
 STARTING = (
-    Point("start: the marker's draft is made", "after", f"{_STORAGE}.draft", "shared.belonging:check_storage"),
+    Point("start: the marker's draft is made", "after", f"{_STORAGE}.draft", "shared.identity:check_storage"),
     Point("start: the marker is kept, the ledger has not adopted it", "before", f"{_LEDGER}.adopt_marker"),
     Point("start: the marker is adopted", "after", _COMMIT, f"{_LEDGER}.adopt_marker"),
 )

@@ -19,7 +19,7 @@ from operator import itemgetter
 import pytest
 import redis
 
-from parts import free_port
+from launch.processes import free_port
 from tests.apart.machines import hub
 from tests.crash.crowd import Crowd
 from tests.crash.sightings import Sighting
@@ -109,7 +109,7 @@ class Trouble:
         to_monotonic = time.monotonic() - time.time()
         found: Absences = []
         alone = 0
-        for line in lines_of(self.service, logger="shared.connections"):
+        for line in lines_of(self.service, logger="shared.redis.clients"):
             moment = datetime.fromisoformat(line["time"]).timestamp() + to_monotonic
             if line["message"] == "redis is left alone":
                 if not alone:

@@ -28,7 +28,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from parts import HERE
+from launch.processes import HERE
 from tests.crash import points
 from tests.crash.arming import ONE_AT_A_TIME, Ambush, Arm, all_stopped, is_stopped
 from tests.crash.points import CONVERT, Point

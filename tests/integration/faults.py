@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from shared.ending import ONE_REQUEST_SECONDS
+from shared.shutdown_signals import ONE_REQUEST_SECONDS
 from tests.integration.evidence import row_of, rows_of, status_of
 from tests.integration.service import Deployed, Response, Service, host_of, until
 from tests.worker.pictures import encoded, photo, swapping_profile

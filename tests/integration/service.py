@@ -1,7 +1,7 @@
 """asgilook in real processes, for the tests that need them: as ./run starts it, or with a handle on each process.
 
     def test_something(services):
-        service = services.launch()                            # launch.py: Valkey, migrations, web, worker; all ready
+        service = services.launch()                            # launch: Valkey, migrations, web, worker; all ready
         image = service.upload(jpeg, wait=10)                  # a Response: .status, .headers, .body, .json
         ...
         service.interrupt()                                    # Ctrl-C; returns the exit code
@@ -41,7 +41,7 @@ from typing import Any, Self
 
 import pytest
 
-from parts import HERE, free_port, is_valkey_up, read_procfile, valkey_command
+from launch.processes import HERE, free_port, is_valkey_up, read_procfile, valkey_command
 
 #: The variable that has each process of a deployed service live on a machine of its own: `tests/apart`.
 APART = "ASGI_LOOK_TEST_APART"
@@ -207,10 +207,10 @@ class Launched(Service):
     launcher: subprocess.Popen[bytes]
 
     def run(self, *arguments: str, ready: bool = True) -> Self:
-        """Start launch.py, and wait until it calls itself ready."""
+        """Start launch, and wait until it calls itself ready."""
         self.ports = [int(self.env.setdefault("PORT", str(new_port())))]
         said = self.output.count("asgilook is ready")
-        self.launcher = self.start([sys.executable, str(HERE / "launch.py"), *arguments])
+        self.launcher = self.start([sys.executable, str(HERE / "launch"), *arguments])
         if ready:
             self.until(
                 lambda: self.output.count("asgilook is ready") > said or self.launcher.poll() is not None,

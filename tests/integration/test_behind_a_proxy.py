@@ -52,8 +52,8 @@ def test_whom_a_proxy_names_is_logged_only_if_the_proxy_is_trusted(
 
     answer = service.request("POST", "/images", small_picture(), headers, web=web)
 
-    service.until(lambda: lines_of(service, request=name, logger="api.access"), what="the line")
-    assert [line["client"] for line in lines_of(service, request=name, logger="api.access")] == [logged]
+    service.until(lambda: lines_of(service, request=name, logger="api.server.access_log"), what="the line")
+    assert [line["client"] for line in lines_of(service, request=name, logger="api.server.access_log")] == [logged]
     # Nothing else is made of what is forwarded: addresses are relative.
     assert answer.headers["location"] == f"/images/{answer.json['id']}"
     assert b"evil" not in answer.body

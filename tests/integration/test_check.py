@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 from PIL import PngImagePlugin
 
-from parts import HERE
+from launch.processes import HERE
 from tests.integration.evidence import lines_of
 from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, Services
@@ -108,7 +108,7 @@ def test_a_requests_id_follows_its_image_into_every_room(service: Deployed) -> N
 
     image_id = service.request("POST", "/images", small_picture(), headers).json["id"]
 
-    rooms = {("api.access", "answered"), ("worker.child", "rendered"), ("worker.attempts", "published")}
+    rooms = {("api.server.access_log", "answered"), ("worker.child", "rendered"), ("worker.attempts", "published")}
 
     def told() -> set[tuple[str, str]]:
         lines = lines_of(service, request="from-the-client.1", image=image_id)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from parts import HERE, read_procfile
+from launch.processes import HERE, read_procfile
 from shared.settings import Settings
 
 DEPLOY = HERE / "deploy"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import uuid_utils
 
-from parts import HERE
+from launch.processes import HERE
 from tests.integration.evidence import holdings_of, original_of, renditions_of, row_of, rows_of
 from tests.integration.faults import small_picture
 from tests.integration.service import Response, Service, Services

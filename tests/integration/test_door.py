@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parts import HERE
+from launch.processes import HERE
 from tests.fuzzing import examples
 from tests.integration.door import HOST, LAST, THEMES, UNKNOWN, Shape, answers_in, chunked, get, post, table
 from tests.integration.evidence import holdings_of, lines_of
@@ -45,7 +45,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         assert "Traceback" not in service.output
         started = [line for line in service.output.splitlines() if line.startswith('{"time"')]
         assert [line for line in started if json.loads(line)["level"] not in ("INFO", "WARNING")] == []
-        assert [line for line in lines_of(service, logger="api.access") if line["status"] == 500] == []
+        assert [line for line in lines_of(service, logger="api.server.access_log") if line["status"] == 500] == []
 
 
 @contextmanager
@@ -282,5 +282,5 @@ def whole_answers_in(received: bytes) -> Iterator[Response]:
 def test_each_refusal_is_one_line_in_the_log(service: Deployed) -> None:
     conversation(service, get(headers=HOST * 2 + b"X-Request-ID: a\x22b\r\n"))
 
-    (line,) = lines_of(service, logger="api.connection", reason="There must be one Host.")[-1:]
+    (line,) = lines_of(service, logger="api.server.connection", reason="There must be one Host.")[-1:]
     assert (line["problem"], line["status"]) == ("malformed-request", 400)

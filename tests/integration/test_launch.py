@@ -19,7 +19,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from PIL import Image
 
-from parts import HERE, free_port, read_procfile
+from launch.processes import HERE, free_port, read_procfile
 from tests.integration.faults import small_picture
 from tests.integration.service import (
     Launched,
@@ -51,9 +51,9 @@ http.server.ThreadingHTTPServer((os.environ["HOST"], int(os.environ["PORT"])), H
 
 
 def launch_once(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run launch.py for a start that fails."""
+    """Run launch for a start that fails."""
     return subprocess.run(
-        [sys.executable, str(HERE / "launch.py"), *arguments],
+        [sys.executable, str(HERE / "launch"), *arguments],
         env={"PATH": os.environ["PATH"], **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -138,24 +138,23 @@ def test_a_redis_that_does_not_answer_is_told_in_one_line_without_its_password(t
 
 
 class StandIn(Launched):
-    """launch.py over a Procfile of the test's own, in a checkout whose path has a space in it."""
+    """launch over a Procfile of the test's own, in a checkout whose path has a space in it."""
 
     def __init__(self, folder: Path, **lines: str) -> None:
         self.checkout = folder / "a checkout"
         self.checkout.mkdir()
         super().__init__(self.checkout / "data", folder / "output", {"ANSWER": '{"status": "ok"}'})
         del self.env["ASGI_LOOK_STORAGE_PATH"]
-        for name in ("launch.py", "parts.py"):
-            shutil.copy(HERE / name, self.checkout)
+        shutil.copytree(HERE / "launch", self.checkout / "launch")
         (self.checkout / "web.py").write_text(STAND_IN)
         lines = {"web": "python web.py", "worker": "sleep 1000", "release": "true", **lines}
         (self.checkout / "Procfile").write_text("".join(f"{name}: {line}\n" for name, line in lines.items()))
 
     def begin(self, *arguments: str, ready: bool = True) -> None:
-        """As `run`, but with the checkout's own launch.py."""
+        """As `run`, but with the checkout's own launch."""
         self.ports = [free_port()]
         self.env["PORT"] = str(self.ports[0])
-        self.launcher = self.start([sys.executable, str(self.checkout / "launch.py"), *arguments])
+        self.launcher = self.start([sys.executable, str(self.checkout / "launch"), *arguments])
         if ready:
             self.until(lambda: "asgilook is ready" in self.output, what="readiness")
 

@@ -20,7 +20,7 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from parts import HERE, free_port
+from launch.processes import HERE, free_port
 from tests.integration.evidence import rows_of
 from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, children_of, ended, host_of

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from parts import HERE, free_port
+from launch.processes import HERE, free_port
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
 from tests.integration.faults import small_picture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from parts import HERE
+from launch.processes import HERE
 from tests.integration.evidence import files_of
 from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, ended, new_port

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from parts import free_port
+from launch.processes import free_port
 from tests.integration.evidence import comparable, status_of
 from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, Response, ended

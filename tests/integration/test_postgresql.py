@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from parts import HERE
+from launch.processes import HERE
 from tests.integration.evidence import attempts_of, files_of, row_of, rows_of, status_of
 from tests.integration.faults import begin_render, freeze, small_picture, thaw, worker_of
 from tests.integration.service import Deployed, Response, Services

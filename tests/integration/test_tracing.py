@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from parts import free_port
+from launch.processes import free_port
 from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, Services, ended
 

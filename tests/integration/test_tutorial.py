@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from shared.response_cache import MOST_BODY_BYTES
+from shared.redis.response_cache import MOST_BODY_BYTES
 from tests.integration.evidence import comparable, lines_of, status_of
 from tests.integration.faults import frozen_worker, small_picture
 from tests.integration.service import Deployed, Response

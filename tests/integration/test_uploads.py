@@ -85,7 +85,7 @@ def test_an_upload_that_breaks_off_leaves_nothing_behind(
     client.send(request(headers, name=name) + sent)
     leave(client)
 
-    service.until(lambda: lines_of(service, logger="api.access", request=name), what="the request's end")
+    service.until(lambda: lines_of(service, logger="api.server.access_log", request=name), what="the request's end")
     assert holdings_of(service) == before
     (line,) = lines_of(service, request=name)
     assert line["message"] == "client went away"

@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect
 from sqlalchemy import create_engine as create_sync_engine
 
-from parts import free_port
+from launch.processes import free_port
 from shared.engine import create_engine
 from shared.errors import LedgerNotMigrated
 from shared.ledger import Ledger

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 from sqlalchemy import event
 
-from parts import HERE, free_port
+from launch.processes import HERE, free_port
 from shared.errors import LedgerUnavailable, NothingCommitted
 from shared.images import Image, Status
 from shared.ledger import Ledger

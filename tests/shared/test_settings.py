@@ -83,7 +83,7 @@ def test_a_variable_sets_its_setting_and_no_other(name: str, text: str, field: s
 
 
 def test_every_setting_has_a_variable() -> None:
-    # OpenTelemetry's own variables say whether there is tracing: tests/shared/test_tracing.py.
+    # OpenTelemetry's own variables say whether there is tracing: tests/shared/telemetry/test_tracing.py.
     assert {row[2] for row in VARIABLES} | {"tracing"} == {field.name for field in dataclasses.fields(Settings)}
 
 

@@ -9,13 +9,13 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
-from shared.connections import RedisAway
 from shared.errors import AsgilookError, LedgerUnavailable, StorageUnavailable
 from shared.images import Image, Owed, Status, original_key, renditions_prefix
 from shared.ledger import PAUSE_SECONDS, Ledger
-from shared.notices import Announcer, channel_of
-from shared.queue import Queue
-from shared.response_cache import ResponseCache, Slot
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.notices import Announcer, channel_of
+from shared.redis.queue import Queue
+from shared.redis.response_cache import ResponseCache, Slot
 from shared.settling import Settling
 from shared.storage import Storage
 from tests.databases import database

@@ -19,7 +19,7 @@ from PIL import Image
 
 from shared.images import Size
 from worker import child, rendering
-from worker.frames import LARGEST_WRITTEN, pack
+from worker.child_protocol import LARGEST_WRITTEN, pack
 
 CONNECTION = socket.socket(fileno=int(sys.argv[1]))
 HOARD: list[bytes] = []

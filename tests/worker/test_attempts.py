@@ -9,8 +9,6 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
-from shared import logs
-from shared.connections import RedisAway
 from shared.errors import (
     AsgilookError,
     ChildLost,
@@ -29,10 +27,12 @@ from shared.errors import (
 )
 from shared.images import Image, Owed, Rendition, Size, Status, renditions_prefix
 from shared.ledger import LEASE_SECONDS, MOST_LOSSES, PAUSE_SECONDS, Ledger, Taken
-from shared.queue import Queue
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.queue import Queue
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
+from shared.telemetry import logs
 from tests.databases import database
 from tests.ledgers import (
     RENDITIONS,

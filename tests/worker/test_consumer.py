@@ -14,11 +14,12 @@ from arq.worker import func
 from redis.asyncio import Redis
 
 from shared.cancellation import cancel
-from shared.connections import WORKER_DEADLINE, CircuitBreaker, worker_client
 from shared.errors import ChildLost, StorageUnavailable, UnreadableImage
 from shared.images import Image, Status
 from shared.ledger import Ledger
-from shared.queue import CONVERT_IMAGE, MAKE_THUMBNAILS, Queue
+from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
+from shared.redis.clients import worker_client
+from shared.redis.queue import CONVERT_IMAGE, MAKE_THUMBNAILS, Queue
 from shared.settling import Settling
 from shared.storage.disk import DiskStorage
 from tests.ledgers import latest, new_id, queued, wanting_thumbnails
@@ -55,7 +56,7 @@ def queue(redis: Redis, breaker: CircuitBreaker) -> Queue:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connect again, and ask again whether Redis is back, at once."""
     monkeypatch.setattr("worker.consumer._RECONNECT_SECONDS", 0.01)
-    monkeypatch.setattr("shared.connections.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("shared.redis.circuit_breaker.PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("shared.cancellation._AGAIN_SECONDS", 0.05)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import uuid_utils
 
-from parts import HERE
-from shared.belonging import check_storage
+from launch.processes import HERE
 from shared.errors import StorageUnavailable
+from shared.identity import check_storage
 from shared.images import FULL, Image, Original, Owed, Rendition, Status, original_key, rendition_key
 from shared.ledger import Identity, Ledger
 from shared.settings import Settings

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image as Pillow
 
-from shared.belonging import check_storage
-from shared.connections import CircuitBreaker
+from shared.identity import check_storage
 from shared.images import FULL, Image, Owed, Status, original_key, rendition_key, renditions_prefix
 from shared.ledger import Identity, Ledger
-from shared.queue import CONVERT_IMAGE, MAKE_THUMBNAILS, Queue
+from shared.redis.circuit_breaker import CircuitBreaker
+from shared.redis.queue import CONVERT_IMAGE, MAKE_THUMBNAILS, Queue
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage

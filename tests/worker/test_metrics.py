@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 
-from parts import free_port
+from launch.processes import free_port
 from shared.cancellation import cancel
-from shared.exposition import Exposition
 from shared.ledger import Ledger
-from shared.queue import Queue
+from shared.redis.queue import Queue
 from shared.settings import Settings
+from shared.telemetry.exposition import Exposition
 from tests.waiting import until
 from worker.metrics import MetricsPort
 

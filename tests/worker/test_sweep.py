@@ -12,11 +12,11 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.cancellation import cancel
-from shared.connections import RedisAway
 from shared.errors import LedgerUnavailable, StorageUnavailable
 from shared.images import Image, Owed, Status, original_key
 from shared.ledger import LEASE_SECONDS, MOST_LOSSES, PAUSE_SECONDS, WAKE_SECONDS, Ledger
-from shared.queue import Queue
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.queue import Queue
 from shared.settling import Settling
 from shared.storage.disk import DiskStorage
 from tests.databases import database
@@ -47,7 +47,7 @@ def sweep(ledger: Ledger, storage: DiskStorage, queue: Queue, settling: Settling
 @pytest.fixture
 def never_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave a Redis that failed alone for the rest of the test."""
-    monkeypatch.setattr("shared.connections.PAUSE_SECONDS", 3600)
+    monkeypatch.setattr("shared.redis.circuit_breaker.PAUSE_SECONDS", 3600)
 
 
 async def jobs_in(redis: Redis) -> list[str]:

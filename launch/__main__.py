@@ -1,0 +1,29 @@
+"""What ./run executes: `python launch`, from any folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Python has put this folder here, and the packages are beside it.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from launch.launcher import Launcher, Options, say  # noqa: E402 - found by the line above
+from launch.processes import LaunchError, Signals  # noqa: E402
+
+
+def main() -> int:
+    """Run the service; return the exit code."""
+    signals = Signals()
+    try:
+        Launcher(Options.read(sys.argv[1:], os.environ), signals).run()
+    except (LaunchError, OSError) as exc:
+        say(f"asgilook: {exc}", sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # Not sys.exit: while Python takes itself apart, one Ctrl-C more would change the exit code.
+    os._exit(main())

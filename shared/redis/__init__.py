@@ -1,0 +1,1 @@
+"""What Redis does: wake-ups, notices, copies of responses; and the clients that talk to it."""

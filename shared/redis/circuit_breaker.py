@@ -1,0 +1,167 @@
+"""The circuit breaker in front of each Redis: one that is slow or away is not asked again until it answers a probe."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.cancellation import cancel
+from shared.errors import AsgilookError
+from shared.telemetry import metrics
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+#: Seconds that a web request waits for Redis, once and at the most.
+WEB_DEADLINE = 0.05
+#: Seconds that a worker waits for one exchange.
+WORKER_DEADLINE = 5.0
+#: Seconds between two times that a Redis which failed is asked whether it is back, at the most.
+PAUSE_SECONDS = 1.0
+#: The first time comes sooner: most were late by chance, and what is committed meanwhile cannot be told to anybody.
+_FIRST_PAUSE = 1 / 8
+#: Parts of a deadline: a process may stand still in all of them but one.
+_PARTS = 5
+
+
+class RedisAway(AsgilookError):
+    """Redis did not answer in time, or is being left alone because it did not a moment ago."""
+
+
+class CircuitBreaker:
+    """Guards one Redis: an exchange that fails or overstays opens it, and nobody asks again until it has closed.
+
+    While it is open a task of its own asks, after an eighth of a second, a quarter … and then every second, whether
+    Redis is back; before it closes, everything in `before_closing` is awaited, so that what was missed can be made
+    good before anybody trusts Redis again. When it opens, everything in `on_opening` is called.
+
+    Where all of the client's connections are taken, an exchange waits for its turn, within its deadline. If that ends
+    in vain it is we who are busy, and Redis is not left alone for it.
+    """
+
+    def __init__(self, client: Redis, deadline: float) -> None:
+        self._client = client
+        self._deadline = deadline
+        self._turns = asyncio.Semaphore(client.connection_pool.max_connections)
+        self._probe: asyncio.Task[None] | None = None
+        self.on_opening: list[Callable[[], None]] = []
+        self.before_closing: list[Callable[[], Awaitable[None]]] = []
+
+    @property
+    def deadline(self) -> float:
+        return self._deadline
+
+    @property
+    def is_open(self) -> bool:
+        return self._probe is not None
+
+    async def call(
+        self,
+        exchange: Callable[[], Awaitable[T]],
+        *,
+        extra_seconds: float = 0.0,
+        even_if_open: bool = False,
+        may_open: bool = True,
+        opens_if_busy: bool = False,
+    ) -> T:
+        """Await `exchange()` within the deadline (and `extra_seconds` for large bodies). Raises RedisAway.
+
+        `opens_if_busy` is for what Redis must have been told before it is trusted again, whoever's fault it was.
+        """
+        if self.is_open and not even_if_open:
+            raise RedisAway("Redis is being left alone")
+        we_are_busy = self._turns.locked()
+
+        async def in_turn() -> T:
+            async with self._turns:
+                if self.is_open and not even_if_open:
+                    raise RedisAway("Redis is being left alone")
+                return await exchange()
+
+        try:
+            return await _in_time(in_turn, self._deadline + extra_seconds)
+        except (RedisError, OSError, TimeoutError) as exc:
+            if may_open and (opens_if_busy or not (we_are_busy and isinstance(exc, TimeoutError))):
+                self._open(exc)
+            raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
+
+    async def watch(self, reply: Awaitable[T]) -> T:
+        """Await the reply to what was sent over a connection, and by a deadline, of its own. Raises RedisAway."""
+        if self._probe is not None:
+            raise RedisAway("Redis is being left alone")
+        try:
+            return await reply
+        except (RedisError, OSError, TimeoutError) as exc:
+            self._open(exc)
+            raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
+
+    async def close(self) -> None:
+        """Stop asking."""
+        if self._probe is not None:
+            await cancel(self._probe)
+
+    def _open(self, reason: BaseException) -> None:
+        if self._probe is None:
+            metrics.REDIS_LEFT_ALONE.add()
+            logger.warning("redis is left alone", extra={"reason": f"{type(reason).__name__}: {reason}"})
+            self._probe = asyncio.get_running_loop().create_task(self._ask_until_back())
+            for act in self.on_opening:
+                act()
+
+    async def _ask_until_back(self) -> None:
+        pause = PAUSE_SECONDS * _FIRST_PAUSE
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS)
+            try:
+                await self.call(self._client.ping, even_if_open=True)
+                for catch_up in self.before_closing:
+                    await catch_up()
+            except AsgilookError as exc:
+                logger.debug("redis is still left alone", extra={"reason": str(exc)})
+                continue
+            except Exception:
+                logger.exception("what was missed while redis was away could not be made good")
+                continue
+            logger.info("redis is asked again")
+            self._probe = None
+            return
+
+
+async def _in_time(exchange: Callable[[], Awaitable[T]], seconds: float) -> T:
+    async with asyncio.timeout(None) as limit:
+        patience = _Patience(limit, seconds)
+        try:
+            return await exchange()
+        finally:
+            patience.end()
+
+
+class _Patience:
+    """Has `limit` expire after so many seconds, counted in parts, each of which begins when the one before is over.
+
+    Where it was this process that stood still, the part at hand is over before the reply could be read, which may have
+    been there all the time; but the loop has another turn for it in the next.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, seconds: float) -> None:
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._part = seconds / _PARTS
+        self._parts_left = _PARTS
+        self._wait_on()
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _wait_on(self) -> None:
+        if self._parts_left:
+            self._parts_left -= 1
+            self._timer = self._loop.call_later(self._part, self._wait_on)
+        else:
+            self._limit.reschedule(self._loop.time())

@@ -1,0 +1,133 @@
+"""arq's queue, as both sides of it see it: names, serializer, enqueueing, the doorbell. Ids only, never bytes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgpack
+from arq.constants import job_key_prefix
+from arq.jobs import serialize_job
+from redis.asyncio import Redis
+
+from shared.images import Image, Owed
+from shared.ledger import LedgerName
+from shared.redis.circuit_breaker import CircuitBreaker
+
+CONVERT_IMAGE = "convert_image"
+MAKE_THUMBNAILS = "make_thumbnails"
+
+#: Seconds without a beat after which a worker counts as dead.
+ALIVE_SECONDS = 6
+
+#: Rings that wait for a listener at the most; a ring that is lost costs half a second, no more.
+_MOST_RINGS = 1000
+#: After so long a job that nobody took goes; a row that still waits has had many wakes by then.
+_DAY_SECONDS = 86_400
+
+
+def pack(value: Any) -> bytes:
+    """Serialize a job or a result; what msgpack cannot (an exception) becomes text."""
+    packed: bytes = msgpack.packb(value, default=str)
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """Read a job or a result. Who can write to Redis can make us fail here, not run their code."""
+    return msgpack.unpackb(data)
+
+
+class Queue:
+    """The queue of one ledger. Methods raise RedisAway; whatever that loses, the sweep finds in the ledger."""
+
+    def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: LedgerName) -> None:
+        self._client = client
+        self._breaker = breaker
+        self._ledger_name = ledger_name
+
+    @property
+    def name(self) -> str:
+        return f"arq:queue:{self._ledger_name()}"
+
+    @property
+    def doorbell(self) -> str:
+        return f"{self.name}:doorbell"
+
+    @property
+    def _beats(self) -> str:
+        return f"asgilook:{self._ledger_name()}:workers"
+
+    async def enqueue(self, image: Image) -> None:
+        """Wake a worker up for what the image needs: its conversion, or its thumbnails."""
+        arguments: tuple[str | int, ...]
+        if image.owed is Owed.THUMBNAILS:
+            job_id = f"thumbnails:{self._ledger_name()}:{image.id}:{image.wake}"
+            function, arguments = MAKE_THUMBNAILS, (image.id, image.wake)
+        else:
+            job_id = f"convert:{self._ledger_name()}:{image.id}:{image.wake}"
+            function, arguments = CONVERT_IMAGE, (image.id,)
+
+        # The score is in the past, since arq starts nothing whose score is past its own host's clock, and in order of
+        # creation, so that images found again go first.
+        score = round((image.created - _DAY_SECONDS) * 1000)
+        job = serialize_job(function, arguments, {}, None, round(time.time() * 1000), serializer=pack)
+
+        async def exchange() -> None:
+            # arq's own way to do it asks first whether there is such a job, and waits for an answer three times. A wake
+            # has one job, and who puts it there twice puts the same.
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.psetex(job_key_prefix + job_id, _DAY_SECONDS * 1000, job)
+                pipe.zadd(self.name, {job_id: score})
+                pipe.lpush(self.doorbell, 1)
+                pipe.ltrim(self.doorbell, 0, _MOST_RINGS - 1)
+                pipe.expire(self.doorbell, 60)
+                await pipe.execute()
+
+        await self._breaker.call(exchange)
+
+    async def depth(self) -> int:
+        """Return how many jobs wait in the queue; asks even a Redis that is being left alone."""
+        return int(await self._breaker.call(lambda: self._client.zcard(self.name), even_if_open=True))
+
+    @property
+    def _unfiltered_beats(self) -> str:
+        return f"{self._beats}:unfiltered"
+
+    async def beat(self, worker: str, *, is_filtered: bool = True) -> None:
+        """Record by Redis' own clock that this worker's loop has turned, and whether its children are filtered."""
+
+        async def exchange() -> None:
+            seconds, _ = await self._client.time()
+            async with self._client.pipeline(transaction=False) as pipe:
+                for key in (self._beats,) if is_filtered else (self._beats, self._unfiltered_beats):
+                    pipe.zadd(key, {worker: seconds})
+                    pipe.zremrangebyscore(key, "-inf", seconds - 10 * ALIVE_SECONDS)
+                    pipe.expire(key, 20 * ALIVE_SECONDS)
+                await pipe.execute()
+
+        await self._breaker.call(exchange)
+
+    async def forget(self, worker: str) -> None:
+        """Record that this worker has ended."""
+
+        async def exchange() -> None:
+            for key in (self._beats, self._unfiltered_beats):
+                await self._client.zrem(key, worker)
+
+        await self._breaker.call(exchange)
+
+    async def workers_alive(self) -> list[str]:
+        """Return the names of the workers whose loop turned a moment ago."""
+        return await self._lately_in(self._beats)
+
+    async def workers_unfiltered(self) -> list[str]:
+        """Return the names of those among them whose children run without a system-call filter."""
+        return await self._lately_in(self._unfiltered_beats)
+
+    async def _lately_in(self, beats: str) -> list[str]:
+        async def exchange() -> list[str]:
+            seconds, _ = await self._client.time()
+            names = await self._client.zrangebyscore(beats, seconds - ALIVE_SECONDS, "+inf")
+            return [name.decode() for name in names]
+
+        return await self._breaker.call(exchange)

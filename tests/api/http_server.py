@@ -1,0 +1,180 @@
+"""uvicorn as in production around any application, and clients that say exactly what they are told to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from api.server.connection import Connection
+from api.server.guard import Application, Guard, Headers, Look, Receive, Scope, Send
+from shared.settings import Settings
+from shared.telemetry import logs
+
+#: Far more than any of these tests needs; only a failure ever waits for it.
+PATIENCE = 20
+
+
+def problem(status: int, detail: str) -> tuple[Headers, bytes]:
+    headers = [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")]
+    return headers, json.dumps({"status": status, "detail": detail}).encode()
+
+
+async def answer(send: Send, status: int, body: bytes, headers: Headers | None = None) -> None:
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [length, *(headers or [])]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def read(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        event = await receive()
+        body += event["body"]
+        if not event["more_body"]:
+            return bytes(body)
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    await answer(send, 200, await read(receive))
+
+
+class RunningServer:
+    """uvicorn as in production, on a free port, in a thread of its own."""
+
+    def __init__(self, app: Application, settings: Settings, look: Look | None = None) -> None:
+        class Limited(Connection):
+            """Has limits of its own, and shares nothing with another server's."""
+
+        Limited.settings, Limited.most_connections = settings, settings.max_connections
+        Limited._idle, Limited._unsent = {}, {}
+        self.protocol = Limited
+        guard = Guard(app, settings, problem) if look is None else Guard(app, settings, problem, look=look)
+        if look is not None:
+            Limited._guard = guard
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                guard,
+                http=Limited,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=0 if look is None else PATIENCE,
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._thread.start()
+
+    def begin_to_stop(self) -> None:
+        self._server.should_exit = True
+
+    @property
+    def cycles(self) -> list[RequestResponseCycle]:
+        """What the connections are answering, or have answered."""
+        connections = tuple(self._server.server_state.connections)
+        return [each.cycle for each in connections if isinstance(each, Connection) and each.cycle is not None]
+
+    def stop(self) -> None:
+        self.begin_to_stop()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[socket.socket]:
+        with socket.create_connection(self.address, timeout=PATIENCE) as client:
+            yield client
+
+
+class Serve(Protocol):
+    def __call__(self, app: Application, look: Look | None = None, **settings: Any) -> RunningServer: ...
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    with contextlib.ExitStack() as servers:
+
+        def start(app: Application, look: Look | None = None, **settings: Any) -> RunningServer:
+            server = RunningServer(app, Settings(**settings), look)
+            servers.callback(server.stop)
+            return server
+
+        yield start
+
+
+class Lines(logging.Handler):
+    """Keeps the records of a logger, to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.request = logs.request_id.get()
+        self._records.put(record)
+
+    def next(self) -> Any:
+        return self._records.get(timeout=PATIENCE)
+
+
+@pytest.fixture
+def access() -> Iterator[Lines]:
+    lines, logger = Lines(), logging.getLogger("api.server.access_log")
+    level = logger.level
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.setLevel(level)
+    logger.removeHandler(lines)
+
+
+def until_closed(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def until(client: socket.socket, end: bytes) -> bytes:
+    received = b""
+    while not received.endswith(end):
+        chunk = client.recv(65536)
+        assert chunk, received
+        received += chunk
+    return received
+
+
+def post(length: int, *headers: str) -> bytes:
+    lines = ["POST /images HTTP/1.1", "Host: test", f"Content-Length: {length}", *headers, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def post_chunked(*headers: str) -> bytes:
+    lines = ["POST /images HTTP/1.1", "Host: test", "Transfer-Encoding: chunked", *headers, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+GET = b"GET /images HTTP/1.1\r\nHost: test\r\n\r\n"
+LAST_GET = b"GET /images HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+
+
+def reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def finish(client: socket.socket) -> None:
+    client.shutdown(socket.SHUT_WR)
+
+
+def tracebacks(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.exc_info]

@@ -1,0 +1,72 @@
+"""When a process asks the ledger about what it has copied: whenever a notice may have been missed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from api.renditions import local_copies
+from api.renditions.local_copies import Copies
+from shared.cancellation import cancel
+from shared.errors import StorageUnavailable
+from shared.ledger import Ledger
+from shared.redis.notices import Listener
+from shared.storage.disk import DiskStorage
+from tests.services import ledger_name
+from tests.waiting import until
+
+
+class Copied(DiskStorage):
+    """A storage that counts how often it was checked, and cannot be the first time."""
+
+    checked = cleared = 0
+
+    async def check_copies(self, which_are_ready: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
+        self.checked += 1
+        if self.checked == 1:
+            raise StorageUnavailable("the disk is in trouble")
+
+    async def clear_abandoned_copies(self) -> None:
+        self.cleared += 1
+
+
+@pytest.fixture
+async def listener(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Listener:
+    monkeypatch.setattr(local_copies, "_LEAST_SECONDS", 0.0)
+    return Listener(redis, ledger_name)
+
+
+@pytest.fixture
+async def storage(ledger: Ledger, listener: Listener, tmp_path: Path) -> AsyncIterator[Copied]:
+    storage = Copied(tmp_path)
+    running = asyncio.create_task(Copies(ledger, storage, listener).run())
+    yield storage
+    await cancel(running)
+
+
+async def test_at_every_subscription_copies_are_checked_though_it_failed_before(
+    storage: Copied, listener: Listener
+) -> None:
+    for times in (1, 2):
+        await until(lambda: listener.on_gap)
+        for missed in listener.on_gap:
+            missed()
+        await until(lambda times=times: storage.checked == times)  # type: ignore[misc] # a default is no argument
+
+    assert storage.cleared == 0
+
+
+async def test_now_and_then_copies_are_checked_and_abandoned_ones_cleared(
+    monkeypatch: pytest.MonkeyPatch, storage: Copied, listener: Listener
+) -> None:
+    monkeypatch.setattr(local_copies, "_EVERY_SECONDS", 0.01)
+    await until(lambda: listener.on_gap)
+    listener.on_gap[0]()
+
+    await until(lambda: storage.cleared >= 1)
+
+    assert storage.checked >= 2
