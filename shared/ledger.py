@@ -1,9 +1,9 @@
 """The ledger: the database table that is the truth about every image.
 
-Every transition is one guarded `UPDATE … WHERE … RETURNING`: it names the status and the attempt that its caller
-read, and whoever gets None back has lost the image to somebody else and stops quietly.
+Every transition is one guarded `UPDATE … WHERE … RETURNING`. The guard names the status and the attempt that the
+caller read. A transition returns None if another process changed the row first; the caller then stops quietly.
 
-Longer than our other modules on purpose: whoever checks one guard must see all the others.
+This module is longer than 250 lines on purpose: the guards are only correct together, so they stand in one file.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from shared.telemetry.tracing import traceparent
 
 T = TypeVar("T")
 
-#: Gives the name of the ledger at hand, which the web process knows only once it has started.
+#: Returns the ledger's name. The web process knows it only once it has started.
 LedgerName = Callable[[], str]
 
-#: Seconds that an attempt holds an image without renewing.
+#: Seconds that a lease lasts without a renewal.
 LEASE_SECONDS = 12.0
-#: Seconds after an enqueue until somebody looks whether it worked.
+#: Seconds after an enqueue until the sweep checks whether the job was taken.
 WAKE_SECONDS = 10.0
-#: Seconds that whoever commits has for settling, before the sweep does it.
+#: Seconds that the committing process has for settling. After that the sweep settles.
 SETTLE_SECONDS = 1.0
-#: Seconds for which thumbnails that failed are not asked for again, and between a DELETE and its row's end.
+#: Seconds for which failed thumbnails are not requested again. Also the time between a DELETE and its row's removal.
 PAUSE_SECONDS = 60.0
-#: Losses at which we give an image up.
+#: Losses after which an image is failed.
 MOST_LOSSES = 20
-#: Rows of one kind that one pass of the sweep takes.
+#: Rows of one kind that one pass of the sweep takes at most.
 TAKE_AT_MOST = 200
 
 _WORKER_LOST = (
     "The server lost this picture's rendering again and again, by no fault of the file. "
-    "Retry it, or ask whoever runs the server."
+    "Retry it, or ask the operator of the server."
 )
 
 _queued = images.c.status == inline(Status.QUEUED)
@@ -73,10 +73,10 @@ _owes_tokens = images.c.owed == inline(Owed.TOKENS)
 _owes_leftovers = images.c.owed == inline(Owed.LEFTOVERS)
 _owes_thumbnails = images.c.owed == inline(Owed.THUMBNAILS)
 _is_due = images.c.due <= now()
-#: Of a row that an attempt holds: a conversion's, or that of a ready image's thumbnails.
+#: An attempt holds a row while it is processing, or while it is ready and owes thumbnails.
 _may_be_held = or_(_processing, and_(_ready, _owes_thumbnails))
 
-#: What a row that is queued again and about to be enqueued gets.
+#: The columns of a row that is queued again; the caller enqueues it next.
 _AWAKE: Mapping[str, Any] = {
     "status": Status.QUEUED,
     "wake": images.c.wake + 1,
@@ -90,7 +90,7 @@ _OWING_TOKENS: Mapping[str, Any] = {"owed": Owed.TOKENS, "due": now() + SETTLE_S
 
 @dataclass(frozen=True)
 class Taken:
-    """A row that a pass of the sweep took, and the `due` to give back when it could not be served."""
+    """A row that a pass of the sweep took, and its former `due`, which `give_back` restores."""
 
     image: Image
     due: float
@@ -98,7 +98,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a ledger is: its random name, and the marker of the storage that it belongs to."""
+    """The random name of a ledger, and the marker of the storage that belongs to it."""
 
     name: str
     marker: str | None
@@ -106,7 +106,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Waiting:
-    """What is to be done at this moment: images queued, being processed, and how long the oldest queued one waits."""
+    """The work at this moment: images queued, images processing, and the age of the oldest queued one in seconds."""
 
     queued: int
     processing: int
@@ -123,17 +123,17 @@ class Ledger:
 
     @classmethod
     def connect(cls, settings: Settings, existing: bool = False) -> Ledger:
-        """Return the ledger that the settings name; an `existing` one is not begun where it is missing."""
+        """Return the ledger that the settings name. With `existing`, a missing SQLite file is not created."""
         return cls(create_engine(settings, existing=existing))
 
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
 
-    # Who this ledger is
+    # Identity
 
     async def identity(self) -> Identity:
-        """Return who this ledger is. Raises LedgerNotMigrated where its tables are missing or older than this code."""
+        """Return the ledger's identity. Raises LedgerNotMigrated if its tables are missing or older than this code."""
 
         async def work(connection: AsyncConnection) -> Identity:
             try:
@@ -152,7 +152,7 @@ class Ledger:
         return await self._read(work)
 
     async def adopt_marker(self, marker: str) -> str:
-        """Make `marker` the ledger's unless it has one; return the one it has."""
+        """Store `marker` unless the ledger has one already; return the marker that it has now."""
 
         async def work(connection: AsyncConnection) -> str:
             await connection.execute(update(ledger).where(ledger.c.marker.is_(None)).values(marker=marker))
@@ -163,12 +163,12 @@ class Ledger:
     # Reading
 
     async def get(self, image_id: str) -> Image | None:
-        """Return the image, or None; a deleting one is returned too."""
+        """Return the image, or None. An image that is `deleting` is returned too."""
         found = await self._select(select(images).where(images.c.id == image_id))
         return found[0] if found else None
 
     async def which_are_ready(self, image_ids: Sequence[str]) -> set[str]:
-        """Return those of these images that are ready."""
+        """Return the ids among `image_ids` whose image is ready."""
 
         async def work(connection: AsyncConnection) -> set[str]:
             rows = await connection.execute(select(images.c.id, images.c.status).where(images.c.id.in_(image_ids)))
@@ -178,7 +178,7 @@ class Ledger:
 
     async def list_ready(self, after: int | None, limit: int, newest_first: bool) -> list[Image]:
         """Return ready images in order of their sequence, beginning behind `after`, which need not exist."""
-        # All that are ready have one. To say so is to name the index.
+        # Every ready image has a sequence. The condition only makes the database use the partial index.
         column, rows = images.c.sequence, select(images).where(_ready, images.c.sequence.is_not(None))
         return await self._page(rows, column, after, limit, newest_first)
 
@@ -192,13 +192,13 @@ class Ledger:
         return await self._page(select(images), images.c.id, after, limit, newest_first=False)
 
     async def owing_tokens(self) -> list[Image]:
-        """Return every image whose cache tokens have not been changed since its last commit."""
+        """Return images whose cache tokens have not been changed since their last commit, at most 1,000."""
         owing = select(images).where(_owes_tokens, images.c.due.is_not(None))
         return await self._select(owing.order_by(images.c.due).limit(1000))
 
     async def count_queued(self, at_most: int) -> int:
-        """Count the queued images, without counting further than `at_most`."""
-        # Of no column: whoever asks SQLite for one has it read each row.
+        """Count the queued images, up to `at_most`."""
+        # It selects a constant: for a column SQLite would read each row, not only the index.
         some = select(literal_column("1").label("one")).where(_queued).limit(at_most).subquery()
 
         async def work(connection: AsyncConnection) -> int:
@@ -207,8 +207,8 @@ class Ledger:
         return await self._read(work)
 
     async def waiting(self) -> Waiting:
-        """Return what is to be done, for whoever decides how many workers there should be."""
-        # By id is by age, and the order in which they are taken. What was queued again waits since its last claim.
+        """Return how much work waits: the figures from which an autoscaler decides the number of workers."""
+        # The order by id is the order by age. An image that was queued again waits since its last claim.
         oldest = select(images.c.modified).where(_queued).order_by(images.c.id).limit(100).subquery()
         query = select(
             select(func.count()).select_from(images).where(_queued).scalar_subquery(),
@@ -233,7 +233,7 @@ class Ledger:
     # From upload to ready
 
     async def add(self, image_id: str, original: Original, request: str | None) -> Image:
-        """Commit a queued image: from here on it is ours to finish. Its first wake-up is the caller's to send."""
+        """Commit a queued image: from here on the service must finish it. The caller enqueues it."""
 
         async def work(connection: AsyncConnection) -> Image:
             added = insert(images).values(_new(image_id, original, request)).returning(images)
@@ -242,12 +242,13 @@ class Ledger:
         return await self._write(work)
 
     async def get_certainly(self, image_id: str, original: Original) -> Image | None:
-        """Return the image whose `add` failed, nobody knows how far; None only where it can no longer come to be."""
+        """Return the image whose `add` failed without a known outcome. None means that it cannot appear any more."""
         if not self._is_postgresql:
             return await self.get(image_id)
 
         async def work(connection: AsyncConnection) -> None:
-            # The server may still be busy with a commit whose connection was lost. To insert the same id waits for it.
+            # PostgreSQL may still be at work on a commit whose connection was lost. An insert of the same id waits for
+            # its end.
             await connection.execute(insert(images).values(_new(image_id, original, None)))
             await connection.execute(delete(images).where(images.c.id == image_id))
 
@@ -259,11 +260,11 @@ class Ledger:
         return await self.get(image_id)
 
     async def claim(self, image_id: str, worker: str) -> Image | None:
-        """Take a queued image for a new attempt, with a lease."""
+        """Claim a queued image for a new attempt, with a lease."""
         return await self._transition(_CLAIM, {"of_id": image_id, "of_worker": worker})
 
     async def renew(self, attempt: Image) -> Image | None:
-        """Begin the lease of this attempt anew."""
+        """Renew the lease of this attempt."""
         return await self._update(_held(attempt), due=now() + LEASE_SECONDS)
 
     async def publish(self, attempt: Image, size: Size, renditions: Mapping[str, Rendition]) -> Image | None:
@@ -287,38 +288,38 @@ class Ledger:
         return await self._write(work)
 
     async def hand_back(self, attempt: Image, seconds: float) -> Image | None:
-        """Give an attempt up without blame; the sweep enqueues the image again in `seconds`."""
+        """End an attempt without counting a failure or a loss. The sweep enqueues the image again in `seconds`."""
         status = Status.QUEUED if attempt.status is Status.PROCESSING else Status.READY
         return await self._update(_held(attempt), status=status, due=now() + seconds, worker=None)
 
     async def fail(self, attempt: Image, error_type: str, detail: str) -> Image | None:
-        """End a conversion as failed, by the file's fault."""
+        """Make the image `failed`: its file is at fault."""
         return await self._update(_held(attempt), **_failed(error_type, detail))
 
     async def count_failure(self, attempt: Image) -> Image | None:
-        """Count a failure that is not final yet, and queue the image again; the wake-up is the caller's to send."""
+        """Count a failure that is not final yet and queue the image again. The caller enqueues it."""
         return await self._update(_held(attempt), **_AWAKE, failures=images.c.failures + 1)
 
     async def count_loss(self, attempt: Image) -> Image | None:
-        """Count a loss, and give the image back or, at the last one, up.
+        """Count a loss and queue the image again; at the last loss it fails.
 
-        A conversion is queued again, its wake-up the caller's to send; thumbnails are left to the sweep.
+        The caller enqueues a conversion. Thumbnails are left to the sweep.
         """
         last = attempt.losses + 1 >= MOST_LOSSES
         lost: dict[str, Any] = {"losses": images.c.losses + 1}
         if attempt.status is Status.READY:
-            # Whoever asks for them again in a minute asks for twenty more tries.
+            # After the pause a new request starts again from zero losses.
             values = _no_thumbnails_for_now() | {"losses": 0} if last else lost | {"due": now(), "worker": None}
         else:
             values = lost | (_failed("worker-lost", _WORKER_LOST) if last else dict(_AWAKE))
         return await self._update(_held(attempt), **values)
 
-    # Thumbnails of a ready image, which stays ready meanwhile
+    # Thumbnails of a ready image: it stays ready while they are made
 
     async def request_thumbnails(self, image_id: str, published: int | None = None) -> Image | None:
-        """Have a ready image's thumbnails made; the wake-up is the caller's to send.
+        """Make a ready image owe thumbnails. The caller enqueues it.
 
-        Given the attempt that lacks them, nothing is done where another one has been published since.
+        With `published`, the attempt whose thumbnails are missing, nothing happens if another attempt is published now.
         """
         is_meant = images.c.published == published if published is not None else true()
         return await self._update(
@@ -331,7 +332,7 @@ class Ledger:
         )
 
     async def claim_thumbnails(self, image_id: str, wake: int, worker: str) -> Image | None:
-        """Take a ready image whose thumbnails are wanted, with a lease."""
+        """Claim a ready image that owes thumbnails, with a lease."""
         wanted = and_(_ready, _owes_thumbnails, images.c.wake == wake, images.c.worker.is_(None))
         return await self._update(
             and_(images.c.id == image_id, wanted),
@@ -341,13 +342,16 @@ class Ledger:
         )
 
     async def give_up_thumbnails(self, attempt: Image) -> Image | None:
-        """Leave a ready image as it is; its thumbnails are not asked for again for a minute."""
+        """End an attempt at thumbnails; the image stays ready, and they are not requested again for a minute."""
         return await self._update(_held(attempt), **_no_thumbnails_for_now())
 
     # Deleting and retrying
 
     async def delete(self, image_id: str, meant: Image | None = None) -> Image | None:
-        """Begin to delete the image, or only as it was `meant`; it is gone for everybody from this commit on."""
+        """Begin to delete the image. From this commit on every request for it is answered as if it were gone.
+
+        With `meant`, nothing happens if the image has changed since `meant` was read.
+        """
         unchanged = true() if meant is None else and_(_as_read(meant), images.c.modified == meant.modified)
         return await self._update(
             and_(images.c.id == image_id, images.c.status != Status.DELETING, unchanged),
@@ -358,7 +362,7 @@ class Ledger:
         )
 
     async def retry(self, image_id: str) -> Image | None:
-        """Queue a failed image again with its counts reset; the wake-up is the caller's to send."""
+        """Queue a failed image again with its counts reset. The caller enqueues it."""
         return await self._update(
             and_(images.c.id == image_id, images.c.status == Status.FAILED),
             **_AWAKE,
@@ -374,9 +378,9 @@ class Ledger:
     # Settling
 
     async def tokens_changed(self, image: Image, *, leaves_nothing: bool = False) -> Image | None:
-        """Record that the cache tokens were changed after the commit that `image` was read from.
+        """Record that the cache tokens were changed after the commit that `image` shows.
 
-        Leftovers are owed next, unless that commit `leaves_nothing`.
+        The row owes leftovers next, unless that commit `leaves_nothing`.
         """
         return await self._transition(_SETTLED if leaves_nothing else _TOKENS_CHANGED, _read_as(image))
 
@@ -384,7 +388,7 @@ class Ledger:
         """Record the same for many images, in one commit."""
 
         async def work(connection: AsyncConnection) -> None:
-            # In one order everywhere: who locks the same rows in another may wait for us while we wait for them.
+            # Rows are locked in one order everywhere: in different orders two transactions would deadlock.
             for image in sorted(owing, key=lambda image: image.id):
                 changed = update(images).where(_as_read(image), _owes_tokens)
                 await connection.execute(changed.values(owed=Owed.LEFTOVERS, due=now() + WAKE_SECONDS))
@@ -392,23 +396,23 @@ class Ledger:
         await self._write(work)
 
     async def owe_leftovers(self, image: Image, attempt: int) -> Image | None:
-        """Have a final image that owes nothing owe the folders of its attempts up to `attempt`, published or not.
+        """Make a final image that owes nothing owe leftovers: the folders of its attempts up to `attempt`.
 
-        From this commit on no attempt writes to them: the number has risen to theirs.
+        The row's attempt number rises to `attempt`, so no attempt writes to these folders after this commit.
         """
         settled = and_(_as_read(image), or_(_ready, images.c.status == Status.FAILED), images.c.owed.is_(None))
         most = max(image.attempt, attempt)
         return await self._update(settled, attempt=most, owed=Owed.LEFTOVERS, due=now() + WAKE_SECONDS)
 
     async def leftovers_removed(self, image: Image) -> None:
-        """Record that all leftovers are gone; a deleted image's row goes a minute after its DELETE, or is due then."""
+        """Record that all leftovers are gone. A deleted image's row is removed a minute after its DELETE."""
         if image.status is not Status.DELETING:
             await self._transition(_LEFTOVERS_REMOVED, _read_as(image))
             return
         settled = and_(_as_read(image), _owes_leftovers)
 
         async def work(connection: AsyncConnection) -> None:
-            # What a late attempt wrote after the first look at its folders is found by the second.
+            # Before that minute is over the row is only made due again: a late attempt may still write a folder.
             again = images.c.modified + PAUSE_SECONDS
             removed = await connection.execute(delete(images).where(settled, again <= now()).returning(images.c.id))
             if removed.one_or_none() is None:
@@ -416,25 +420,25 @@ class Ledger:
 
         await self._write(work)
 
-    # What the sweep takes, oldest first
+    # Rows that the sweep takes, oldest first
 
     async def take_owing(self, owed: Owed) -> list[Taken]:
-        """Take the rows that have owed tokens, or leftovers, for too long."""
+        """Take the rows that are due and owe tokens, or leftovers."""
         condition = _owes_tokens if owed is Owed.TOKENS else _owes_leftovers
         return await self._take(condition, TAKE_AT_MOST, due=now() + WAKE_SECONDS)
 
     async def take_lost(self) -> list[Taken]:
-        """Take the attempts whose lease is over, queued again and ready to be enqueued, or failed at the last loss."""
+        """Take the attempts whose lease is over: queued again for the caller to enqueue, or failed at the last loss."""
         last = images.c.losses + 1 >= MOST_LOSSES
         lost = {"losses": images.c.losses + 1}
         failed = await self._take(and_(_processing, last), TAKE_AT_MOST, **lost, **_failed("worker-lost", _WORKER_LOST))
         return failed + await self._take(_processing, TAKE_AT_MOST, **lost, **_AWAKE)
 
     async def take_thumbnails(self) -> list[Taken]:
-        """Take the thumbnails whose wake-up or lease is over, ready to be enqueued; given up at the last loss."""
+        """Take the due rows that owe thumbnails, for the caller to enqueue. At the last loss they are given up."""
         was_leased = images.c.worker.is_not(None)
         last = and_(was_leased, images.c.losses + 1 >= MOST_LOSSES)
-        # The fence rises here too: who was only frozen must not publish a folder that goes as a leftover.
+        # The fence rises here too: an attempt that was only frozen must not publish a folder that is a leftover now.
         given_up = _no_thumbnails_for_now() | {"attempt": images.c.attempt + 1, "losses": 0}
         await self._take(and_(_owes_thumbnails, last), TAKE_AT_MOST, **given_up)
         return await self._take(
@@ -448,11 +452,11 @@ class Ledger:
         )
 
     async def take_queued(self, at_most: int) -> list[Taken]:
-        """Take queued images whose last wake-up came to nothing, ready to be enqueued."""
+        """Take the queued images that are due, for the caller to enqueue: their last wake-up was lost."""
         return await self._take(_queued, min(at_most, TAKE_AT_MOST), **_AWAKE)
 
     async def give_back(self, taken: list[Taken]) -> None:
-        """Give rows that could not be served their `due` back."""
+        """Restore the former `due` of rows that the caller could not serve."""
 
         async def work(connection: AsyncConnection) -> None:
             for row in sorted(taken, key=lambda row: row.image.id):
@@ -462,7 +466,7 @@ class Ledger:
         if taken:
             await self._write(work)
 
-    # How all of the above talk to the database
+    # Transactions
 
     async def _page(
         self, rows: Select[Any], column: Any, after: int | str | None, limit: int, newest_first: bool
@@ -504,18 +508,18 @@ class Ledger:
             taken = [Taken(image, due[image.id]) for image in map(_image, rows)]
             return sorted(taken, key=lambda row: row.due)
 
-        # An idle pass costs a read, not a turn at SQLite's one write lock.
+        # The read comes first, so that a pass without work does not take SQLite's write lock.
         if not await self._read(lambda connection: _has_rows(connection, condition)):
             return []
         return await self._write(work)
 
     async def _read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        # To the end as well: aiosqlite's thread must not find its event loop closed under what it still does.
+        # Not cancellable: aiosqlite's thread must not report its result to a closed event loop.
         return await to_the_end(self._in_connection(work, reading=True))
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        # SQLite's writers wait for each other in any case, and unfairly: here they do so in a queue, and leave the
-        # other connections to readers.
+        # SQLite lets one writer in at a time, in no order. This lock makes them wait in order, and keeps the pool's
+        # other connections for readers.
         async with self._writing:
             return await to_the_end(self._in_connection(work, reading=False))
 
@@ -534,13 +538,14 @@ class Ledger:
 
 
 async def _has_rows(connection: AsyncConnection, condition: ColumnElement[bool]) -> bool:
-    # In order: or else PostgreSQL, which cannot know how few are due, may look for the first one anywhere.
+    # The order makes PostgreSQL use the index on `due`: its statistics do not tell it how few rows are due.
     query = select(images.c.id).where(condition, _is_due).order_by(images.c.due).limit(1)
     return (await connection.execute(query)).one_or_none() is not None
 
 
 def _has_no_table(error: DBAPIError) -> bool:
-    # PostgreSQL's SQLSTATE of an undefined table: who may not read one is told its name as well.
+    # 42P01 is PostgreSQL's SQLSTATE of an undefined table. The message does not tell: without the right to read, it
+    # names the table as well.
     state = getattr(error.orig, "sqlstate", None)
     return "no such table" in str(error.orig) if state is None else state == "42P01"
 
@@ -575,11 +580,11 @@ def _as_read(image: Image) -> ColumnElement[bool]:
 
 
 def _held(attempt: Image) -> ColumnElement[bool]:
-    """True for the row that this attempt still holds: a conversion's, or that of a ready image's thumbnails."""
+    """True for the row of this attempt, while the attempt holds it."""
     return and_(_as_read(attempt), _may_be_held)
 
 
-# What every image goes through, said once: to put such a statement together takes as long as to run it.
+# Statements that every image needs are built once: building one takes as long as running it.
 
 _is_as_read = and_(
     images.c.id == bindparam("of_id"),
@@ -614,14 +619,14 @@ _PUBLISH = _returning(
 )
 _NEXT = update(ledger).values(sequence=ledger.c.sequence + 1).returning(ledger.c.sequence)
 _NUMBER = _returning(images.c.id == bindparam("of_id"), {"sequence": bindparam("of_sequence")})
-# Not due at once: whoever settles goes on to the leftovers, the sweep comes only if they died.
+# Not due at once: the settling process removes the leftovers next. The sweep does it only if that process died.
 _TOKENS_CHANGED = _returning(and_(_is_as_read, _owes_tokens), {"owed": Owed.LEFTOVERS, "due": now() + WAKE_SECONDS})
 _SETTLED = _returning(and_(_is_as_read, _owes_tokens), {"owed": None, "due": None})
 _LEFTOVERS_REMOVED = _returning(and_(_is_as_read, _owes_leftovers), {"owed": None, "due": None})
 
 
 def _read_as(image: Image) -> dict[str, Any]:
-    """Return what `_is_as_read` compares a row with."""
+    """Return the parameters of `_is_as_read`."""
     return {"of_id": image.id, "of_status": image.status, "of_attempt": image.attempt}
 
 
@@ -637,7 +642,7 @@ def _failed(error_type: str, detail: str) -> dict[str, Any]:
 
 
 def _no_thumbnails_for_now() -> dict[str, Any]:
-    # Owing leftovers keeps further requests away until they are paid: that is the minute.
+    # A row that owes leftovers does not accept a request for thumbnails. So this debt is the pause.
     return {"owed": Owed.LEFTOVERS, "due": now() + PAUSE_SECONDS, "worker": None}
 
 
