@@ -2,8 +2,8 @@
 
 A service's ledger has 200 photographs queued when its worker starts. It takes from the first claim to the last `ready`.
 The rival renders the same originals into the same sizes in plain processes, warm and under no limits, which write the
-files and fsync nothing. It does so by the same code, with the same pages of memory (`worker.children.ENVIRONMENT`), to
-the same file system.
+files and fsync nothing. It does so by the same code, with the same pages of memory
+(`worker.renderer.child.ENVIRONMENT`), to the same file system.
 
 Photographs of 12 MP are what telephones make. Of smaller ones there are more in a second, and what a picture costs
 beside its pixels weighs more: a mix of such is told beside them.
@@ -37,8 +37,8 @@ from shared.redis.clients import worker_client
 from shared.redis.queue import Queue
 from shared.settings import Settings
 from shared.storage.disk import DiskStorage
-from worker import rendering
-from worker.children import ENVIRONMENT
+from worker.child import rendering
+from worker.renderer.child import ENVIRONMENT
 
 
 @dataclass(frozen=True)

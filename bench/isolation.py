@@ -21,8 +21,8 @@ from skimage import data
 
 from shared.images import Size, ladder
 from shared.settings import Settings
-from worker import rendering
-from worker.renderer import Renderer
+from worker.child import rendering
+from worker.renderer.pool import Renderer
 
 ROUNDS = 100
 TURN = 10

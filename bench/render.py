@@ -32,8 +32,8 @@ from bench import tutorial
 from bench.figures import ROUNDS, Bar, Figure, Runs, at_least, in_turns, progress, ratio, rounds_asked_for, show
 from bench.photographs import encoded, mosaic, photographs
 from shared.images import Size, ladder
-from worker import rendering
-from worker.children import ENVIRONMENT
+from worker.child import rendering
+from worker.renderer.child import ENVIRONMENT
 
 GROUP = "rendering"
 LEAST = tutorial.MIN_THUMB_SIZE

@@ -29,7 +29,7 @@ from bench.service import run_service
 from launch.processes import HERE, Part, free_port, is_valkey_up, read_procfile, valkey_command
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
-from worker.renderer import Renderer
+from worker.renderer.pool import Renderer
 
 #: Between two looks at whether something has started.
 LOOK_SECONDS = 0.01

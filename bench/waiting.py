@@ -31,7 +31,7 @@ from bench.figures import ROUNDS, Figure, at_most, in_turns, rounds_asked_for, s
 from bench.render import Side, rendered
 from bench.service import Service, run_service
 from bench.uploads import photo
-from worker.children import ENVIRONMENT
+from worker.renderer.child import ENVIRONMENT
 
 #: Of each side in each round, whose median counts.
 TIMES = 7

@@ -36,7 +36,7 @@ from worker.attempts import Attempts
 from worker.consumer import Consumer, Consumers
 from worker.jobs import Jobs
 from worker.metrics import MetricsPort
-from worker.renderer import Renderer
+from worker.renderer.pool import Renderer
 from worker.sweep import Sweep
 
 logger = logging.getLogger("worker")

@@ -16,7 +16,7 @@ from shared.redis.queue import CONVERT_IMAGE, MAKE_THUMBNAILS
 from shared.settings import Settings
 from shared.storage import Draft, Storage
 from worker.attempts import Attempts
-from worker.renderer import Opened, Renderer
+from worker.renderer.pool import Opened, Renderer
 
 
 class Jobs:

@@ -236,7 +236,7 @@ def worker_arms(point: Point, image_id: str) -> list[Arm]:
         Arm("worker.consumer:Consumer.main", "before", "note" if point.consumes else "hold"),
     ]
     if point.trouble:
-        arms.append(Arm("worker.renderer:Opened._read_header", "before", "stop", within=CONVERT, about=image_id))
+        arms.append(Arm("worker.renderer.pool:Opened._read_header", "before", "stop", within=CONVERT, about=image_id))
     return arms
 
 

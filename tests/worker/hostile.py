@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, NoReturn
 from PIL import Image
 
 from shared.images import Size
-from worker import child, rendering
-from worker.child_protocol import LARGEST_WRITTEN, pack
+from worker.child import __main__ as child
+from worker.child import rendering
+from worker.renderer.protocol import LARGEST_WRITTEN, pack
 
 CONNECTION = socket.socket(fileno=int(sys.argv[1]))
 HOARD: list[bytes] = []

@@ -24,7 +24,7 @@ from tests.services import put, put_original
 from tests.worker.pictures import encoded, photo
 from worker.attempts import Attempts
 from worker.jobs import Jobs
-from worker.renderer import Renderer
+from worker.renderer.pool import Renderer
 
 CTX: dict[str, Any] = {}
 

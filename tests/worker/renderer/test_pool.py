@@ -36,12 +36,12 @@ from shared.errors import (
 from shared.images import Size, ladder
 from shared.settings import Settings
 from tests.worker.pictures import encoded, photo, quartered
-from worker.children import Child
-from worker.renderer import PixelBudget, Renderer
-from worker.scratch import Scratch
+from worker.renderer.child import Child
+from worker.renderer.pool import PixelBudget, Renderer
+from worker.renderer.scratch import Scratch
 
 HOSTILE = (sys.executable, "-m", "tests.worker.hostile")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = Settings(render_memory_bytes=384 * 1024 * 1024)
 
 StartRenderer = Callable[..., Coroutine[None, None, Renderer]]
@@ -297,7 +297,7 @@ async def test_a_fault_costs_its_own_picture_only(
 
     A child that dies while a thread copies the largest size is found dead by others first.
     """
-    monkeypatch.setattr("worker.renderer._COPIED_AT_ONCE", -1)
+    monkeypatch.setattr("worker.renderer.pool._COPIED_AT_ONCE", -1)
     copied_slowly(monkeypatch)
     renderer = await start_renderer()
 
@@ -360,7 +360,7 @@ async def test_who_comes_while_another_is_rendered_waits_for_it_and_not_for_a_ch
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next picture is there before the last one's child is free: that it is no trouble of this worker's."""
-    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 0.1)
+    monkeypatch.setattr("worker.renderer.pool._CHILD_SECONDS", 0.1)
     renderer = await start_renderer()
     waiting: list[asyncio.Task[dict[Size, Image.Image]]] = []
 
@@ -381,8 +381,8 @@ async def test_without_a_child_an_image_is_handed_back_until_one_starts_again(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch, trouble: Exception
 ) -> None:
     """Else one sick worker would hold what it claims, and its slot would be gone for good."""
-    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 0.1)
-    monkeypatch.setattr("worker.renderer._AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("worker.renderer.pool._CHILD_SECONDS", 0.1)
+    monkeypatch.setattr("worker.renderer.pool._AGAIN_SECONDS", 0.01)
     renderer = await start_renderer()
     spawn = Child.spawn
 
@@ -396,7 +396,7 @@ async def test_without_a_child_an_image_is_handed_back_until_one_starts_again(
         await render(renderer, original(GOOD))
 
     monkeypatch.setattr(Child, "spawn", spawn)
-    monkeypatch.setattr("worker.renderer._CHILD_SECONDS", 30)
+    monkeypatch.setattr("worker.renderer.pool._CHILD_SECONDS", 30)
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
@@ -404,7 +404,7 @@ async def test_a_worker_that_stood_still_does_not_blame_the_picture(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a SIGSTOP, or a machine's pause, the time-out and the child's answer are there at the same moment."""
-    monkeypatch.setattr("worker.renderer._FROZEN_SECONDS", 0.2)
+    monkeypatch.setattr("worker.renderer.pool._FROZEN_SECONDS", 0.2)
     renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=0.5))
     rendering = asyncio.create_task(render(renderer, original(fault("render", "hang"))))
     await asyncio.sleep(0.1)
@@ -502,7 +502,7 @@ async def test_children_killed_while_idle_cost_no_picture(start_renderer: StartR
 async def test_a_child_that_hangs_up_and_stays_is_killed(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.children.EXIT_SECONDS", 0.2)  # ten seconds would only be waited for
+    monkeypatch.setattr("worker.renderer.child.EXIT_SECONDS", 0.2)  # ten seconds would only be waited for
     renderer = await start_renderer()
     (pid,) = children()
 
@@ -516,7 +516,7 @@ async def test_a_child_that_hangs_up_and_stays_is_killed(
 async def test_who_is_cancelled_while_the_largest_size_is_copied_leaves_nothing(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.renderer._COPIED_AT_ONCE", -1)
+    monkeypatch.setattr("worker.renderer.pool._COPIED_AT_ONCE", -1)
     copying = copied_slowly(monkeypatch)
     renderer = await start_renderer()
     (pid,) = children()
@@ -715,7 +715,7 @@ async def test_a_child_is_replaced_after_so_many_pictures(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a picture may have made of it in silence ends with it."""
-    monkeypatch.setattr("worker.children.MOST_PICTURES", 3)
+    monkeypatch.setattr("worker.renderer.child.MOST_PICTURES", 3)
     renderer = await start_renderer()
     before = children()
 
@@ -745,7 +745,7 @@ async def test_children_die_with_their_parent() -> None:
     program = textwrap.dedent("""
         import asyncio, sys
         from shared.settings import Settings
-        from worker.renderer import Renderer
+        from worker.renderer.pool import Renderer
 
         async def main():
             renderer = Renderer(Settings(), 2, 1, command=(sys.executable, "-m", "tests.worker.hostile"))

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ChildLost
-from worker.children import Child
+from worker.renderer.child import Child
 
 #: Each tries one thing; what it is refused with is told.
 PROBES = textwrap.dedent("""
     import ctypes, json, mmap, os, resource, signal, socket, time
     import pyseccomp
     from shared.formats import HAS_HEIF
-    from worker.confinement import filter_system_calls
+    from worker.child.confinement import filter_system_calls
 
     libc = ctypes.CDLL(None, use_errno=True)
     ours, theirs = socket.socketpair()
@@ -115,7 +115,7 @@ def test_a_c_library_that_gives_no_memory_back_is_taken_as_it_is() -> None:
                 return super().__getattr__(name)
 
         ctypes.CDLL = Musl
-        from worker import confinement
+        from worker.child import confinement
         confinement.give_back_memory()
     """)
 
@@ -160,7 +160,7 @@ async def test_a_child_that_cannot_be_filtered_works_and_says_why(lacking: str, 
 
 async def test_a_child_whose_decoders_the_filter_breaks_does_not_come_up_and_says_what_failed() -> None:
     """Else each picture of that format would fail, and be blamed."""
-    greedy = "import worker.confinement as c; c._ALLOWED = tuple(set(c._ALLOWED) - {'lseek'})"
+    greedy = "import worker.child.confinement as c; c._ALLOWED = tuple(set(c._ALLOWED) - {'lseek'})"
     child = await Child.spawn(altered(greedy), 384 << 20, 1 << 20)
     try:
         with pytest.raises(ChildLost, match=r"did not come up: .*Operation not permitted"):

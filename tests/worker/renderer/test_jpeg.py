@@ -10,8 +10,8 @@ import pytest
 
 from shared.images import Size
 from tests.worker.pictures import encoded, photo, segments
-from worker import rendering
-from worker.jpeg import ForeignJpeg, size_of
+from worker.child import rendering
+from worker.renderer.jpeg import ForeignJpeg, size_of
 
 NOISE = encoded(photo((320, 180)), "PNG")
 
@@ -98,7 +98,7 @@ def test_no_cut_through_a_rendition_is_ours() -> None:
 
 def test_a_scan_is_read_to_its_end_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So is one of 200 MB, of a child that was taken over, without the rest of the worker standing still for it."""
-    monkeypatch.setattr("worker.jpeg._SEARCHED_AT_ONCE", 7)
+    monkeypatch.setattr("worker.renderer.jpeg._SEARCHED_AT_ONCE", 7)
     start, scan = SCAN + 14, b"\xff\0" * 20
     assert size_of(OURS) == (320, 180)
     assert size_of(OURS[:start] + scan + b"\xff\xd9") == (320, 180)

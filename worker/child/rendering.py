@@ -33,8 +33,8 @@ from PIL import (
 from shared.errors import ImageTooLarge, RenderFailure, RenderOutOfMemory, UnreadableImage
 from shared.formats import HAS_HEIF, PILLOW_FORMATS, TAKEN
 from shared.images import MAX_SIDE, Size
-from worker import profiles
 from worker.capacity import BYTES_PER_PIXEL
+from worker.child import profiles
 
 QUALITY = 85
 

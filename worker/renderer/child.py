@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shared.errors import ChildLost, DecoderCrashed, RenderTimedOut
-from worker.child_protocol import HEADER, BadFrame, Message, length_of, pack, unpack
+from worker.renderer.protocol import HEADER, BadFrame, Message, length_of, pack, unpack
 
 #: How long a child may take to load the decoders.
 START_SECONDS = 60.0
@@ -27,7 +27,7 @@ MOST_KEPT_BYTES = 192 * 1024 * 1024
 #: `madvise`). A large picture is then decoded in two thirds of the time, since it does not fault 4 KB at a time.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Child:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fuzzing import examples
-from worker.child_protocol import HEADER, MAX_FRAME, BadFrame, length_of, unpack
+from worker.renderer.protocol import HEADER, MAX_FRAME, BadFrame, length_of, unpack
 
 KEYS = st.text(max_size=5) | st.binary(max_size=5) | st.integers(-3, 3) | st.none()
 SCALARS = (

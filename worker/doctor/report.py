@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TextIO
 
-from worker.diagnosis import MADE_AGAIN, Finding, Kind
+from worker.doctor.diagnosis import MADE_AGAIN, Finding, Kind
 
 #: What --mend does about each kind.
 _REMEDIES = {

@@ -26,10 +26,10 @@ from shared.storage.disk import DiskStorage
 from tests.databases import on_both_databases
 from tests.ledgers import SIZE, latest, new_id, settled
 from tests.services import put
-from worker import doctor
-from worker.diagnosis import Kind
-from worker.doctor import Doctor
-from worker.report import Report
+from worker.doctor import __main__ as command
+from worker.doctor.diagnosis import Kind
+from worker.doctor.doctor import Doctor
+from worker.doctor.report import Report
 
 #: Two hours: more than what counts as young.
 LONG = 7200.0
@@ -120,7 +120,7 @@ def examine(settings: Settings, capsys: pytest.CaptureFixture[str]) -> Examine:
     ) -> Examined:
         capsys.readouterr()
         kept = replace(settings, keep_originals=keep_originals)
-        code = await doctor.run(kept, most=most, digests=digests, mend=mend)
+        code = await command.run(kept, most=most, digests=digests, mend=mend)
         out = capsys.readouterr().out
         table = out.partition("what is wrong")[2].splitlines()
         counts = {
@@ -569,7 +569,7 @@ async def test_one_run_asks_for_no_more_than_the_workers_do_in_a_while(
     ledger: Ledger, storage: DiskStorage, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Old images go before new uploads in the queue: a million of them would keep everybody waiting for a day."""
-    monkeypatch.setattr(doctor, "MOST_ASKED_FOR", 2)
+    monkeypatch.setattr("worker.doctor.doctor.MOST_ASKED_FOR", 2)
     images = [await ready(ledger, storage) for _ in range(3)]
     for image in images:
         for name in PICTURES:
@@ -650,7 +650,7 @@ async def test_all_are_counted_and_some_are_listed(
     ledger: Ledger, storage: DiskStorage, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows come in pages, files in folders, and both are walked side by side: none is missed, and none told twice."""
-    monkeypatch.setattr(doctor, "_PAGE", 2)
+    monkeypatch.setattr("worker.doctor.doctor._PAGE", 2)
     orphans, torn = [], []
     for number in range(12):
         image_id = old_id(LONG + 100 * number)

@@ -1,4 +1,4 @@
-"""`python -m worker.doctor`: compare ledger and storage both ways; tell, count and, if asked to, mend what is wrong.
+"""The doctor: compares ledger and storage both ways; tells, counts and, if asked to, mends what is wrong.
 
 It is safe beside web and workers at work. A walk through all rows and files finds suspects; each is looked at once
 more, at one moment, and only what is wrong then counts. Needs no Redis: the sweep finds what is to be made again.
@@ -6,24 +6,17 @@ more, at one moment, and only what is wrong then counts. Needs no Redis: the swe
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import os
 import re
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from shared.errors import AsgilookError, NoSuchKey, StorageUnavailable
-from shared.identity import check_storage_as_it_is, holds_marker
+from shared.errors import NoSuchKey, StorageUnavailable
+from shared.identity import holds_marker
 from shared.images import Image, Original, Owed, Rendition, original_key, renditions_prefix
 from shared.ledger import Identity, Ledger, Taken
-from shared.settings import Settings
 from shared.storage import Storage, Stored
-from shared.storage.backends import open_storage
-from shared.telemetry import logs
-from worker.diagnosis import (
+from worker.doctor.diagnosis import (
     MADE_AGAIN,
     YOUNG_SECONDS,
     Finding,
@@ -35,7 +28,7 @@ from worker.diagnosis import (
     is_young,
     source_of,
 )
-from worker.report import Outcome, Report
+from worker.doctor.report import Outcome, Report
 
 #: Rows that are read at a time.
 _PAGE = 500
@@ -227,63 +220,3 @@ async def _side_by_side(*streams: AsyncIterator[Look]) -> AsyncIterator[Look]:
                 look = Look(look.id, look.row or head.row, {**look.files, **head.files})
                 heads[number] = await anext(streams[number], None)
         yield look
-
-
-async def run(settings: Settings, *, most: int, digests: bool, mend: bool) -> int:
-    """Examine what the settings name; return the exit code."""
-    ledger = Ledger.connect(settings, existing=True)
-    try:
-        storage = open_storage(settings)
-        identity = await check_storage_as_it_is(ledger, storage, settings)
-        report = Report(most, mend)
-        doctor = Doctor(
-            ledger, storage, identity, report, keep_originals=settings.keep_originals, digests=digests, mend=mend
-        )
-        try:
-            await doctor.examine()
-        except AsgilookError:
-            report.sum_up(is_complete=False)
-            raise
-        report.sum_up(is_complete=True)
-        return 0 if report.is_well else 1
-    finally:
-        await ledger.close()
-
-
-def main() -> int:
-    """Examine, perhaps mend; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m worker.doctor",
-        description="Compare the ledger with the storage: list and count what is wrong between them. Web and workers "
-        "may be at work meanwhile. Nothing is changed without --mend.",
-        epilog="Exit code: 0 where nothing is wrong or all was mended, 1 where something is wrong, 2 where that cannot "
-        "be told.",
-    )
-    parser.add_argument("--mend", action="store_true", help="remove what nobody needs, have renditions made again")
-    parser.add_argument("--digests", action="store_true", help="read every file and compare its SHA-256, too: slow")
-    parser.add_argument("--most", type=_count, default=20, metavar="N", help="lines for each kind at the most (20)")
-    arguments = parser.parse_args()
-    try:
-        settings = Settings.from_env()
-        logs.configure("ERROR")
-        return asyncio.run(run(settings, most=arguments.most, digests=arguments.digests, mend=arguments.mend))
-    except BrokenPipeError:
-        # Who reads us has seen enough, `| head` say; nor is there anybody to hear of it at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("asgilook: interrupted", file=sys.stderr)
-        return 130
-    except (AsgilookError, OSError) as exc:
-        print(f"asgilook: what is wrong cannot be told: {exc}", file=sys.stderr)
-        return 2
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"not a whole number: {text}")
-    return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from worker.child_protocol import HEADER, MAX_FRAME, BadFrame, length_of, pack, unpack
+from worker.renderer.protocol import HEADER, MAX_FRAME, BadFrame, length_of, pack, unpack
 
 
 def test_a_message_comes_back_as_it_was() -> None:

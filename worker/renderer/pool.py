@@ -29,9 +29,9 @@ from shared.formats import PILLOW_FORMATS
 from shared.images import Size
 from shared.settings import Settings
 from shared.telemetry import metrics, tracing
-from worker.child_protocol import LARGEST_WRITTEN, BadFrame, Message
-from worker.children import Child
-from worker.scratch import NotOurs, Scratch, most_bytes
+from worker.renderer.child import Child
+from worker.renderer.protocol import LARGEST_WRITTEN, BadFrame, Message
+from worker.renderer.scratch import NotOurs, Scratch, most_bytes
 
 _REPORTED: dict[str, type[RenderFailure]] = {
     failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)

@@ -30,7 +30,7 @@ from tests.worker.pictures import (
     swapping_profile,
     without_segment,
 )
-from worker.rendering import open_picture, render
+from worker.child.rendering import open_picture, render
 
 WHITE = (255, 255, 255)
 MAX_PIXELS = 50_000_000

@@ -8,7 +8,7 @@ from hashlib import sha256
 from types import TracebackType
 
 from shared.images import Size
-from worker import jpeg
+from worker.renderer import jpeg
 
 #: Pure noise takes 1.2 bytes a pixel at our quality: what takes more than four, and this, is no JPEG of ours.
 _BYTES_PER_PIXEL = 4

@@ -12,7 +12,8 @@ PROGRAM = textwrap.dedent("""
     import io, json, sys
     from PIL import Image
     from shared.errors import RenderFailure
-    from worker import child, rendering
+    from worker.child import __main__ as child
+    from worker.child import rendering
 
     strangers = {
         "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 9 9\\n%%EndComments\\nshowpage\\n%%EOF",

@@ -1,8 +1,10 @@
 """The process that decodes: `python -m worker.child`, confined before it reads anything, one picture at a time.
 
-It gets two orders for each picture, as `worker.child_protocol` has them. `open` brings the original's descriptor; the
-answer is the header's size and format. `render` brings a descriptor for each size; the answer is the stages' times. In
-between it says when the largest size is written, and only smaller ones are left.
+For each picture the parent sends two orders (`worker.renderer.protocol`):
+
+- `open`, with the original's descriptor. The answer is the size and the format that the header names.
+- `render`, with a descriptor for each size. A first message tells that the largest size is written, if others are left;
+  the answer is the time of each stage.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from PIL import Image
 from shared.errors import RenderFailure, RenderOutOfMemory
 from shared.formats import PILLOW_FORMATS
 from shared.images import Size
-from worker import confinement, rendering
-from worker.child_protocol import HEADER, LARGEST_WRITTEN, MAX_DESCRIPTORS, Message, length_of, pack, unpack
+from worker.child import confinement, rendering
+from worker.renderer.protocol import HEADER, LARGEST_WRITTEN, MAX_DESCRIPTORS, Message, length_of, pack, unpack
 
 #: After so long without a picture, a child gives back the memory of the last.
 IDLE_SECONDS = 1.0

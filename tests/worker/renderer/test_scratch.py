@@ -14,8 +14,8 @@ import pytest
 
 from shared.images import Size
 from tests.worker.pictures import encoded, photo
-from worker import rendering
-from worker.scratch import NotOurs, Scratch, most_bytes
+from worker.child import rendering
+from worker.renderer.scratch import NotOurs, Scratch, most_bytes
 
 SIZE = (320, 180)
 

@@ -1,0 +1,1 @@
+"""The process that decodes, and the only place where Pillow is imported."""

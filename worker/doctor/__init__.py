@@ -1,0 +1,1 @@
+"""`python -m worker.doctor`: compares ledger and storage."""

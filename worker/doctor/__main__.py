@@ -1,0 +1,77 @@
+"""`python -m worker.doctor`: the command, and its composition root."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+
+from shared.errors import AsgilookError
+from shared.identity import check_storage_as_it_is
+from shared.ledger import Ledger
+from shared.settings import Settings
+from shared.storage.backends import open_storage
+from shared.telemetry import logs
+from worker.doctor.doctor import Doctor
+from worker.doctor.report import Report
+
+
+async def run(settings: Settings, *, most: int, digests: bool, mend: bool) -> int:
+    """Examine what the settings name; return the exit code."""
+    ledger = Ledger.connect(settings, existing=True)
+    try:
+        storage = open_storage(settings)
+        identity = await check_storage_as_it_is(ledger, storage, settings)
+        report = Report(most, mend)
+        doctor = Doctor(
+            ledger, storage, identity, report, keep_originals=settings.keep_originals, digests=digests, mend=mend
+        )
+        try:
+            await doctor.examine()
+        except AsgilookError:
+            report.sum_up(is_complete=False)
+            raise
+        report.sum_up(is_complete=True)
+        return 0 if report.is_well else 1
+    finally:
+        await ledger.close()
+
+
+def main() -> int:
+    """Examine, perhaps mend; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.doctor",
+        description="Compare the ledger with the storage: list and count what is wrong between them. Web and workers "
+        "may be at work meanwhile. Nothing is changed without --mend.",
+        epilog="Exit code: 0 where nothing is wrong or all was mended, 1 where something is wrong, 2 where that cannot "
+        "be told.",
+    )
+    parser.add_argument("--mend", action="store_true", help="remove what nobody needs, have renditions made again")
+    parser.add_argument("--digests", action="store_true", help="read every file and compare its SHA-256, too: slow")
+    parser.add_argument("--most", type=_count, default=20, metavar="N", help="lines for each kind at the most (20)")
+    arguments = parser.parse_args()
+    try:
+        settings = Settings.from_env()
+        logs.configure("ERROR")
+        return asyncio.run(run(settings, most=arguments.most, digests=arguments.digests, mend=arguments.mend))
+    except BrokenPipeError:
+        # Who reads us has seen enough, `| head` say; nor is there anybody to hear of it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("asgilook: interrupted", file=sys.stderr)
+        return 130
+    except (AsgilookError, OSError) as exc:
+        print(f"asgilook: what is wrong cannot be told: {exc}", file=sys.stderr)
+        return 2
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"not a whole number: {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
