@@ -17,6 +17,7 @@ from api.images import Enqueueing, ImageList, ImageRecord, Retry
 from api.metrics import Metrics, RouteNoting
 from api.renditions.local_copies import Copies
 from api.renditions.memory import Recent
+from api.renditions.memory_door import MemoryDoor
 from api.renditions.resources import Jpeg, Pictures, Thumbnail
 from api.renditions.serving import Serving
 from api.response_cache_middleware import ResponseCaching
@@ -104,7 +105,9 @@ def create_app(
     pictures = Pictures(settings, ledger, storage, settling, enqueueing)
 
     app: App = falcon.asgi.App()
-    serving = Serving(app, Recent(settings.memory_cache_bytes, clock), pictures, response_cache, storage, clock)
+    memory = Recent(settings.memory_cache_bytes, clock)
+    door = MemoryDoor(memory, lambda route, image_id, query, headers: None)
+    serving = Serving(app, memory, pictures, response_cache, door.answer, clock)
     settling.on_change.append(serving.forget)
     listener.on_change.append(serving.forget)
     listener.on_gap.append(serving.forget_all)

@@ -28,7 +28,7 @@ def create_application() -> Guard:
     settings = Settings.from_env()
     logs.configure(settings.log_level)
     app = create_app(settings, middleware=[EndAtOnce()])
-    guard = Guard(app, settings, raw_problem, at_hand=app.at_hand, look=app.look)
+    guard = Guard(app, settings, raw_problem, at_once=app.at_once)
     Connection.configure(settings, guard)
     return guard
 

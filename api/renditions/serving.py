@@ -13,20 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from api.renditions.memory import Entry, Found, Recent, found_in, put_into
+from api.renditions.memory import Entry, Found, Recent, put_into
+from api.renditions.memory_door import FULL_ROUTE, THUMBNAIL_ROUTE
 from api.renditions.resources import Pictures
-from api.server.guard import ANSWER, Application, Receive, Scope, Send
+from api.server.at_once import AtOnce
+from api.server.guard import Application, Receive, Scope, Send
 from api.urls import picture_at
-from shared.errors import AsgilookError
-from shared.images import FULL, Image, Size, rendition_key, thumbnail_name
+from shared.images import FULL, Size, thumbnail_name
 from shared.redis.circuit_breaker import RedisAway
-from shared.redis.response_cache import PICTURE_SECONDS, Asked, Copy, ResponseCache, Slot
-from shared.storage import Storage
-
-_JPEG, _THUMBNAIL = "/images/{image_id}.jpeg", "/thumbnails/{image_id}/{size}.jpeg"
-
-#: In a request's scope: what Redis was asked for it already.
-_ASKED = "asgilook.asked"
+from shared.redis.response_cache import PICTURE_SECONDS, Copy, ResponseCache, Slot
 
 _CONDITIONS = frozenset(
     (b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range")
@@ -57,14 +52,14 @@ class Serving:
         recent: Recent,
         pictures: Pictures,
         cache: ResponseCache,
-        storage: Storage,
+        at_once: AtOnce,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._recent = recent
         self._pictures = pictures
         self._cache = cache
-        self._storage = storage
+        self.at_once = at_once
         self._clock = clock
         self._flights: dict[str, _Flight] = {}
 
@@ -72,70 +67,19 @@ class Serving:
         where = picture_at(scope["path"]) if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") else None
         if where is not None:
             image_id, size = where
-            found = found_in(scope)
-            if found is None and (entry := self._at_hand(scope["path"], image_id, size)) is not None:
+            found = None
+            if (entry := self._recent.entry(scope["path"])) is not None:
                 found = Found(entry)
             # HEAD makes no copies, so that it has no use for what a flight brings.
             if found is None and scope["method"] == "GET":
-                found = await self._find(scope["path"], image_id, size, scope.get(_ASKED))
+                found = await self._find(scope["path"], image_id, size)
             if found is not None and (entry := found.entry) is not None and _is_plain_get(scope):
                 scope["asgilook.route"] = _route_of(size)
-                if (answer := scope.get(ANSWER)) is not None and answer(entry):
-                    return
                 await send({"type": "http.response.start", "status": 200, "headers": entry.headers})
                 await send({"type": "http.response.body", "body": entry.body})
                 return
             put_into(scope, found)
         await self._app(scope, receive, send)
-
-    def at_hand(self, path: str) -> tuple[Entry, str] | None:
-        """Return the picture at a path and its route, where there is nothing to wait for."""
-        entry = self._recent.entry(path)
-        if entry is not None:
-            return entry, _JPEG if path.startswith("/images") else _THUMBNAIL
-        where = picture_at(path)
-        entry = None if where is None else self._at_hand(path, *where)
-        return None if where is None or entry is None else (entry, _route_of(where[1]))
-
-    def look(self, scope: Scope, found: Callable[[Entry | None, str], None]) -> bool:
-        """Ask Redis for the picture that a request is for, and call `found` with it and its route, without a task.
-
-        Where there is more to it, `found` gets None, and the application what Redis said, in the request's scope. Tells
-        whether Redis was asked: not where somebody else has done so, nor where it has to be waited for.
-        """
-        path: str = scope["path"]
-        where = picture_at(path)
-        if where is None or path in self._flights or self._pictures.are_handed_over:
-            return False
-        image_id, size = where
-        if self._recent.row(image_id) is not None:
-            return False
-        slot = Slot(path, image_id, PICTURE_SECONDS, is_large=size is None)
-        asked = self._cache.ask(slot)
-        if asked is None:
-            return False
-        flight = self._flights[path] = _Flight(image_id, self._clock())
-
-        def land(reply: object) -> None:
-            entry = None
-            scope[_ASKED] = asked
-            if self._flights.get(path) is flight:
-                del self._flights[path]
-            try:
-                copy = self._cache.copy_from(asked, slot)
-                if copy is not None:
-                    entry = Entry(image_id, copy, flight.begun, is_hit=True)
-                    self._keep(flight, path, entry)
-                    flight.found = Found(entry)
-                    put_into(scope, flight.found)
-            finally:
-                # Whoever goes on begins the next flight, before those who wait for this one look around.
-                found(entry, _route_of(size))
-                if flight.landed is not None:
-                    flight.landed.set()
-
-        asked.reply.add_done_callback(land)
-        return True
 
     def forget(self, image_id: str) -> None:
         """Let go of an image that has changed, or is no more; nothing that was begun before is kept."""
@@ -152,31 +96,12 @@ class Serving:
             flight.is_outdated = True
         self._flights.clear()
 
-    def _at_hand(self, path: str, image_id: str, size: Size | None) -> Entry | None:
-        entry = self._recent.entry(path)
-        if entry is not None:
-            return entry
-        row = self._recent.row(image_id)
-        if row is None:
-            return None
-        image, read_at = row
-        rendition = image.renditions.get(_name_of(size))
-        if rendition is None or self._pictures.are_handed_over or not self._pictures.is_copied(rendition):
-            return None
-        key = rendition_key(image_id, image.published or 0, _name_of(size))
-        body = self._storage.read_now(key, rendition.bytes)
-        if body is None:
-            return None
-        entry = Entry(image_id, self._pictures.copy_of(image, rendition, key, body), read_at, is_hit=True)
-        self._recent.keep_entry(path, entry)
-        return entry
-
-    async def _find(self, path: str, image_id: str, size: Size | None, asked_redis: Asked | None) -> Found:
+    async def _find(self, path: str, image_id: str, size: Size | None) -> Found:
         asked = self._clock()
         while True:
             flight = self._flights.get(path)
             if flight is None or self._recent.is_old(flight.begun):
-                return await self._fly(path, image_id, size, asked_redis)
+                return await self._fly(path, image_id, size)
             if flight.landed is None:
                 flight.landed = asyncio.Event()
             await flight.landed.wait()
@@ -184,13 +109,13 @@ class Serving:
             if flight.found is not None and (flight.found.error is None or flight.begun >= asked):
                 return flight.found
 
-    async def _fly(self, path: str, image_id: str, size: Size | None, asked: Asked | None) -> Found:
+    async def _fly(self, path: str, image_id: str, size: Size | None) -> Found:
         if (older := self._flights.get(path)) is not None:
             # Nobody will tell it any more that the image has changed.
             older.is_outdated = True
         flight = self._flights[path] = _Flight(image_id, self._clock())
         try:
-            flight.found = await self._look(flight, path, size, asked)
+            flight.found = await self._look(flight, path, size)
         except Exception as exc:
             flight.found = Found(error=exc)
         finally:
@@ -201,22 +126,19 @@ class Serving:
                 flight.landed.set()
         return flight.found
 
-    async def _look(self, flight: _Flight, path: str, size: Size | None, asked: Asked | None) -> Found:
+    async def _look(self, flight: _Flight, path: str, size: Size | None) -> Found:
         if (row := self._recent.row(flight.image_id)) is not None:
-            # Who joins is told what is as old as the row.
-            flight.begun = row[1]
-            found = await self._from_row(*row, size)
-            if found is not None:
-                if found.entry is not None:
-                    self._keep(flight, path, found.entry)
-                return found
-            flight.begun = self._clock()
+            rendition = row[0].renditions.get(_name_of(size))
+            if rendition is not None and not self._pictures.is_copied(rendition):
+                # A flight that is joined is as old as the row.
+                flight.begun = row[1]
+                return Found(image=row[0])
         slot = Slot(path, flight.image_id, PICTURE_SECONDS, is_large=size is None)
         token, copy = None, None
         # What others send has no copy in Redis.
         if not self._pictures.are_handed_over:
             with contextlib.suppress(RedisAway):
-                lookup = await self._cache.read(slot, asked)
+                lookup = await self._cache.read(slot)
                 token, copy = lookup.token, lookup.copy
         if copy is not None:
             entry = Entry(flight.image_id, copy, flight.begun, is_hit=True)
@@ -233,24 +155,6 @@ class Serving:
             await self._fill(slot, token, copy)
         return Found(Entry(flight.image_id, copy, read_at, is_hit=False))
 
-    async def _from_row(self, image: Image, read_at: float, size: Size | None) -> Found | None:
-        """Return what a known row and this machine's disk make of a path, or None where others have to be asked.
-
-        Redis gets no copy of it: the token that is there now may be younger than the row.
-        """
-        rendition = image.renditions.get(_name_of(size))
-        if rendition is None:
-            return None
-        if not self._pictures.is_copied(rendition):
-            return Found(image=image)
-        if not self._storage.is_near(rendition_key(image.id, image.published or 0, _name_of(size))):
-            return None
-        try:
-            copy = await self._pictures.read(image, rendition, _name_of(size))
-        except AsgilookError:
-            return None
-        return Found(Entry(image.id, copy, read_at, is_hit=True))
-
     def _keep(self, flight: _Flight, path: str, entry: Entry) -> None:
         if not flight.is_outdated:
             self._recent.keep_entry(path, entry)
@@ -265,7 +169,7 @@ def _name_of(size: Size | None) -> str:
 
 
 def _route_of(size: Size | None) -> str:
-    return _JPEG if size is None else _THUMBNAIL
+    return FULL_ROUTE if size is None else THUMBNAIL_ROUTE
 
 
 def _is_plain_get(scope: Scope) -> bool:

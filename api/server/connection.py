@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import functools
 import logging
 import re
 import resource
@@ -26,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.problems import MEDIA_TYPE, Problem
 from api.server import cors
-from api.server.guard import ANSWER, LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, WRITE, Guard
+from api.server.guard import LINGER_BYTES, LINGER_SECONDS, SAFETY_HEADERS, Guard
 from shared.settings import Settings
 
 #: Of a request's head, and of what a chunked body has besides its content: extensions and trailers. What has arrived
@@ -156,16 +155,6 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
         self._written.expect_head()
-        write = functools.partial(self._write_answer, cycle)
-        go_on = functools.partial(self._start_task, cycle, app, write)
-        scope: Any = cycle.scope
-        # Another application is uvicorn's own, which has too much to do.
-        guard = None if app is not self.app or self.root_path else self._guard
-        if guard is None or not guard.answer_soon(scope, self._client_behind, write, go_on):
-            go_on()
-
-    def _start_task(self, cycle: RequestResponseCycle, app: Any, write: Callable[..., bool]) -> None:
-        cycle.scope[WRITE] = write  # type: ignore[literal-required] # ours
         super()._start_asgi_task(cycle, app)
 
     def _make_room(self) -> bool:
@@ -299,23 +288,6 @@ class Connection(HttpToolsProtocol):
 
     def _write_at_once(self, status: int, lines: bytes, body: bytes) -> None:
         keeps_alive = self._version == "1.1" and self.parser.should_keep_alive()
-        self._write_whole(status, lines, body, keeps_alive)
-        self.on_response_complete()
-
-    def _write_answer(self, cycle: RequestResponseCycle, status: int, lines: bytes, body: bytes) -> bool:
-        """Write all that a request is answered, unless it has been begun or has to wait; tell whether it was written.
-
-        uvicorn would take the headers apart that are in one piece.
-        """
-        if cycle.response_started or cycle.disconnected or self.flow.write_paused:
-            return False
-        cycle.response_started = cycle.response_complete = True
-        cycle.message_event.set()
-        self._write_whole(status, lines, body, cycle.keep_alive)
-        cycle.on_response()
-        return True
-
-    def _write_whole(self, status: int, lines: bytes, body: bytes, keeps_alive: bool) -> None:
         own = self.server_state.default_headers
         if self._own_headers[0] is not own:
             Connection._own_headers = own, b"".join(b"%b: %b\r\n" % header for header in own)
@@ -323,6 +295,7 @@ class Connection(HttpToolsProtocol):
         self._written.write_both(b"".join((STATUS_LINE[status], self._own_headers[1], lines, end)), body)
         if not keeps_alive:
             self.transport.close()
+        self.on_response_complete()
 
     def _judge_head(self) -> None:
         version = self._version = self.parser.get_http_version()
@@ -438,11 +411,6 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
         self._written.flush()
-        if self._answered is not None:
-            # Both lead back to it: what refers to itself waits for the collector, hundreds of objects at a time.
-            scope: Any = self._answered.scope
-            scope.pop(WRITE, None)
-            scope.pop(ANSWER, None)
         if was_last:
             self._rest()
         else:

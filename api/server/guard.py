@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from api.server import access_log, cors
+from api.server.at_once import AtOnce
+from api.server.cors import Headers
 from shared.errors import AsgilookError
 from shared.settings import Settings
 from shared.telemetry import logs, tracing
@@ -18,7 +20,6 @@ Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 #: Makes the headers and the body of a problem from its status and its detail, a sentence for the client.
 Problem = Callable[[int, str], tuple[Headers, bytes]]
 
@@ -36,43 +37,10 @@ SAFETY_HEADERS: Headers = [
 #: The headers that the guard looks at; of several lines of one name, the first.
 _HEARD = frozenset((b"origin", b"x-request-id", b"prefer", b"content-length", b"transfer-encoding"))
 
-#: Of a request that asks for less than the whole of something, or brings something along.
-_NOT_PLAIN = frozenset(
-    (
-        *(b"if-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"),
-        *(b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"prefer", b"traceparent"),
-    )
+#: A request that has one of these brings something along, or asks for more than an answer that is ready.
+_FOR_APPLICATION = frozenset(
+    (b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"prefer", b"traceparent")
 )
-
-#: In a request's scope, where there are such: the connection's way to write an answer in one go, and the guard's, by
-#: which an application answers with a picture.
-WRITE, ANSWER = "asgilook.write", "asgilook.answer"
-
-
-class Picture(Protocol):
-    """What can be answered at once: headers in one piece, of an answer and of a 304, and what the guard adds."""
-
-    @property
-    def etag(self) -> bytes: ...
-    @property
-    def is_hit(self) -> bool: ...
-    @property
-    def lines(self) -> bytes: ...
-    @property
-    def unmodified(self) -> bytes: ...
-    @property
-    def safety(self) -> bytes: ...
-    @property
-    def body(self) -> bytes: ...
-
-
-class Look(Protocol):
-    """Looks for the picture that a request is for, and calls back, once: with it and its route, or with None.
-
-    Tells whether it does: where it does not, nobody is called.
-    """
-
-    def __call__(self, scope: Scope, found: Callable[[Picture | None, str], None]) -> bool: ...
 
 
 class ClientDisconnected(AsgilookError):
@@ -103,13 +71,11 @@ class Guard:
         settings: Settings,
         problem: Problem,
         *,
-        at_hand: Callable[[str], tuple[Picture, str] | None] = lambda path: None,
-        look: Look = lambda scope, found: False,
+        at_once: AtOnce = lambda method, path, query, headers: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
-        self._at_hand = at_hand
-        self._look = look
+        self._at_once = at_once
         self._settings = settings
         self._problem = problem
         self._clock = clock
@@ -132,84 +98,39 @@ class Guard:
         client_of: Callable[[list[bytes]], str | None],
         write: Callable[[int, bytes, bytes], None],
     ) -> bool:
-        """Answer a plain GET of a picture that is at hand, without a task or an application; tell whether it was.
+        """Answer a request without a task, if its answer is ready; return whether it was answered.
 
-        Nothing differs for the client, or in the log, from what would otherwise be. `write` takes a status, the
-        headers' lines and a body; `client_of` tells who is behind the X-Forwarded-For that it is given.
+        The client and the log see what the application would have answered. `write` takes a status, header lines and a
+        body. `client_of` returns the client's address by the X-Forwarded-For headers.
         """
-        if method != "GET":
-            return False
-        path = target.partition(b"?")[0].decode("latin-1")
         started = self._clock()
-        found = self._at_hand(path)
-        if found is None:
+        origin: bytes | None = None
+        given_id: bytes | None = None
+        forwarded: list[bytes] = []
+        for name, value in headers:
+            if name in _FOR_APPLICATION:
+                return False
+            if name == b"x-forwarded-for":
+                forwarded.append(value)
+            elif name == b"x-request-id" and given_id is None:
+                given_id = value
+            elif name == b"origin" and origin is None:
+                origin = value
+        raw_path, _, query = target.partition(b"?")
+        path = raw_path.decode("latin-1")
+        answer = self._at_once(method, path, query.decode("latin-1"), headers)
+        if answer is None:
             return False
-        picture, route = found
-        plain = _Plain.of(headers)
-        if plain is None or plain.held not in (None, picture.etag):
-            return False
-        if plain.held is None:
-            status, lines, body = 200, picture.lines, picture.body
-        else:
-            status, lines, body = 304, picture.unmodified, b""
-        write(status, lines + self._more_for(plain) + picture.safety, body)
-        self._note(plain, path, route, status, len(body), started, client_of, picture)
-        # What the connection says later is not about this request.
-        logs.request_id.set(None)
-        return True
-
-    def answer_soon(
-        self,
-        scope: Scope,
-        client_of: Callable[[list[bytes]], str | None],
-        write: Callable[[int, bytes, bytes], bool],
-        go_on: Callable[[], object],
-    ) -> bool:
-        """Have a plain GET of a picture looked for, and then answered, or else `go_on` called; tell whether it is.
-
-        Until then it has no task. Nothing differs for the client, or in the log, from what would otherwise be.
-        """
-        if scope["method"] != "GET":
-            return False
-        started = self._clock()
-        plain = _Plain.of(scope["headers"])
-        if plain is None or plain.held is not None:
-            return False
-
-        def answer(picture: Picture | None, route: str) -> None:
-            is_answered = False
-            try:
-                if picture is not None:
-                    is_answered = write(200, picture.lines + self._more_for(plain) + picture.safety, picture.body)
-            finally:
-                if not is_answered:
-                    go_on()
-            if picture is not None and is_answered:
-                self._note(plain, scope["path"], route, 200, len(picture.body), started, client_of, picture)
-
-        return self._look(scope, answer)
-
-    def _more_for(self, plain: _Plain) -> bytes:
-        return _lines(cors.headers_for(self._settings.cors_origins, plain.origin))
-
-    def _note(
-        self,
-        plain: _Plain,
-        path: str,
-        route: str,
-        status: int,
-        sent: int,
-        started: float,
-        client_of: Callable[[list[bytes]], str | None],
-        picture: Picture,
-    ) -> None:
-        """Log and count a request that had no application."""
-        logs.request_id.set(access_log.request_id_of(plain.given_id))
+        more = cors.headers_for(self._settings.cors_origins, origin)
+        write(answer.status, answer.lines + _lines(more) + answer.safety, answer.body)
+        logs.request_id.set(access_log.request_id_of(given_id))
         logs.image_id.set(None)
         seconds = self._clock() - started
-        cache = "Hit" if picture.is_hit else "Miss"
-        access_log.log("GET", path, status, sent, seconds, client_of(plain.forwarded), cache)
-        access_log.count("GET", route, status, seconds, asks_to_wait=False)
+        access_log.log(method, path, answer.status, len(answer.body), seconds, client_of(forwarded), answer.cache)
+        access_log.count(method, answer.route, answer.status, seconds, asks_to_wait=False)
+        # Later log lines of the connection are not about this request.
+        logs.request_id.set(None)
+        return True
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = scope["headers"]
@@ -226,8 +147,7 @@ class Guard:
         logs.image_id.set(None)
         body = _RequestBody(receive, self._settings, self._clock, announced=is_announced)
         more = cors.headers_for(self._settings.cors_origins, heard.get(b"origin"))
-        response = _Response(send, body, more, scope.get(WRITE))
-        scope[ANSWER] = response.answer
+        response = _Response(send, body, more)
         preflight = None
         if scope["method"] == "OPTIONS":
             preflight = cors.preflight_headers(self._settings.cors_origins, scope["method"], headers)
@@ -273,38 +193,6 @@ class Guard:
         headers = [*headers, *more, (b"content-length", b"%d" % len(body))]
         await response.send({"type": "http.response.start", "status": status, "headers": headers})
         await response.send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-class _Plain:
-    """What a request says that asks for the whole of something, and brings nothing along."""
-
-    __slots__ = ("forwarded", "given_id", "held", "origin")
-
-    def __init__(self) -> None:
-        self.origin: bytes | None = None
-        self.given_id: bytes | None = None
-        #: The one ETag that its client has already.
-        self.held: bytes | None = None
-        self.forwarded: list[bytes] = []
-
-    @classmethod
-    def of(cls, headers: Headers) -> _Plain | None:
-        """Return what these headers say, of several lines of one name the first; None where they ask for more."""
-        plain = cls()
-        for name, value in headers:
-            if name in _NOT_PLAIN:
-                return None
-            if name == b"x-forwarded-for":
-                plain.forwarded.append(value)
-            elif name == b"x-request-id":
-                plain.given_id = value if plain.given_id is None else plain.given_id
-            elif name == b"origin":
-                plain.origin = value if plain.origin is None else plain.origin
-            elif name == b"if-none-match":
-                if plain.held is not None:
-                    return None
-                plain.held = value
-        return plain
 
 
 def _in_one_line(send: Send) -> Send:
@@ -389,27 +277,14 @@ class _RequestBody:
 class _Response:
     """The sending side: notes what is answered, and closes the connection with care where the body was not read."""
 
-    def __init__(
-        self, send: Send, body: _RequestBody, more: Headers, write: Callable[[int, bytes, bytes], bool] | None
-    ) -> None:
+    def __init__(self, send: Send, body: _RequestBody, more: Headers) -> None:
         self._send = send
-        self._write = write
         self._body = body
         self._more = more
         self._lingers = False
         self.status: int | None = None
         self.bytes = 0
         self.cache: str | None = None
-
-    def answer(self, picture: Picture) -> bool:
-        """Answer with a whole picture in one go, where that can be; tell whether it was."""
-        if self._write is None or self._body.unread:
-            return False
-        lines = picture.lines + _lines(self._more) + picture.safety
-        if not self._write(200, lines, picture.body):
-            return False
-        self.status, self.bytes, self.cache = 200, len(picture.body), "Hit" if picture.is_hit else "Miss"
-        return True
 
     async def send(self, event: Event) -> None:
         if self._body.client_gone:

@@ -212,6 +212,7 @@ class Service:
     """The web process as production has it, behind its guard, and everything around it."""
 
     app: Callable[..., Awaitable[None]]
+    guard: Guard
     client: ASGIConductor
     settings: Settings
     redises: Redises
@@ -318,7 +319,8 @@ async def serve(template: Path, settings: Settings, redises: Redises, **injected
     """Serve an application on a copy of `template`, unless there is one already, and close all of it."""
     if not settings.storage_path.exists():
         shutil.copytree(template, settings.storage_path)
-    guard = Guard(create_app(settings, redis_from_url=redises, **injected), settings, raw_problem)
+    created = create_app(settings, redis_from_url=redises, **injected)
+    guard = Guard(created, settings, raw_problem, at_once=created.at_once)
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         # Falcon's test client gives headers that can be read only once, on purpose; servers give lists.
@@ -330,7 +332,7 @@ async def serve(template: Path, settings: Settings, redises: Redises, **injected
         redis = redises(settings.redis_url)
         worker = Worker(settings, redises, name)
         try:
-            yield Service(app, client, settings, redises, redis, name, worker)
+            yield Service(app, guard, client, settings, redises, redis, name, worker)
         finally:
             await worker.close()
             await redis.aclose()

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import pytest
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from api.server.at_once import AtOnce
 from api.server.connection import Connection
-from api.server.guard import Application, Guard, Headers, Look, Receive, Scope, Send
+from api.server.cors import Headers
+from api.server.guard import Application, Guard, Receive, Scope, Send
 from shared.settings import Settings
 from shared.telemetry import logs
 
@@ -49,19 +50,21 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await answer(send, 200, await read(receive))
 
 
+def nothing_at_once(method: str, path: str, query: str, headers: Headers) -> None:
+    return None
+
+
 class RunningServer:
     """uvicorn as in production, on a free port, in a thread of its own."""
 
-    def __init__(self, app: Application, settings: Settings, look: Look | None = None) -> None:
+    def __init__(self, app: Application, settings: Settings, at_once: AtOnce) -> None:
         class Limited(Connection):
             """Has limits of its own, and shares nothing with another server's."""
 
         Limited.settings, Limited.most_connections = settings, settings.max_connections
         Limited._idle, Limited._unsent = {}, {}
         self.protocol = Limited
-        guard = Guard(app, settings, problem) if look is None else Guard(app, settings, problem, look=look)
-        if look is not None:
-            Limited._guard = guard
+        guard = Limited._guard = Guard(app, settings, problem, at_once=at_once)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._listener.getsockname()
         self._server = uvicorn.Server(
@@ -72,7 +75,7 @@ class RunningServer:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                timeout_graceful_shutdown=0 if look is None else PATIENCE,
+                timeout_graceful_shutdown=0,
             )
         )
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
@@ -80,12 +83,6 @@ class RunningServer:
 
     def begin_to_stop(self) -> None:
         self._server.should_exit = True
-
-    @property
-    def cycles(self) -> list[RequestResponseCycle]:
-        """What the connections are answering, or have answered."""
-        connections = tuple(self._server.server_state.connections)
-        return [each.cycle for each in connections if isinstance(each, Connection) and each.cycle is not None]
 
     def stop(self) -> None:
         self.begin_to_stop()
@@ -99,15 +96,15 @@ class RunningServer:
 
 
 class Serve(Protocol):
-    def __call__(self, app: Application, look: Look | None = None, **settings: Any) -> RunningServer: ...
+    def __call__(self, app: Application, at_once: AtOnce = nothing_at_once, **settings: Any) -> RunningServer: ...
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     with contextlib.ExitStack() as servers:
 
-        def start(app: Application, look: Look | None = None, **settings: Any) -> RunningServer:
-            server = RunningServer(app, Settings(**settings), look)
+        def start(app: Application, at_once: AtOnce = nothing_at_once, **settings: Any) -> RunningServer:
+            server = RunningServer(app, Settings(**settings), at_once)
             servers.callback(server.stop)
             return server
 

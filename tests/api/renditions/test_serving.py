@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +12,13 @@ import pytest_asyncio
 from falcon.testing import Result
 
 from api.renditions.memory import MOST_SECONDS, Entry, Recent
-from api.renditions.serving import Serving
 from api.server.guard import Event
 from shared.images import Image
 from shared.ledger import Ledger
 from shared.redis.notices import Announcer, Listener
-from shared.redis.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Asked, Copy, Lookup, ResponseCache, Slot
+from shared.redis.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Copy, Lookup, ResponseCache, Slot
 from shared.storage.disk import DiskStorage
-from tests.api.arrange import PATIENCE, Service, certain, picture, problem_of, until
+from tests.api.arrange import Service, certain, picture, problem_of, until
 from tests.api.conftest import Start
 
 LARGE = bytes(range(256)) * (MOST_BODY_BYTES // 256) + b"and one byte more"
@@ -147,27 +145,15 @@ async def test_what_was_just_served_is_served_without_ledger_storage_or_redis(se
     assert second.content == first.content == picture(image, name)
 
 
-async def test_another_size_of_an_image_that_is_known_is_read_from_disk_without_asking_the_ledger(
-    service: Service, watch: Watch
-) -> None:
+async def test_a_thumbnail_after_its_image_is_a_miss_then_a_hit_and_redis_has_a_copy(service: Service) -> None:
     image = await service.worker.ready((640, 360))
-    await service.client.simulate_get(path_of(image))
-    ledger, cache = watch(Ledger, "get"), watch(ResponseCache, "read")
+    await service.client.simulate_get(path_of(image, "image.jpeg"))
 
-    response = await service.client.simulate_get(path_of(image, "160x90.jpeg"))
+    responses = [await service.client.simulate_get(path_of(image)) for _ in range(2)]
 
-    assert (cache_of(response), response.content) == ("Hit", picture(image, "160x90.jpeg"))
-    assert (ledger.count, cache.count) == (0, 0)
-
-
-async def test_what_is_read_by_a_known_row_is_not_copied_into_redis(service: Service) -> None:
-    """The token that is there by now may be younger than the row, and would vouch for it."""
-    image = await service.worker.ready((640, 360))
-    await service.client.simulate_get(path_of(image))
-
-    await service.client.simulate_get(path_of(image, "160x90.jpeg"))
-
-    assert await service.copies() == [path_of(image)]
+    assert [cache_of(response) for response in responses] == ["Miss", "Hit"]
+    assert {response.content for response in responses} == {picture(image, "320x180.jpeg")}
+    assert await service.copies() == [path_of(image, "image.jpeg"), path_of(image)]
 
 
 async def test_a_large_picture_of_an_image_that_is_known_is_streamed_without_asking_the_ledger(
@@ -212,19 +198,16 @@ async def test_without_memory_nothing_is_held(start: Start) -> None:
 # --- For how long --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["320x180.jpeg", "160x90.jpeg"], ids=["held", "by a known row"])
-async def test_a_picture_that_was_deleted_elsewhere_is_gone_within_two_seconds(
-    service: Service, clock: Clock, name: str
-) -> None:
+async def test_a_picture_that_was_deleted_elsewhere_is_gone_within_two_seconds(service: Service, clock: Clock) -> None:
     """Promise 7's bound, where not even a notice comes."""
     image = await service.worker.ready((640, 360))
     await service.client.simulate_get(path_of(image))
     await delete_unheard(service, image)
     clock.now += MOST_SECONDS - 0.001
-    before = await service.client.simulate_get(path_of(image, name))
+    before = await service.client.simulate_get(path_of(image))
     clock.now += 0.001
 
-    after = await service.client.simulate_get(path_of(image, name))
+    after = await service.client.simulate_get(path_of(image))
 
     assert (before.status_code, problem_of(after)) == (200, "no-such-image")
 
@@ -424,28 +407,6 @@ async def test_a_flight_that_has_taken_two_seconds_is_not_joined(service: Servic
     assert storage.count == 2
 
 
-async def test_a_flight_by_a_known_row_is_not_joined_when_the_row_is_two_seconds_old(
-    service: Service, clock: Clock, watch: Watch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is slow, and what it brings is no younger than the row by which it was looked for."""
-    image = await service.worker.ready((640, 360))
-    await service.client.simulate_get(path_of(image))
-    monkeypatch.setattr(DiskStorage, "read_now", lambda *_: None)
-    await delete_unheard(service, image)
-    storage = watch(DiskStorage, "read")
-    storage.hold()
-    clock.now += MOST_SECONDS - 0.1
-    first = asyncio.create_task(service.send("GET", path_of(image, "160x90.jpeg"), {}, []))
-    await storage.begun.wait()
-    clock.now += 0.2
-    second = asyncio.create_task(service.send("GET", path_of(image, "160x90.jpeg"), {}, []))
-    await asyncio.sleep(0)
-
-    storage.release()
-
-    assert [status_of(answer) for answer in await asyncio.gather(first, second)] == [200, 404]
-
-
 async def test_a_flight_that_another_has_replaced_keeps_nothing_from_before_a_delete(
     service: Service, clock: Clock, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,9 +496,9 @@ async def test_whoever_looks_for_a_copy_looks_for_the_same_and_knows_whether_it_
     image = await service.worker.ready()
     real, slots = ResponseCache.read, []
 
-    async def read(cache: ResponseCache, slot: Slot, asked: Asked | None = None) -> Lookup:
+    async def read(cache: ResponseCache, slot: Slot) -> Lookup:
         slots.append(slot)
-        return await real(cache, slot, asked)
+        return await real(cache, slot)
 
     monkeypatch.setattr(ResponseCache, "read", read)
     for method in ("GET", "HEAD"):
@@ -554,137 +515,6 @@ async def test_one_who_asks_for_what_is_not_there_asks_ledger_and_redis_once(ser
 
     assert problem_of(response) == "not-ready"
     assert (ledger.count, cache.count) == (1, 1)
-
-
-# --- Without a task ------------------------------------------------------------------------------------------
-
-
-class Asking:
-    """Asks Redis as the reader does, by a future; nothing comes before it is told to."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        self.may_go_on = asyncio.Event()
-        self.may_go_on.set()
-        self.begun = asyncio.Event()
-        self.serving: Serving | None = None
-        asking = self
-        init = Serving.__init__
-
-        def note(serving: Serving, *arguments: Any) -> None:
-            asking.serving = serving
-            init(serving, *arguments)
-
-        async def exchange(cache: ResponseCache, slot: Slot) -> list[bytes | None]:
-            values = await cache._client.mget(cache._token_key(slot.topic), cache._entry_key(slot))
-            await asking.may_go_on.wait()
-            return list(values)
-
-        def ask(cache: ResponseCache, slot: Slot) -> Asked:
-            asking.count += 1
-            asking.begun.set()
-            return Asked(time.monotonic(), asyncio.ensure_future(exchange(cache, slot)))
-
-        monkeypatch.setattr(ResponseCache, "ask", ask)
-        monkeypatch.setattr(Serving, "__init__", note)
-
-    def hold(self) -> None:
-        self.may_go_on.clear()
-        self.begun.clear()
-
-
-@pytest.fixture
-def asking(monkeypatch: pytest.MonkeyPatch) -> Asking:
-    return Asking(monkeypatch)
-
-
-async def looked_for(asking: Asking, image: Image) -> tuple[dict[str, Any], Entry | None]:
-    """Look for a picture; return the request's scope and what was found."""
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path_of(image), "headers": []}
-    found: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
-    assert asking.serving is not None
-    assert asking.serving.look(scope, lambda entry, route: found.set_result(entry))
-    return scope, await found
-
-
-async def body_of(asking: Asking, scope: dict[str, Any]) -> bytes:
-    """Return how a request goes on that was looked for."""
-    sent: list[Event] = []
-
-    async def send(event: Event) -> None:
-        sent.append(event)
-
-    async def receive() -> Event:
-        return {"type": "http.disconnect"}
-
-    assert asking.serving is not None
-    await asking.serving(scope, receive, send)
-    return bytes(sent[1]["body"])
-
-
-async def test_a_copy_in_redis_is_found_without_a_task(asking: Asking, start: Start) -> None:
-    service: Service = await start(memory_cache_bytes=0)
-    image = await service.worker.ready((640, 360))
-    await service.client.simulate_get(path_of(image))
-    asked = asking.count
-
-    scope, entry = await looked_for(asking, image)
-
-    assert entry is not None
-    assert (entry.body, entry.is_hit) == (picture(image, "320x180.jpeg"), True)
-    assert await body_of(asking, scope) == entry.body
-    assert asking.count == asked + 1
-
-
-async def test_what_is_not_in_redis_is_read_without_asking_redis_again(
-    asking: Asking, service: Service, watch: Watch
-) -> None:
-    image = await service.worker.ready((640, 360))
-    ledger = watch(Ledger, "get")
-
-    scope, entry = await looked_for(asking, image)
-
-    assert entry is None
-    assert await body_of(asking, scope) == picture(image, "320x180.jpeg")
-    assert (asking.count, ledger.count) == (1, 1)
-    assert await service.copies() == [path_of(image)]
-
-
-async def test_who_comes_during_a_look_waits_for_it(asking: Asking, service: Service, watch: Watch) -> None:
-    image = await service.worker.ready((640, 360))
-    ledger = watch(Ledger, "get")
-    asking.hold()
-    assert asking.serving is not None
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path_of(image), "headers": []}
-    went_on: list[asyncio.Task[bytes]] = []
-    assert asking.serving.look(scope, lambda entry, route: went_on.append(asyncio.create_task(body_of(asking, scope))))
-    others = [asyncio.create_task(service.client.simulate_get(path_of(image))) for _ in range(10)]
-    await asyncio.sleep(0)
-    assert not asking.serving.look(dict(scope), lambda entry, route: None)
-
-    asking.may_go_on.set()
-
-    assert {response.content for response in await asyncio.gather(*others)} == {await went_on[0]}
-    assert (asking.count, ledger.count) == (1, 1)
-
-
-async def test_a_copy_found_during_a_delete_is_not_held_after_it(asking: Asking, start: Start, clock: Clock) -> None:
-    service: Service = await start(injected={"clock": clock})
-    image = await service.worker.ready((640, 360))
-    await service.client.simulate_get(path_of(image))
-    clock.now += MOST_SECONDS
-    asking.hold()
-    looking = asyncio.create_task(looked_for(asking, image))
-    async with asyncio.timeout(PATIENCE):
-        await asking.begun.wait()
-    assert asking.serving is not None
-    asking.serving.forget(image.id)
-    asking.may_go_on.set()
-
-    _, entry = await looking
-
-    assert entry is not None
-    assert asking.serving.at_hand(path_of(image)) is None
 
 
 # --- The same answers, whichever way -------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 import falcon.asgi
 import pytest
 
+from api.server.cors import Headers
 from api.server.guard import (
     LINGER_BYTES,
     SAFETY_HEADERS,
@@ -23,7 +24,6 @@ from api.server.guard import (
     ClientDisconnected,
     Event,
     Guard,
-    Headers,
     Receive,
     Scope,
     Send,
