@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from shared.cancellation import cancel
 from shared.errors import AsgilookError
+from shared.stalls import timeout
 from shared.telemetry import metrics
 
 T = TypeVar("T")
@@ -77,14 +78,11 @@ class CircuitBreaker:
             raise RedisAway("Redis is being left alone")
         we_are_busy = self._turns.locked()
 
-        async def in_turn() -> T:
-            async with self._turns:
+        try:
+            async with timeout(self._deadline + extra_seconds, _PARTS), self._turns:
                 if self.is_open and not even_if_open:
                     raise RedisAway("Redis is being left alone")
                 return await exchange()
-
-        try:
-            return await _in_time(in_turn, self._deadline + extra_seconds)
         except (RedisError, OSError, TimeoutError) as exc:
             if may_open and (opens_if_busy or not (we_are_busy and isinstance(exc, TimeoutError))):
                 self._open(exc)
@@ -131,37 +129,3 @@ class CircuitBreaker:
             logger.info("redis is asked again")
             self._probe = None
             return
-
-
-async def _in_time(exchange: Callable[[], Awaitable[T]], seconds: float) -> T:
-    async with asyncio.timeout(None) as limit:
-        patience = _Patience(limit, seconds)
-        try:
-            return await exchange()
-        finally:
-            patience.end()
-
-
-class _Patience:
-    """Has `limit` expire after so many seconds, counted in parts, each of which begins when the one before is over.
-
-    Where it was this process that stood still, the part at hand is over before the reply could be read, which may have
-    been there all the time; but the loop has another turn for it in the next.
-    """
-
-    def __init__(self, limit: asyncio.Timeout, seconds: float) -> None:
-        self._limit = limit
-        self._loop = asyncio.get_running_loop()
-        self._part = seconds / _PARTS
-        self._parts_left = _PARTS
-        self._wait_on()
-
-    def end(self) -> None:
-        self._timer.cancel()
-
-    def _wait_on(self) -> None:
-        if self._parts_left:
-            self._parts_left -= 1
-            self._timer = self._loop.call_later(self._part, self._wait_on)
-        else:
-            self._limit.reschedule(self._loop.time())

@@ -1,0 +1,72 @@
+"""Deadlines that ignore the time for which this process itself stood still.
+
+A process that wakes up after a standstill (a busy machine, a paused container) finds its timers expired before it has
+read what arrived meanwhile. So a deadline passes in parts here. Each part begins when the one before has ended, and the
+event loop reads in between. A standstill uses up one part, however long it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+
+class Deadline:
+    """A timer that can be started again, and does not expire because of one standstill."""
+
+    __slots__ = ("_part", "_part_began", "_parts", "_parts_over", "_timer")
+
+    def __init__(self, parts: int = 2) -> None:
+        self._parts = parts
+        self._parts_over = 0
+        self._part = self._part_began = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self._timer is not None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start. A standstill counts as one part at most."""
+        in_part = min(asyncio.get_running_loop().time() - self._part_began, self._part)
+        return min(self._parts_over * self._part + in_part, self._parts * self._part)
+
+    def start(self, seconds: float, expire: Callable[[], object]) -> None:
+        """Call `expire()` after so many seconds; an earlier start is forgotten."""
+        self.stop()
+        self._part = seconds / self._parts
+        self._parts_over = 0
+        self._begin_part(expire)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _begin_part(self, expire: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        self._part_began = loop.time()
+        self._timer = loop.call_later(self._part, self._end_part, expire)
+
+    def _end_part(self, expire: Callable[[], object]) -> None:
+        self._parts_over += 1
+        if self._parts_over < self._parts:
+            self._begin_part(expire)
+        else:
+            self._timer = None
+            expire()
+
+
+@asynccontextmanager
+async def timeout(seconds: float, parts: int = 2) -> AsyncIterator[Deadline]:
+    """Cancel the block after so many seconds and raise TimeoutError, as `asyncio.timeout` does."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        deadline = Deadline(parts)
+        deadline.start(seconds, lambda: limit.reschedule(loop.time()))
+        try:
+            yield deadline
+        finally:
+            deadline.stop()
