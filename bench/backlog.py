@@ -37,7 +37,7 @@ from shared.redis.clients import worker_client
 from shared.redis.queue import Queue
 from shared.settings import Settings
 from shared.storage.disk import DiskStorage
-from worker.child import rendering
+from worker.child import opening, rendering
 from worker.renderer.child import ENVIRONMENT
 
 
@@ -172,7 +172,7 @@ class Rival:
 def _render(work: tuple[Path, Path]) -> None:
     path, folder = work
     with ExitStack() as files:
-        picture = rendering.open_picture(files.enter_context(path.open("rb")), max_pixels=SETTINGS.max_pixels)
+        picture = opening.open_picture(files.enter_context(path.open("rb")), max_pixels=SETTINGS.max_pixels)
         outputs: dict[Size, Any] = {}
         for size in (picture.size, *ladder(picture.size, SETTINGS.min_thumb_size)):
             target = folder / f"{path.name}-{size[0]}x{size[1]}.jpeg"

@@ -21,7 +21,7 @@ from skimage import data
 
 from shared.images import Size, ladder
 from shared.settings import Settings
-from worker.child import rendering
+from worker.child import opening, rendering
 from worker.renderer.pool import Renderer
 
 ROUNDS = 100
@@ -51,7 +51,7 @@ async def render_here(original: BinaryIO) -> float:
     def render() -> None:
         with ExitStack() as files:
             original.seek(0)
-            picture = rendering.open_picture(original, max_pixels=SETTINGS.max_pixels)
+            picture = opening.open_picture(original, max_pixels=SETTINGS.max_pixels)
             sizes = [picture.size, *ladder(picture.size, SETTINGS.min_thumb_size)]
             outputs = {size: files.enter_context(TemporaryFile(buffering=0)) for size in sizes}
             rendering.render(picture, outputs, SETTINGS.background)

@@ -32,7 +32,7 @@ from bench import tutorial
 from bench.figures import ROUNDS, Bar, Figure, Runs, at_least, in_turns, progress, ratio, rounds_asked_for, show
 from bench.photographs import encoded, mosaic, photographs
 from shared.images import Size, ladder
-from worker.child import rendering
+from worker.child import opening, rendering
 from worker.renderer.child import ENVIRONMENT
 
 GROUP = "rendering"
@@ -189,7 +189,7 @@ def _translucent(image: Image.Image) -> Image.Image:
 
 def rendered(original: bytes) -> dict[Size, bytes]:
     """Render in this process; return the renditions."""
-    picture = rendering.open_picture(io.BytesIO(original), max_pixels=50_000_000)
+    picture = opening.open_picture(io.BytesIO(original), max_pixels=50_000_000)
     outputs = {size: io.BytesIO() for size in (picture.size, *ladder(picture.size, LEAST))}
     rendering.render(picture, outputs, (255, 255, 255))
     return {size: output.getvalue() for size, output in outputs.items()}

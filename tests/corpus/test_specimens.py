@@ -20,7 +20,7 @@ from tests.corpus.scan import inflated, odd_in, traces
 from tests.corpus.specimens import PLANTED, Specimen, text_for
 from tests.corpus.strangers import openable, undisguised
 from tests.worker.pictures import encoded, photo
-from worker.child.rendering import open_picture
+from worker.child.opening import open_picture
 
 FORMATS = ("jpeg", "png", "gif", "webp", "tiff", "bmp", "avif")
 

@@ -10,7 +10,8 @@ import numpy as np
 from shared.images import Size, ladder
 from tests.fidelity.colours import Pixels, Values, to_pixels
 from tests.fidelity.kinds import WHITE
-from worker.child.rendering import open_picture, render
+from worker.child.opening import open_picture
+from worker.child.rendering import render
 
 MAX_PIXELS = 50_000_000
 #: Only the first: the reference is exact for one halving, and the others' sharpness is tested where rendering is.

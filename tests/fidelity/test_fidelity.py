@@ -13,7 +13,7 @@ from tests.fidelity import tutorial
 from tests.fidelity.difference import BLOCK, Difference, difference
 from tests.fidelity.kinds import KINDS, Kind, named, photograph
 from tests.fidelity.rendered import MAX_PIXELS, decoded, reduced, renditions
-from worker.child.rendering import open_picture
+from worker.child.opening import open_picture
 
 #: Of which a JPEG of quality 85 with half the rows and columns of colour takes 1.1 and 2 for itself, of a photograph.
 MEAN, WORST_BLOCK = 2.0, 5.0

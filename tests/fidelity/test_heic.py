@@ -19,7 +19,7 @@ from tests.fidelity.rendered import MAX_PIXELS, decoded, reduced, renditions
 from tests.fidelity.test_fidelity import is_right
 from tests.integration.service import Deployed
 from tests.worker.pictures import exif_with_orientation
-from worker.child.rendering import open_picture
+from worker.child.opening import open_picture
 
 pillow_heif = pytest.importorskip("pillow_heif", reason="the extra `heic` (pillow-heif) is not installed")
 

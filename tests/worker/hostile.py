@@ -19,12 +19,12 @@ from PIL import Image
 
 from shared.images import Size
 from worker.child import __main__ as child
-from worker.child import rendering
+from worker.child import opening, rendering
 from worker.renderer.protocol import LARGEST_WRITTEN, pack
 
 CONNECTION = socket.socket(fileno=int(sys.argv[1]))
 HOARD: list[bytes] = []
-REAL_OPEN, REAL_RENDER = rendering.open_picture, rendering.render
+REAL_OPEN, REAL_RENDER = opening.open_picture, rendering.render
 #: What is to go wrong once the largest size of the picture that was opened is written.
 LATER: list[str] = []
 
@@ -98,14 +98,14 @@ FAULTS: dict[str, Callable[[], object]] = {
 }
 
 
-def open_picture(file: BinaryIO, **limits: int) -> rendering.Picture:
+def open_picture(file: BinaryIO, **limits: int) -> opening.OpenedPicture:
     # Behind a GIF's signature it passes for a picture at the upload, too.
     word = file.read(64).removeprefix(b"GIF89a ").split(b"\n")[0].decode("latin-1").split()
     if word[:2] == ["FAULT", "open"]:
         FAULTS[word[2]]()
     if word[:2] == ["FAULT", "render"]:
         # It claims to be of 4 x 4 pixels; what goes wrong does so when they are asked for.
-        return rendering.Picture((4, 4), "PNG", None, None, word[2].encode())
+        return opening.OpenedPicture((4, 4), "PNG", None, None, word[2].encode())
     if word[:2] == ["FAULT", "thumbnails"]:
         LATER.append(word[2])
         file = io.BytesIO()
@@ -115,13 +115,13 @@ def open_picture(file: BinaryIO, **limits: int) -> rendering.Picture:
 
 
 def render(
-    picture: rendering.Picture,
+    picture: opening.OpenedPicture,
     outputs: dict[Size, Any],
     background: tuple[int, int, int],
     largest_written: Callable[[Size], None] = lambda size: None,
 ) -> dict[str, float]:
-    if picture._image is None and picture._profile is not None:
-        FAULTS[picture._profile.decode()]()
+    if picture._image is None and picture.profile is not None:
+        FAULTS[picture.profile.decode()]()
 
     def tell(size: Size) -> None:
         largest_written(size)
@@ -132,7 +132,7 @@ def render(
 
 
 if __name__ == "__main__":
-    rendering.open_picture = open_picture
+    opening.open_picture = open_picture
     rendering.render = render  # type: ignore[assignment] # its outputs are a Mapping, and so is a dict
     try:
         child.main(CONNECTION, *(int(argument) for argument in sys.argv[2:]))

@@ -23,7 +23,7 @@ from PIL import Image
 from shared.errors import RenderFailure, RenderOutOfMemory
 from shared.formats import PILLOW_FORMATS
 from shared.images import Size
-from worker.child import confinement, rendering
+from worker.child import confinement, opening, rendering
 from worker.renderer.protocol import HEADER, LARGEST_WRITTEN, MAX_DESCRIPTORS, Message, length_of, pack, unpack
 
 #: After so long without a picture, a child gives back the memory of the last.
@@ -67,7 +67,7 @@ def _serve(connection: socket.socket) -> Message:
             # Parent and child share one position in the file.
             original.seek(0)
             limits = {name: order[name] for name in ("max_pixels", "max_side")}
-            picture = rendering.open_picture(original, **limits)
+            picture = opening.open_picture(original, **limits)
             _send(connection, {"size": list(picture.size), "format": picture.format})
             message, descriptors = _receive(connection)
             order = message["render"]
@@ -156,7 +156,7 @@ def _warm_up(specimens: Iterable[_Original]) -> None:
     """Take each all the way, so that all code is loaded."""
     for specimen in specimens:
         specimen.seek(0)
-        picture = rendering.open_picture(specimen, max_pixels=256)
+        picture = opening.open_picture(specimen, max_pixels=256)
         rendering.render(picture, {(16, 16): io.BytesIO(), (8, 8): io.BytesIO()}, (255, 255, 255))
 
 

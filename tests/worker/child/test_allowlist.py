@@ -13,7 +13,7 @@ PROGRAM = textwrap.dedent("""
     from PIL import Image
     from shared.errors import RenderFailure
     from worker.child import __main__ as child
-    from worker.child import rendering
+    from worker.child import opening
 
     strangers = {
         "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 9 9\\n%%EndComments\\nshowpage\\n%%EOF",
@@ -29,7 +29,7 @@ PROGRAM = textwrap.dedent("""
     opened = []
     for name, content in strangers.items():
         try:
-            rendering.open_picture(io.BytesIO(content), max_pixels=100)
+            opening.open_picture(io.BytesIO(content), max_pixels=100)
             opened.append(name)
         except RenderFailure:
             pass

@@ -30,7 +30,8 @@ from tests.worker.pictures import (
     swapping_profile,
     without_segment,
 )
-from worker.child.rendering import open_picture, render
+from worker.child.opening import open_picture
+from worker.child.rendering import render
 
 WHITE = (255, 255, 255)
 MAX_PIXELS = 50_000_000

@@ -10,7 +10,7 @@ import pytest
 
 from shared.images import Size
 from tests.worker.pictures import encoded, photo, segments
-from worker.child import rendering
+from worker.child import opening, rendering
 from worker.renderer.jpeg import ForeignJpeg, size_of
 
 NOISE = encoded(photo((320, 180)), "PNG")
@@ -19,7 +19,7 @@ NOISE = encoded(photo((320, 180)), "PNG")
 def rendition(size: Size = (320, 180)) -> bytes:
     """Return a JPEG as a child makes it."""
     output = io.BytesIO()
-    picture = rendering.open_picture(encoded(photo(size), "PNG"), max_pixels=50_000_000)
+    picture = opening.open_picture(encoded(photo(size), "PNG"), max_pixels=50_000_000)
     rendering.render(picture, {size: output}, (255, 255, 255))
     return output.getvalue()
 

@@ -14,7 +14,7 @@ import pytest
 
 from shared.images import Size
 from tests.worker.pictures import encoded, photo
-from worker.child import rendering
+from worker.child import opening, rendering
 from worker.renderer.scratch import NotOurs, Scratch, most_bytes
 
 SIZE = (320, 180)
@@ -22,7 +22,7 @@ SIZE = (320, 180)
 
 def rendition(size: Size = SIZE) -> bytes:
     output = io.BytesIO()
-    picture = rendering.open_picture(encoded(photo(size), "PNG"), max_pixels=50_000_000)
+    picture = opening.open_picture(encoded(photo(size), "PNG"), max_pixels=50_000_000)
     rendering.render(picture, {size: output}, (255, 255, 255))
     return output.getvalue()
 

@@ -1,0 +1,148 @@
+"""Colour: from a picture's own colours, depth and transparency to 8 bits of sRGB on a background."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Sequence
+from typing import cast
+
+from PIL import ExifTags, Image, ImageChops, ImageCms, TiffImagePlugin
+
+#: The mode in which Pillow hands pixels of an ICC profile's colour space to the colour engine.
+_MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_SRGB = ImageCms.createProfile("sRGB")
+#: Bytes of a profile that is remembered until other ones come.
+_MOST_KEPT_PROFILE = 1024 * 1024
+#: Colours on a grid over the whole cube, to find out what a profile does to them.
+_CUBE = Image.frombytes(
+    "RGB",
+    (17 * 17, 17),
+    bytes(v for r in range(17) for g in range(17) for b in range(17) for v in (15 * r, 15 * g, 15 * b)),
+)
+
+
+def flatten_to_srgb(image: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    colour, alpha = _separate_alpha(image)
+    del image
+    colour = _convert_to_srgb(colour, profile)
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return _as_rgb(colour)
+    # Twice as fast as to paste the background over the picture.
+    canvas = Image.new("RGB", colour.size, background)
+    canvas.paste(colour, mask=alpha)
+    return canvas
+
+
+def alpha_of_others(image: Image.Image, transparent: Sequence[int]) -> Image.Image:
+    levels = range(65536 if image.mode == "I" else 256)
+    return functools.reduce(
+        ImageChops.lighter,
+        (
+            band.point([0 if level == value else 255 for level in levels], "L")
+            for band, value in zip(image.split(), transparent, strict=True)
+        ),
+    )
+
+
+def _separate_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        transparent = image.info.get("transparency")
+        if image.mode == "I;16" and isinstance(transparent, int):
+            return _eight_bits(image), alpha_of_others(image.convert("I"), [transparent])
+        return _eight_bits(image), None
+    if image.has_transparency_data:
+        if image.mode in ("1", "L", "LA", "La"):
+            image = image.convert("LA")
+            return image.getchannel("L"), image.getchannel("A")
+        if image.mode != "RGBA":
+            image = image.convert("RGBA")
+        return image, image.getchannel("A")
+    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        return image, None
+    return image.convert("L" if image.mode == "1" else "RGB"), None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    # A TIFF stays what it was opened as, since it is turned in its place. Its tags are still to be heeded: for 8 bits
+    # and fewer Pillow does it, for more it hands out the values as they lie in the file.
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    is_white_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+    if image.mode.startswith("I;16"):
+        low, high = 0.0, 2.0**bits - 1
+        image = image.convert("I")
+    else:
+        if image.mode == "I" and bits == 32 and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
+            image = _unsigned(image)
+        # Nothing says what white is: the least customary range that holds all values, or the values' own.
+        low, high = (float(value) for value in cast("tuple[float, float]", image.getextrema()))
+        usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            low, high = 0.0, 255.0
+        elif white := next((white for white in usual if low >= 0 and high <= white), None):
+            low, high = 0.0, white
+    if is_white_zero:
+        low, high = high, low
+    scale = 255 / (high - low) if high != low else 1.0
+    return image.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
+
+
+def _unsigned(image: Image.Image) -> Image.Image:
+    # Pillow has no mode for 32 bits without a sign: the upper half of the values comes out below zero.
+    low, _ = cast("tuple[int, int]", image.getextrema())
+    return image if low >= 0 else Image.frombytes("F", image.size, image.tobytes(), "raw", "F;32N")
+
+
+def _convert_to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
+    if profile is not None or colour.mode == "LAB":
+        colour = _as_rgb(colour) if colour.mode == "RGBA" else colour
+        try:
+            return _through_profile(colour, profile)
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            # A broken profile, or one of another kind of colour, is no reason to refuse the pixels.
+            if colour.mode == "LAB":
+                raise
+    # What has its alpha with it can be pasted as it is.
+    return colour if colour.mode == "RGBA" else _as_rgb(colour)
+
+
+def _as_rgb(colour: Image.Image) -> Image.Image:
+    return colour if colour.mode == "RGB" else colour.convert("RGB")
+
+
+def _through_profile(colour: Image.Image, profile: bytes | None) -> Image.Image:
+    if colour.mode == "LAB":
+        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        return ImageCms.buildTransform(lab, _SRGB, "LAB", "RGB").apply(colour)
+    profile = profile or b""
+    make = _transform_met_before if len(profile) <= _MOST_KEPT_PROFILE else _transform
+    space, transform = make(profile, colour.mode)
+    if transform is None:
+        return _as_rgb(colour)
+    if space == "RGB" and colour.mode == "L":
+        colour = colour.convert("RGB")
+    return transform.apply_in_place(colour) if colour.mode == "RGB" else transform.apply(colour)
+
+
+def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """Return the profile's colour space, and what takes its colours in a picture of `mode` to sRGB, if they change."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    if space == "RGB" and mode == "L":
+        mode = "RGB"
+    if _MODE_OF_SPACE.get(space) != mode:
+        raise ValueError(f"a profile for {space} in a picture of {mode}")
+    transform = ImageCms.buildTransform(source, _SRGB, mode, "RGB")
+    return space, transform if mode != "RGB" or _changes_colours(transform) else None
+
+
+#: The same few cameras, phones and presses come again and again.
+_transform_met_before = functools.lru_cache(maxsize=4)(_transform)
+
+
+def _changes_colours(transform: ImageCms.ImageCmsTransform) -> bool:
+    # Most profiles are sRGB under one of its many names: no name is asked for, only what the profile does.
+    difference = ImageChops.difference(_CUBE, transform.apply(_CUBE))
+    return max(high for _, high in cast("tuple[tuple[int, int], ...]", difference.getextrema())) > 2

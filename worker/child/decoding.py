@@ -1,0 +1,103 @@
+"""Decoding: the pixels of an opened picture, upright, with Pillow's departures from the formats corrected."""
+
+from __future__ import annotations
+
+from typing import BinaryIO, cast
+
+from PIL import ExifTags, GifImagePlugin, Image, ImageChops, PngImagePlugin, TiffImagePlugin
+
+from shared.errors import UnreadableImage
+from worker.child.colour import alpha_of_others
+from worker.child.opening import OpenedPicture
+
+#: What Pillow multiplies the grey levels of a PNG by, by the raw mode of its 2 and 4 bits.
+_STRETCH = {"L;2": 85, "L;4": 17}
+
+#: Of raw modes in which white is zero, those in which black is.
+_UPRIGHT = {"1;I": "1", "1;IR": "1;R"} | {f"L;{bits}I{fill}": f"L;{bits}{fill}" for bits in "24" for fill in ("", "R")}
+_UPRIGHT |= {"L;I": "L", "L;IR": "L;R"}
+
+
+def decode(picture: OpenedPicture) -> Image.Image:
+    opened = picture.take()
+    image: Image.Image = opened
+    if isinstance(opened, PngImagePlugin.PngImageFile):
+        _load_png(opened)
+    elif isinstance(opened, GifImagePlugin.GifImageFile):
+        image = _load_gif(opened)
+    elif isinstance(opened, TiffImagePlugin.TiffImageFile):
+        _load_tiff(opened)
+    else:
+        # A CMYK JPEG comes out inverted whether or not it has Adobe's marker, and so it does from browsers: the only
+        # ones without it are Adobe's that lost it on their way.
+        opened.load()
+    del opened
+    if picture.transpose is not None:
+        image = image.transpose(picture.transpose)
+    if image.size != picture.size:
+        raise UnreadableImage("The picture's size is not the one that its header tells.")
+    return image
+
+
+def _load_png(image: PngImagePlugin.PngImageFile) -> None:
+    # The transparent colour is named in the file's own depth. Pillow fits the pixels to 8 bits and not the colour, and
+    # once it has loaded them it does not know the depth any more.
+    raw_mode = str(image.tile[0].args)
+    transparent = image.info.get("transparency")
+    if raw_mode == "RGB;16B" and isinstance(transparent, tuple):
+        # Two colours may differ in their lower bytes only.
+        alpha = alpha_of_others(_lower_bytes(image), [value & 255 for value in transparent])
+        image.load()
+        alpha = ImageChops.lighter(alpha, alpha_of_others(image, [value >> 8 for value in transparent]))
+        image.info.pop("transparency", None)
+        image.putalpha(alpha)
+        return
+    image.load()
+    if raw_mode in _STRETCH and isinstance(transparent, int):
+        stretch = _STRETCH[raw_mode]
+        image.info["transparency"] = transparent % (255 // stretch + 1) * stretch
+
+
+def _load_gif(image: GifImagePlugin.GifImageFile) -> Image.Image:
+    # Where the first frame does not reach, nothing has been drawn. Pillow fills it with a colour, unless there is one
+    # that is transparent.
+    frame = image.tile[0].extents if image.tile else None
+    image.load()
+    if frame is None or frame == (0, 0, *image.size) or "transparency" in image.info:
+        return image
+    drawn = Image.new("L", image.size)
+    drawn.paste(255, frame)
+    colour = image.convert("RGB")
+    colour.putalpha(drawn)
+    return colour
+
+
+def _load_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    # Where Pillow reads a TIFF by other rules than libtiff, its raw modes are corrected.
+    tags = image.tag_v2
+    is_deep = tags.get(ExifTags.Base.BitsPerSample, (1,))[0] == 16
+    is_fax = tags.get(ExifTags.Base.Compression, 1) in (2, 3, 4)
+    for i, tile in enumerate(image.tile):
+        if not isinstance(tile.args, tuple):
+            continue
+        raw_mode, *rest = tile.args
+        if tile.codec_name == "raw" and is_deep and raw_mode in ("R", "G", "B"):
+            # Band by band, and taken for 8 bits.
+            raw_mode = f"{raw_mode};16{'L' if tags.prefix == b'II' else 'B'}"
+        elif ExifTags.Base.PhotometricInterpretation not in tags and not is_fax:
+            # Nothing says whether black is zero: it is, unless the file is a fax.
+            raw_mode = _UPRIGHT.get(raw_mode, raw_mode)
+        image.tile[i] = tile._replace(args=(raw_mode, *rest))
+    image.load()
+
+
+def _lower_bytes(image: PngImagePlugin.PngImageFile) -> Image.Image:
+    # Of the two bytes of a value Pillow keeps the upper one: of little-endian values, which these are not, the second.
+    file = cast("BinaryIO", image.fp)
+    position = file.tell()
+    file.seek(0)
+    again = PngImagePlugin.PngImageFile(file)
+    again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]
+    again.load()
+    file.seek(position)
+    return again
