@@ -1,4 +1,4 @@
-"""What is said at the HTTP door, and how it ends: the source of the table in docs/http-door.md.
+"""What is said at the HTTP door, and how it ends: the source of the tables in docs/http-requests.md.
 
 `python -m tests.integration.door` prints the table.
 """

@@ -1,4 +1,4 @@
-"""The HTTP door, tried over raw sockets against the Procfile's own web process; docs/http-door.md has the table."""
+"""The HTTP door, tried over raw sockets against the Procfile's own web process; docs/http-requests.md has the table."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_what_is_said_at_the_door_ends_as_the_table_says(service: Deployed, shap
 
 
 def test_the_table_in_the_docs_is_this_one() -> None:
-    page = (HERE / "docs" / "http-door.md").read_text()
+    page = (HERE / "docs" / "http-requests.md").read_text()
 
     assert table() in page, "python -m tests.integration.door prints it"
 
