@@ -102,9 +102,7 @@ class Backlog:
                 (ended,) = ledger.execute("SELECT MAX(modified) FROM images").fetchone()
             until(lambda: self._left(settled=True) == 0, "what is owed is not paid")
         finally:
-            if worker.process is not None:
-                worker.process.terminate()
-                worker.process.wait()
+            self._service.stop_workers()
         return float(ended - began) * 1000
 
     async def _queue(self) -> None:
@@ -219,10 +217,7 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
         with environment(ENVIRONMENT):
             # Forked, they would have what this process has loaded, its threads' locks, and its pages.
             pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(SLOTS))
-        for worker in service.workers:
-            assert worker.process is not None  # noqa: S101 - for mypy: it is ready
-            worker.process.terminate()
-            worker.process.wait()
+        service.stop_workers()
         for mix in (TELEPHONES, MIXED):
             if rounds < ROUNDS_THAT_COUNT:
                 mix = replace(mix, photographs=mix.photographs // 4)

@@ -32,6 +32,13 @@ END;
 """
 
 
+def tiny_picture() -> bytes:
+    """Return a JPEG of 160x120, whose render takes next to nothing."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((160, 120)).save(file, "JPEG")
+    return file.getvalue()
+
+
 def upload(connection: HTTPConnection, picture: bytes) -> float:
     """Upload a picture and wait until it is ready; return the seconds since its last byte was sent."""
     connection.request("POST", "/images", picture, {"Prefer": "wait=20"})
@@ -58,8 +65,7 @@ def enqueues(monitor: redis.client.Monitor, count: int) -> dict[str, float]:
 
 def main() -> None:
     uploads = int(sys.argv[1]) if len(sys.argv) > 1 else UPLOADS
-    file = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").resize((160, 120)).save(file, "JPEG")
+    picture = tiny_picture()
     with (
         tempfile.TemporaryDirectory() as folder,
         run_service(Path(folder), ledger_script=NOTE_CLAIMS) as service,
@@ -69,7 +75,7 @@ def main() -> None:
             client.monitor() as monitor,  # type: ignore[no-untyped-call] # redis has no types there
             closing(HTTPConnection("127.0.0.1", service.web_port, timeout=30)) as connection,
         ):
-            seconds = [upload(connection, file.getvalue()) for _ in range(WARM_UP + uploads)][WARM_UP:]
+            seconds = [upload(connection, picture) for _ in range(WARM_UP + uploads)][WARM_UP:]
             enqueued = enqueues(monitor, WARM_UP + uploads)
         with closing(sqlite3.connect(service.ledger_file)) as ledger:
             claimed = dict(ledger.execute("SELECT id, at FROM claims"))

@@ -1,4 +1,4 @@
-"""Figures: what was measured side by side in one run, as ratios, each beside the bar that it is held against."""
+"""Figures: ratios of what was measured side by side in one run, and amounts, each with its bar."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 #: Rounds of a measurement: each takes all of its sides, one after the other.
 ROUNDS = 7
-#: With fewer it is only looked at: what takes long may be made smaller then.
+#: With fewer rounds a measurement is a trial, and long ones are made smaller.
 ROUNDS_THAT_COUNT = 5
 
 Runs = dict[str, list[float]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure is to be: at least, or at most, so much."""
+    """The least or the most that a figure may be."""
 
     kind: Literal["at least", "at most"]
     value: float
@@ -34,7 +35,7 @@ class Bar:
 class Figure:
     """One line of the table: a ratio, or an amount in `unit`, and the runs that it was made of."""
 
-    #: The group that it is shown in: rendering, serving, waiting, scale.
+    #: The section of the page: rendering, serving, waiting or scale.
     group: str
     name: str
     value: float
@@ -44,9 +45,9 @@ class Figure:
     #: What each side took in each round, in `runs_unit`.
     runs: Runs = field(default_factory=dict)
     runs_unit: str = "ms"
-    #: Other things worth telling, in words.
+    #: Further facts, in words.
     note: str = ""
-    #: Whether the runs are not sides but parts, one after the other: of a time, of a cost.
+    #: Whether the runs are parts that add up, rather than sides that compare.
     are_parts: bool = False
 
     @property
@@ -55,7 +56,7 @@ class Figure:
 
     @property
     def is_met(self) -> bool:
-        """Tell whether it is what it is to be; without a bar it is."""
+        """Return whether the bar is met; True without a bar."""
         return self.bar is None or self.bar.is_met_by(self.value)
 
     @property
@@ -63,7 +64,7 @@ class Figure:
         return f"{_short(self.value)} {self.unit}".rstrip()
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` makes a figure of again."""
+        """Return what `from_json` reads."""
         return asdict(self)
 
     @classmethod
@@ -80,12 +81,12 @@ def at_most(value: float) -> Bar:
     return Bar("at most", value)
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int = ROUNDS, what: str = "") -> Runs:
-    """Run every side once a round, in an order that turns around each time; return what each gave, round by round.
+def in_turns(sides: Mapping[str, Callable[[], T]], rounds: int = ROUNDS, what: str = "") -> dict[str, list[T]]:
+    """Run every side once a round, in an order that turns around each time; return the results of each side.
 
-    A side is warm when it counts: the first round is thrown away.
+    The first round only warms up: its results are dropped.
     """
-    runs: Runs = {name: [] for name in sides}
+    runs: dict[str, list[T]] = {name: [] for name in sides}
     for done in range(rounds + 1):
         progress(f"{what}: round {done} of {rounds}")
         order = list(sides) if done % 2 else list(sides)[::-1]
@@ -125,12 +126,12 @@ def show(figures: Iterable[Figure]) -> Sequence[Figure]:
 
 
 def rounds_asked_for() -> int:
-    """Return the number that a command was given, or what is customary."""
+    """Return the number of rounds from the command line, or the usual one."""
     return int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
 
 
 def progress(text: str) -> None:
-    """Show what is being done, where somebody is looking."""
+    """Show progress on a terminal."""
     if sys.stderr.isatty():
         print(f"\r{text:<79}", end="\r" if not text else "", file=sys.stderr, flush=True)
 

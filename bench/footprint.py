@@ -1,8 +1,8 @@
-"""What a single machine pays: `python -m bench.footprint CHECKOUT [CHECKOUT …]`, side by side, in turns.
+"""What the service takes of one machine: `python -m bench.footprint CHECKOUT [CHECKOUT …]`, in turns.
 
-Each checkout is started by its own ./run, installed as that installs it, with nothing set but a port and a folder.
-Told are the packages and megabytes of its .venv, the seconds from ./run to "ready", and the memory that web, worker and
-the worker's children have to themselves (PSS) then and after an upload. To compare with what was before:
+Each checkout's own ./run installs and starts it; only a port and a data folder are set. Measured are the packages and
+megabytes of its .venv, the seconds from ./run to "ready", and the memory (PSS) of web, worker and the worker's
+children, once ready and after an upload. To compare with an earlier revision:
 
     git worktree add ../before REVISION && .venv/bin/python -m bench.footprint ../before .
 """
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -31,14 +31,14 @@ ROUNDS = 7
 
 @dataclass
 class Checkout:
-    """One checkout, and what was measured of it."""
+    """A checkout and its figures."""
 
     folder: Path
     seconds: list[float] = field(default_factory=list)
     megabytes: dict[str, list[float]] = field(default_factory=dict)
 
     def note_memory(self, when: str, launcher: int) -> None:
-        """Note what each part has to itself."""
+        """Note the memory of each part (PSS)."""
         total: dict[str, float] = dict.fromkeys(("web", "worker", "children"), 0.0)
         for pid in _below(launcher):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
@@ -65,12 +65,12 @@ def _pss(pid: int) -> float:
 
 
 @contextmanager
-def running(checkout: Path, data: str, port: int) -> Iterator[subprocess.Popen[str]]:
-    """Start a checkout's ./run, and end it after the block."""
+def running(command: Sequence[str | Path], data: str, port: int) -> Iterator[subprocess.Popen[str]]:
+    """Run a launcher, such as a checkout's ./run, for the block."""
     env = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
     env |= {"PORT": str(port), "ASGI_LOOK_STORAGE_PATH": data}
     run = subprocess.Popen(  # noqa: S603 - the checkout's own
-        [checkout / "run"], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
     )
     try:
         yield run
@@ -80,7 +80,7 @@ def running(checkout: Path, data: str, port: int) -> Iterator[subprocess.Popen[s
 
 
 def await_ready(run: subprocess.Popen[str]) -> None:
-    """Return when ./run has said that it is ready; end the measurement where it ends without."""
+    """Wait until the launcher says "ready". Raises SystemExit with its output if it ends before that."""
     said = []
     for line in run.stdout or ():
         if line.startswith("asgilook is ready"):
@@ -90,11 +90,11 @@ def await_ready(run: subprocess.Popen[str]) -> None:
 
 
 def measure(checkout: Checkout, picture: bytes) -> None:
-    """Start it once, upload a picture, and note what it took."""
+    """Start it once, upload a picture, and note time and memory."""
     with tempfile.TemporaryDirectory() as data:
         port = free_port()
         begun = time.monotonic()
-        with running(checkout.folder, data, port) as run:
+        with running([checkout.folder / "run"], data, port) as run:
             await_ready(run)
             checkout.seconds.append(time.monotonic() - begun)
             checkout.note_memory("ready", run.pid)

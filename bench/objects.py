@@ -34,8 +34,8 @@ import uuid_utils
 from PIL import Image
 from redis import Redis
 
-from bench.service import Service, run_service, until
-from launch.processes import Part, free_port, read_procfile
+from bench.service import Service, commands_of, end, run_service, until
+from launch.processes import HERE, Part, free_port
 from shared.storage.cached import CachedObjectStorage
 from shared.storage.objects import PUTS_AT_A_TIME, ObjectStorage
 from tests.doors import Door
@@ -134,7 +134,7 @@ def picture() -> bytes:
 
 @contextlib.contextmanager
 def client_of(port: int) -> Iterator[Callable[..., bytes]]:
-    """Yield who makes requests over one connection, and ends the measurement where one is refused."""
+    """Yield a function that makes requests over one connection and raises SystemExit on an error."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as web:
 
         def request(method: str, path: str, body: bytes | None = None) -> bytes:
@@ -162,15 +162,13 @@ def another_web(service: Service, folder: Path, **settings: str) -> Iterator[tup
         "ASGI_LOOK_LOG_LEVEL": "WARNING",
         **settings,
     }
-    part = Part("web", read_procfile()["web"], env).start()
+    part = Part("web", commands_of(HERE)["web"], env).start()
     try:
         assert part.process is not None  # noqa: S101 - it was started
         until(lambda: Service(0, port, part, [], folder).is_ready())
         yield port, part.process.pid
     finally:
-        assert part.process is not None  # noqa: S101 - it was started
-        part.process.terminate()
-        part.process.wait()
+        end([part])
 
 
 def over_http(address: str, seconds: float, folder: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.service import until
+from bench.service import end, until
 from launch.processes import HERE, Part, free_port
 
 #: Seconds between two scrapes: a run takes minutes, so that a usual 15 s would show little of it.
@@ -105,9 +105,7 @@ def run_prometheus(folder: Path, targets: Sequence[int]) -> Iterator[Prometheus]
         until(prometheus.is_up, "Prometheus does not start")
         yield prometheus
     finally:
-        if part.process is not None:
-            part.process.terminate()
-            part.process.wait()
+        end([part])
 
 
 def _in_a_hurry(rules: str) -> str:

@@ -5,8 +5,8 @@ environment of a worker's child, the tutorial and sharp with that of this comman
 working directory or in the `node_modules` that ASGI_LOOK_BENCH_SHARP names. The pictures are mosaics of photographs
 that are not enlarged; ASGI_LOOK_BENCH_PHOTOS may name a folder of other ones (JPEG).
 
-In its turn a side renders twice, and the second time counts: a virtual machine may have given to its host what was free
-since the last turn, and who is first to ask for it again pays for it, up to its own time once more.
+In its turn a side renders twice, and the second time counts. A virtual machine may have given free memory back to its
+host since the last turn; the first to ask for it again pays, up to the time of a render.
 """
 
 from __future__ import annotations

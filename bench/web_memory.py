@@ -1,8 +1,8 @@
 """How much web's memory grows: under 20 uploads of 48 MB at once, and over 100,000 requests of every kind.
 
-`python -m bench.web_memory [rounds]`, a service of its own each. What counts is what is in memory of the process: the
-most that the kernel has seen at any page since the uploads began (VmHWM, after clear_refs), less what there was just
-before. It was warmed up by then, so that code, buffers and caches which are there for good do not count.
+`python -m bench.web_memory [rounds]`, each on a service of its own. Memory is what is resident: the kernel's peak since
+the uploads began (VmHWM, after clear_refs), less what there was just before. A warm-up comes first, so that code,
+buffers and caches that stay for good do not count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_MEGABYTES = 16.0
 UPLOADS = 20
 UPLOAD_BYTES = 48 * 1_000_000
 REQUESTS = 100_000
-#: Before they are counted: what is loaded and filled once is by then.
+#: Requests before those that count.
 WARM_UP = 5_000
 #: Requests under way at a time.
 CLIENTS = 4
@@ -41,20 +41,19 @@ class Ask:
     headers: dict[str, str]
 
 
-def growth_by_uploads(folder: Path) -> tuple[float, float]:
-    """Return by how many megabytes web grew while all were uploaded, and how much of it stayed."""
-    # Taken for a JPEG by its first bytes; that it is none is the worker's to find out.
+def under_uploads(service: Service) -> tuple[float, float, float]:
+    """Return web's megabytes before the uploads, the peak, and after them."""
+    # Its first bytes are a JPEG's. The rest is not, which only the worker finds out.
     body = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(range(256)) * (UPLOAD_BYTES // 256)
-    with run_service(folder, ASGI_LOOK_LOG_LEVEL="ERROR") as service:
-        web = web_of(service)
-        for _ in range(3):
-            service.upload(body[: UPLOAD_BYTES // 8])
-        at_once(lambda: service.upload(body[:1_000_000]), UPLOADS)
-        before = web.resident_megabytes()
-        web.forget_peak()
-        at_once(lambda: service.upload(body), UPLOADS)
-        peak = web.peak_megabytes()
-        return peak - before, web.resident_megabytes() - before
+    web = web_of(service)
+    for _ in range(3):
+        service.upload(body[: UPLOAD_BYTES // 8])
+    at_once(lambda: service.upload(body[:1_000_000]), UPLOADS)
+    before = web.resident_megabytes()
+    web.forget_peak()
+    at_once(lambda: service.upload(body), UPLOADS)
+    peak = web.peak_megabytes()
+    return before, peak, web.resident_megabytes()
 
 
 def growth_by_requests(folder: Path, requests: int) -> list[float]:
@@ -96,7 +95,7 @@ def mix(service: Service, pictures: Sequence[bytes]) -> list[Ask]:
 
 
 def ask_all(service: Service, asks: Sequence[Ask], count: int) -> None:
-    """Send so many requests, several at a time, and see that each is answered as it should be."""
+    """Send so many requests, several at a time. Raises SystemExit for an answer with another status."""
     starts = iter(range(CLIENTS))
 
     def ask() -> None:
@@ -114,10 +113,10 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
     peaks, stayed = [], []
     for number in range(min(rounds, 3)):
         progress(f"{UPLOADS} uploads at once: {number + 1} of {min(rounds, 3)}")
-        with tempfile.TemporaryDirectory() as folder:
-            peak, left = growth_by_uploads(Path(folder))
-            peaks.append(peak)
-            stayed.append(left)
+        with tempfile.TemporaryDirectory() as folder, run_service(Path(folder), ASGI_LOOK_LOG_LEVEL="ERROR") as service:
+            before, peak, after = under_uploads(service)
+            peaks.append(peak - before)
+            stayed.append(after - before)
     progress("")
     yield Figure(
         "scale",
