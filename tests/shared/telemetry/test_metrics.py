@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.errors import LedgerUnavailable
@@ -202,36 +201,3 @@ def test_the_folders_of_the_dead_are_removed_and_others_files_are_not(
 
     assert sorted(folders.iterdir()) == sorted([ours, folders / "asgilook-metrics-link", folders / "somebody's"])
     let_go()
-
-
-def a_dead_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def counted_in(file: Path) -> dict[str, float]:
-    return {key: value for key, value, _, _ in MmapedDict.read_all_values_from_file(file)}  # type: ignore[no-untyped-call]
-
-
-def count(folder: Path, pid: int, **counts: float) -> Path:
-    file = folder / f"counter_{pid}.db"
-    values = MmapedDict(file)  # type: ignore[no-untyped-call]
-    for key, value in counts.items():
-        values.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
-    values.close()  # type: ignore[no-untyped-call]
-    return file
-
-
-def test_what_the_dead_have_counted_is_one_file_however_many_they_were(tmp_path: Path) -> None:
-    for _ in range(3):
-        count(tmp_path, a_dead_process(), hits=2.0, misses=1.0)
-        exposition._add_up_the_dead(tmp_path)
-    ours = count(tmp_path, os.getpid(), hits=100.0)
-
-    exposition._add_up_the_dead(tmp_path)
-
-    dead = tmp_path / "counter_dead.db"
-    assert sorted(tmp_path.glob("*.db")) == sorted([ours, dead])
-    assert counted_in(dead) == {"hits": 6.0, "misses": 3.0}
-    assert counted_in(ours) == {"hits": 100.0}
