@@ -79,7 +79,14 @@ def create_app(
     response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name, reader)
     announcer = Announcer(redis, breaker, lifespan.ledger_name)
     listener = Listener(listening, lifespan.ledger_name)
-    settling = Settling(ledger, storage, response_cache, announcer, settings.keep_originals)
+    settling = Settling(
+        ledger,
+        storage,
+        response_cache,
+        announcer,
+        settings.keep_originals,
+        on_change=lambda image_id: serving.forget(image_id),
+    )
     # Before the cache is trusted again, what was committed while it was away must be told to it.
     cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
     lifespan.to_check = [lambda: check_access(redis, breaker, "REDIS_URL")]
@@ -108,7 +115,6 @@ def create_app(
     memory = Recent(settings.memory_cache_bytes, clock)
     door = MemoryDoor(memory, lambda route, image_id, query, headers: None)
     serving = Serving(app, memory, pictures, response_cache, door.answer, clock)
-    settling.on_change.append(serving.forget)
     listener.on_change.append(serving.forget)
     listener.on_gap.append(serving.forget_all)
     app.add_middleware([lifespan, *middleware])
