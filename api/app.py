@@ -34,7 +34,7 @@ from shared.redis.response_cache import ResponseCache
 from shared.redis.shared_reader import reader_beside
 from shared.settings import Settings
 from shared.settling import Settling
-from shared.storage import Storage
+from shared.storage import KeepsCopies, Storage
 from shared.storage.backends import open_storage
 from shared.telemetry import tracing
 from shared.telemetry.exposition import Exposition
@@ -92,7 +92,9 @@ def create_app(
     lifespan.to_check = [lambda: check_access(redis, breaker, "REDIS_URL")]
     if cache_redis is not redis:
         lifespan.to_check.append(lambda: check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL"))
-    lifespan.background = [listener.run, Copies(ledger, storage, listener).run]
+    lifespan.background = [listener.run]
+    if isinstance(storage, KeepsCopies):
+        lifespan.background.append(Copies(ledger, storage, listener).run)
     if reader is not None:
         cache_breaker.on_opening.append(reader.drop)
         lifespan.background.append(reader.run)

@@ -36,7 +36,7 @@ from redis import Redis
 
 from bench.service import Service, commands_of, end, run_service, until
 from launch.processes import HERE, Part, free_port
-from shared.storage.cached import CachedObjectStorage
+from shared.storage.cached import CachedStorage
 from shared.storage.objects import PUTS_AT_A_TIME, ObjectStorage
 from tests.doors import Door
 from tests.objects import ObjectServer, environment, new_prefix
@@ -87,10 +87,11 @@ def tell(what: str, seconds: float, rounds: list[list[tuple[float, float]]]) -> 
 async def compare(address: str, seconds: float, folder: Path) -> None:
     """Tell what a thumbnail costs from the store and from its copy, where storage is asked."""
     os.environ.update(environment(address))
-    storage = CachedObjectStorage(new_prefix(), folder, 1024**3)
+    store = ObjectStorage(new_prefix(), folder)
+    storage = CachedStorage(store, folder / "cache", 1024**3)
     await storage.prepare()
-    keys = await fill(storage, THUMBNAILS)
-    direct = super(CachedObjectStorage, storage).read
+    keys = await fill(store, THUMBNAILS)
+    direct = store.read
     for key in keys:
         await storage.read(key)
     rounds = [

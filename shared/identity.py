@@ -36,7 +36,7 @@ async def check_storage(ledger: Ledger, storage: Storage, settings: Settings) ->
     identity = await ledger.identity()
     marker = identity.marker
     if marker is None:
-        if await storage.has_originals():
+        async for _ in storage.listing("originals"):
             raise MismatchError(
                 "the ledger and the storage do not match: the ledger is new, but the storage already holds originals "
                 f"of another one. This process has {_places(settings)}. Set DATABASE_URL to the ledger of these "

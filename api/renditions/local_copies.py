@@ -1,4 +1,4 @@
-"""Copies on this process's own disk are kept to what is still there: notices may be missed, by day or by night."""
+"""Removes the copies on this machine's disk whose images are gone: their notices may have been missed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import logging
 from shared.errors import AsgilookError
 from shared.ledger import Ledger
 from shared.redis.notices import Listener
-from shared.storage import Storage
+from shared.storage import KeepsCopies
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which the ledger is asked though no notice is known to have been missed: a fill may have come after
-#: one, for a request that had read the row before.
+#: Seconds after which the ledger is asked without any missed notice: a copy may have been made after the notice, for a
+#: request that had read the row before it.
 _EVERY_SECONDS = 600.0
-#: Seconds between two looks, however often Redis comes and goes.
+#: Seconds between two checks at least, however often Redis comes and goes.
 _LEAST_SECONDS = 5.0
 
 
 class Copies:
-    """Asks the ledger about every image that there are copies of: at the start, after each gap, and now and then."""
+    """Asks the ledger about every image that has copies: at the start, after each gap in the notices, now and then."""
 
-    def __init__(self, ledger: Ledger, storage: Storage, listener: Listener) -> None:
+    def __init__(self, ledger: Ledger, storage: KeepsCopies, listener: Listener) -> None:
         self._ledger = ledger
         self._storage = storage
         self._missed = asyncio.Event()
@@ -31,7 +31,7 @@ class Copies:
         listener.on_gap.append(self._missed.set)
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._missed.wait(), _EVERY_SECONDS)
@@ -44,10 +44,10 @@ class Copies:
             await asyncio.sleep(_LEAST_SECONDS)
 
     async def check(self, now_and_then: bool = False) -> None:
-        """Let go of the copies of images that are not ready any more."""
-        # What comes meanwhile is another gap.
+        """Remove the copies of images that are not ready any more."""
+        # Cleared first: a gap that begins during the check needs another check.
         self._missed.clear()
         await self._storage.check_copies(self._ledger.which_are_ready)
         if now_and_then:
-            # Not at the start, when those who will have these folders may be about to.
+            # Not at the start, when the processes that will take these folders over may still be starting.
             await self._storage.clear_abandoned_copies()

@@ -1,27 +1,26 @@
-"""Which storage the settings name."""
+"""Opens the storage that the settings name."""
 
 from __future__ import annotations
 
 from shared.settings import Settings
 from shared.storage import Storage
+from shared.storage.cached import CachedStorage
 from shared.storage.disk import DiskStorage
 
 
 def open_storage(settings: Settings, *, cached: bool = False) -> Storage:
-    """Return the storage that the settings name: an object store where there is one, else the disk.
+    """Return the storage that the settings name: an object store if they name one, else the disk.
 
-    With `cached`, what is read from an object store is kept on this machine's disk for the next time.
+    With `cached`, renditions of an object store are read through copies on this machine's disk.
     """
     if settings.storage_url is None:
         return DiskStorage(settings.storage_path)
-    # Imported by those who use it: it costs memory and time that a disk does not.
-    if cached and settings.local_cache_bytes:
-        from shared.storage.cached import CachedObjectStorage
-
-        # At the floor itself uploads would be refused, for as long as the copies stay.
-        return CachedObjectStorage(
-            settings.storage_url, settings.storage_path, settings.local_cache_bytes, 2 * settings.free_disk_floor
-        )
+    # Imported here only: the library takes memory and time that a disk does not need.
     from shared.storage.objects import ObjectStorage
 
-    return ObjectStorage(settings.storage_url, settings.storage_path)
+    storage = ObjectStorage(settings.storage_url, settings.storage_path)
+    if not cached or not settings.local_cache_bytes:
+        return storage
+    # Twice the floor: copies that filled the disk to the floor itself would have every upload refused.
+    folder = settings.storage_path / "cache"
+    return CachedStorage(storage, folder, settings.local_cache_bytes, 2 * settings.free_disk_floor)

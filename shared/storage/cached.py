@@ -1,210 +1,68 @@
-"""A bounded copy, on this machine's disk, of what a web process has read from an object store.
+"""A storage whose renditions are read through copies on this machine's disk.
 
-A rendition never changes under its key, so a copy is never stale; whether its image may be served is the ledger's word,
-which is asked first. Each process has a folder of its own, where nobody else counts, evicts or removes:
-
-    cache/{number}/lock                         held by the process that has the folder; its successor takes both over
-    cache/{number}/boot                         the start of the machine that the copies are of
-    cache/{number}/{x}/{id}.{attempt}.{name}    a copy; its name begins with a point until it is whole
+A rendition never changes under its key, so a copy is never stale. Whether an image may be served is a question for the
+ledger, which is always asked first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
+import os
 import shutil
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import BinaryIO
 
 from shared.cancellation import cancel
-from shared.errors import NoSuchKey, StorageUnavailable
+from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
 from shared.images import renditions_prefix
-from shared.storage.disk import in_thread, stream_file
-from shared.storage.objects import ObjectStorage
-from shared.storage.pages import CachedPages
+from shared.storage import Storage
+from shared.storage.files import in_thread, stream_file
+from shared.storage.local_cache import LocalCache
 
 logger = logging.getLogger(__name__)
 
-#: What a file takes up is counted in these, as file systems do.
-_BLOCK_BYTES = 4096
-#: What a name takes up in its folder, at the most.
-_NAME_BYTES = 128
-#: Folders that copies are in, by the last digit of their image's id, which is random; and what is there besides copies.
-_FOLDERS = 16
-FIXED_BYTES = (_FOLDERS + 3) * _BLOCK_BYTES
-#: Images that the ledger is asked about at a time.
+#: Images about which the ledger is asked at a time.
 _PAGE = 500
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class LocalCache:
-    """Which copies there are, and which of them go for a new one: those that were not used for longest."""
+class CachedStorage:
+    """Any storage, with at most `bound` bytes of copies of its renditions in `folder`.
 
-    def __init__(self, root: Path, bound: int) -> None:
-        self._root = root
-        self._bound = bound - FIXED_BYTES
-        self._folder = root
-        self._lock: IO[bytes] | None = None
-        #: Bytes on the disk by key, the one used last at the end.
-        self._bytes: OrderedDict[str, int] = OrderedDict()
-        self._keys_of: dict[str, set[str]] = {}
-        self._copied = 0
-        self._under_way = 0
-
-    @property
-    def total(self) -> int:
-        """Bytes that copies take up on the disk, those under way included."""
-        return self._copied + self._under_way
-
-    def open(self) -> None:
-        """Take over a folder that nobody has, and what is in it; blocks."""
-        number = 0
-        while self._lock is None:
-            self._folder = self._root / str(number)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock = (self._folder / "lock").open("ab")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._lock = lock
-            except BlockingIOError:
-                lock.close()
-                number += 1
-        self._clear_if_torn()
-        self._take_stock()
-
-    def _clear_if_torn(self) -> None:
-        """Begin anew where the machine has been: copies are not fsynced, and a power cut tears them."""
-        boot, now = self._folder / "boot", _BOOT_ID.read_text() if _BOOT_ID.exists() else ""
-        if now and boot.exists() and boot.read_text() == now:
-            return
-        _clear(self._folder)
-        boot.write_text(now)
-
-    def clear_abandoned(self) -> None:
-        """Remove what is in the folders that nobody has: of processes that have ended without a successor; blocks."""
-        for folder in self._root.iterdir():
-            if folder != self._folder and folder.is_dir():
-                with (folder / "lock").open("ab") as lock, contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _clear(folder)
-
-    def images(self) -> list[str]:
-        """Return the images that there are copies of."""
-        return list(self._keys_of)
-
-    def _take_stock(self) -> None:
-        found: list[tuple[float, str, int]] = []
-        for folder in (entry for entry in self._folder.iterdir() if entry.is_dir()):
-            for path in folder.iterdir():
-                if path.name.startswith(".") or path.name.count(".") < 2:
-                    path.unlink()
-                else:
-                    status = path.stat()
-                    found.append((status.st_mtime, path.name, status.st_size))
-        for _, name, length in sorted(found):
-            image_id, attempt, rendition = name.split(".", 2)
-            self.note(f"renditions/{image_id}/{attempt}/{rendition}", length)
-        # There may be less room than there was.
-        while self._copied > self._bound and self._bytes:
-            oldest = next(iter(self._bytes))
-            self.forget(oldest)
-            self.place_of(oldest).unlink()
-
-    def close(self) -> None:
-        """Leave the folder to who comes next."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def path_of(self, key: str) -> Path | None:
-        """Return where the copy of a key is, used by this, or None where there is none."""
-        if key not in self._bytes:
-            return None
-        self._bytes.move_to_end(key)
-        return self.place_of(key)
-
-    def place_of(self, key: str) -> Path:
-        """Return where a key's copy is to be."""
-        _, image_id, attempt, name = key.split("/")
-        return self._folder / image_id[-1] / f"{image_id}.{attempt}.{name}"
-
-    def make_room(self, length: int, spare: int | None = None) -> list[Path] | None:
-        """Reserve room for so many bytes; return the copies that have to go for it, or None where that is not enough.
-
-        `spare` is what may be taken of the disk beyond what the copies have, or has to be given back to it.
-        """
-        most = self._bound if spare is None else min(self._bound, self._copied + spare)
-        if self._under_way + _on_disk(length) > most:
-            return None
-        self._under_way += _on_disk(length)
-        gone = []
-        while self.total > most:
-            gone.append(self.place_of(next(iter(self._bytes))))
-            self.forget(next(iter(self._bytes)))
-        return gone
-
-    def note(self, key: str, length: int) -> None:
-        """Count a copy that is there."""
-        self.forget(key)
-        self._bytes[key] = _on_disk(length)
-        self._keys_of.setdefault(_image_of(key), set()).add(key)
-        self._copied += _on_disk(length)
-
-    def give_back(self, length: int) -> None:
-        """Give room back that was reserved."""
-        self._under_way -= _on_disk(length)
-
-    def forget(self, key: str) -> None:
-        """Count a copy no longer."""
-        if key not in self._bytes:
-            return
-        self._copied -= self._bytes.pop(key)
-        keys = self._keys_of[_image_of(key)]
-        keys.discard(key)
-        if not keys:
-            del self._keys_of[_image_of(key)]
-
-    def forget_below(self, prefix: str) -> list[Path]:
-        """Count copies below an image's prefix, or an attempt's, no longer; return where they are."""
-        keys = [key for key in self._keys_of.get(_image_of(prefix), ()) if key.startswith(f"{prefix}/")]
-        for key in keys:
-            self.forget(key)
-        return [self.place_of(key) for key in keys]
-
-
-class CachedObjectStorage(ObjectStorage):
-    """An object store whose renditions are read through a cache on this machine's disk.
-
-    `floor` bytes of the disk are left free for drafts: an upload is refused where they have no room.
+    `floor` bytes of the disk stay free: uploads need them for drafts.
     """
 
-    def __init__(self, url: str, local: Path, bound: int, floor: int = 0, **options: Any) -> None:
-        super().__init__(url, local, **options)
-        self._folder = local / "cache"
-        self._cache = LocalCache(self._folder, bound)
+    def __init__(self, storage: Storage, folder: Path, bound: int, floor: int = 0) -> None:
+        self._storage = storage
+        self._folder = folder
+        self._cache = LocalCache(folder, bound)
         self._floor = floor
-        self._pages = CachedPages()
         self._fills: dict[str, asyncio.Task[Path | None]] = {}
-        #: The keys of those whose copies are not to be kept.
+        #: Keys whose copies, still under way, are not wanted any more.
         self._unwanted: set[str] = set()
+        # All that copies have no part in is the storage's own.
+        self.draft, self.drafts, self.keep = storage.draft, storage.drafts, storage.keep
+        self.carry_over, self.delete, self.sweep_drafts = storage.carry_over, storage.delete, storage.sweep_drafts
+        self.exists, self.digest, self.open_local = storage.exists, storage.digest, storage.open_local
+        self.folders, self.listing = storage.folders, storage.listing
+        self.free_bytes, self.signed_url = storage.free_bytes, storage.signed_url
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes that the copies take up on this machine's disk."""
+        """Bytes of this machine's disk that the copies take."""
         return self._cache.total
 
     async def prepare(self) -> None:
-        await super().prepare()
+        await self._storage.prepare()
         await in_thread(self._folder, self._cache.open)
 
     async def close(self) -> None:
-        # Whoever has the folder next counts what is there.
+        # No copy may be written once the next process owns the folder and has counted it.
         await cancel(*self._fills.values())
         self._cache.close()
+        await self._storage.close()
 
     async def read(self, key: str) -> bytes:
         path = await self._copy_of(key)
@@ -212,16 +70,9 @@ class CachedObjectStorage(ObjectStorage):
             try:
                 return await asyncio.to_thread(path.read_bytes)
             except OSError:
-                # It has just made room for another one, or this disk is in trouble: the store has it.
+                # It has just made room for another copy, or this disk is in trouble.
                 self._cache.forget(key)
-        return await super().read(key)
-
-    def read_now(self, key: str, length: int) -> bytes | None:
-        path = self._cache.path_of(key)
-        return None if path is None else self._pages.read(str(path), length)
-
-    def is_near(self, key: str) -> bool:
-        return self._cache.path_of(key) is not None
+        return await self._storage.read(key)
 
     async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
         path = await self._copy_of(key)
@@ -233,11 +84,11 @@ class CachedObjectStorage(ObjectStorage):
                 return
             except (NoSuchKey, StorageUnavailable):
                 self._cache.forget(key)
-        async for piece in super().stream(key, first, last):
+        async for piece in self._storage.stream(key, first, last):
             yield piece
 
     async def delete_folder(self, prefix: str) -> None:
-        await super().delete_folder(prefix)
+        await self._storage.delete_folder(prefix)
         await self._drop(prefix)
         if under_way := [fill for key, fill in self._fills.items() if key.startswith(f"{prefix}/")]:
             await asyncio.wait(under_way)
@@ -256,20 +107,20 @@ class CachedObjectStorage(ObjectStorage):
         await in_thread(self._folder, self._cache.clear_abandoned)
 
     async def _drop(self, prefix: str) -> None:
-        # What is on its way goes when it comes: nobody has to wait for it.
+        # Copies under way are removed when they are written; the caller does not wait for them.
         self._unwanted.update(key for key in self._fills if key.startswith(f"{prefix}/"))
         if paths := self._cache.forget_below(prefix):
             await in_thread(self._folder, lambda: _remove(paths))
 
     async def _copy_of(self, key: str) -> Path | None:
-        """Return where a copy is, made now if need be, or None where there can be none. Raises NoSuchKey."""
+        """Return the place of a copy, which is made if need be, or None if there can be none. Raises NoSuchKey."""
         if not key.startswith("renditions/"):
             return None
         if (path := self._cache.path_of(key)) is not None:
             return path
         fill = self._fills.get(key)
         if fill is None:
-            # Of those who ask at the same time, one fetches; none who goes away takes it along.
+            # Concurrent readers share one fill. It is shielded, so a reader that is cancelled does not end it.
             fill = self._fills[key] = asyncio.create_task(self._fill(key))
             fill.add_done_callback(lambda done: self._filled(key, done))
         return await asyncio.shield(fill)
@@ -278,64 +129,51 @@ class CachedObjectStorage(ObjectStorage):
         del self._fills[key]
         self._unwanted.discard(key)
         if not fill.cancelled():
-            fill.exception()  # seen, also where everybody has gone
+            fill.exception()  # retrieved, or asyncio would log it if all readers have gone
 
     async def _fill(self, key: str) -> Path | None:
-        found = await self.get(key)
-        length = found.whole_length
-        try:
-            free = await in_thread(self._folder, lambda: shutil.disk_usage(self._folder).free)
-        except StorageUnavailable:
+        free = await in_thread(self._folder, lambda: shutil.disk_usage(self._folder).free)
+        spare = free - self._floor
+        if spare + self._cache.total <= 0:
             return None
-        gone = self._cache.make_room(length, free - self._floor)
-        if gone is None:
-            return None
-        place = self._cache.place_of(key)
-        begun = place.with_name(f".{place.name}")
         try:
-            file = await in_thread(self._folder, lambda: _begin(begun, gone))
-            try:
-                async for piece in found.pieces():
-                    await in_thread(begun, lambda piece=piece: file.write(piece))  # type: ignore[misc] # a default is no argument
-            finally:
-                await in_thread(begun, file.close)
-            if key not in self._unwanted:
-                await in_thread(begun, lambda: begun.rename(place))
-            if key in self._unwanted:
-                await in_thread(begun, lambda: _remove([begun, place]))
+            source = await self._storage.open_local(key)
+        except StorageFull:
+            return None
+        with source:
+            length = os.fstat(source.fileno()).st_size
+            gone = self._cache.make_room(length, spare)
+            if gone is None:
                 return None
-        except StorageUnavailable as exc:
-            # The store's trouble or this disk's: who asks the store itself is told which.
-            logger.info("no copy could be made", extra={"key": key, "reason": str(exc)})
-            with contextlib.suppress(StorageUnavailable):
-                await in_thread(begun, lambda: _remove([begun]))
-            return None
-        finally:
-            self._cache.give_back(length)
+            place = self._cache.place_of(key)
+            try:
+                await in_thread(self._folder, lambda: _copy(source, place, gone))
+                if key in self._unwanted:
+                    await in_thread(self._folder, lambda: _remove([place]))
+                    return None
+            except StorageUnavailable as exc:
+                logger.info("no copy could be made", extra={"key": key, "reason": str(exc)})
+                return None
+            finally:
+                self._cache.give_back(length)
         self._cache.note(key, length)
         return place
 
 
-def _begin(place: Path, gone: list[Path]) -> BinaryIO:
+def _copy(source: BinaryIO, place: Path, gone: list[Path]) -> None:
     _remove(gone)
     place.parent.mkdir(exist_ok=True)
-    return place.open("wb")
+    begun = place.with_name(f".{place.name}")
+    try:
+        with begun.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        begun.rename(place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            begun.unlink()
+        raise
 
 
 def _remove(paths: list[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _clear(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-
-
-def _on_disk(length: int) -> int:
-    return -(-length // _BLOCK_BYTES) * _BLOCK_BYTES + _NAME_BYTES
-
-
-def _image_of(key: str) -> str:
-    return key.split("/")[1]

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -25,7 +25,9 @@ from obstore.store import from_url
 from shared.cancellation import to_the_end
 from shared.errors import AsgilookError, NoSuchKey, SettingsError, StorageFull, StorageUnavailable
 from shared.storage import Draft, Stored
-from shared.storage.disk import PIECE_BYTES, DiskDraft, DiskStorage, in_thread, translated
+from shared.storage.disk import DiskStorage
+from shared.storage.disk_draft import DiskDraft
+from shared.storage.files import PIECE_BYTES, in_thread, translated
 
 if TYPE_CHECKING:
     from obstore import GetResult, ObjectMeta
@@ -170,12 +172,6 @@ class ObjectStorage:
     async def read(self, key: str) -> bytes:
         return b"".join([piece async for piece in (await self.get(key)).pieces()])
 
-    def read_now(self, key: str, length: int) -> bytes | None:
-        return None
-
-    def is_near(self, key: str) -> bool:
-        return False
-
     async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
         found = await self.get(key, first, last)
         async for piece in found.pieces():
@@ -250,11 +246,6 @@ class ObjectStorage:
             for meta in page:
                 yield meta
 
-    async def has_originals(self) -> bool:
-        async for _ in self.listing("originals"):
-            return True
-        return False
-
     async def delete(self, key: str) -> None:
         await to_the_end(self._delete([key]))
 
@@ -283,15 +274,6 @@ class ObjectStorage:
     async def sweep_drafts(self, older_than_seconds: float) -> int:
         return await self._local.sweep_drafts(older_than_seconds)
 
-    async def forget_copies(self, image_id: str) -> None:
-        """There are none."""
-
-    async def check_copies(self, which_are_ready: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
-        """There are none."""
-
-    async def clear_abandoned_copies(self) -> None:
-        """There are none."""
-
     async def close(self) -> None:
         """Nothing is held: connections go with their time."""
 
@@ -303,11 +285,6 @@ class Found:
         self._key = key
         self._result = result
         self._patience = patience
-
-    @property
-    def whole_length(self) -> int:
-        """The length of all that is under the key."""
-        return self._result.meta["size"]
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The bytes that were asked for, or StorageUnavailable where they break off."""

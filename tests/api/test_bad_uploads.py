@@ -17,7 +17,8 @@ from shared.errors import LedgerUnavailable, NothingCommitted, StorageFull, Stor
 from shared.images import Image, Original
 from shared.ledger import Ledger
 from shared.storage import Draft
-from shared.storage.disk import DiskDraft, DiskStorage
+from shared.storage.disk import DiskStorage
+from shared.storage.disk_draft import DiskDraft
 from shared.telemetry.logs import JsonFormatter
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Service, certain, form, problem_of
 from tests.api.conftest import Start

@@ -34,7 +34,7 @@ class Planted:
 PLANTED = (
     Planted(
         "no fsync before the rename",
-        "shared/storage/disk.py",
+        "shared/storage/disk_draft.py",
         "        os.fsync(self._file.fileno())\n",
         "",
         ["tests/crash/test_power_cut.py"],
@@ -42,7 +42,7 @@ PLANTED = (
     Planted(
         "no fsync of the folder after the rename",
         "shared/storage/disk.py",
-        "        for folder in folders:\n            _fsync(folder)\n",
+        "        for folder in folders:\n            fsync_path(folder)\n",
         "",
         ["tests/crash/test_power_cut.py"],
     ),

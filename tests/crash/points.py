@@ -30,7 +30,7 @@ _COMMIT = (
 )
 _EXECUTE = "sqlalchemy.ext.asyncio.engine:AsyncConnection.execute"
 _STORAGE = "shared.storage.objects:ObjectStorage" if _APART else "shared.storage.disk:DiskStorage"
-_DRAFT = "shared.storage.disk:DiskDraft"
+_DRAFT = "shared.storage.disk_draft:DiskDraft"
 _LEDGER = "shared.ledger:Ledger"
 _RECEIVE = "api.uploads:Uploads.receive"
 _SERVE = "api.server.guard:Guard._serve"
@@ -161,7 +161,7 @@ CONVERTING = _here(
     CLAIMED,
     _lost("the original is open", "after", f"{_STORAGE}.open_local"),
     _lost("the child has read the header", "after", "worker.renderer.pool:Opened._read_header"),
-    _lost("one draft is made", "after", "shared.storage.disk:_begin_draft", "drafts originals"),
+    _lost("one draft is made", "after", f"{_DRAFT}.begin", "drafts originals"),
     _lost("all drafts are made", "after", "worker.jobs:Jobs._drafts", "drafts originals"),
     _lost(
         "the child has only thumbnails left",

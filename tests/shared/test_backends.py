@@ -11,7 +11,7 @@ import pytest
 from shared.errors import SettingsError
 from shared.settings import Settings
 from shared.storage.backends import open_storage
-from shared.storage.cached import CachedObjectStorage
+from shared.storage.cached import CachedStorage
 from shared.storage.disk import DiskStorage
 from shared.storage.objects import ObjectStorage
 
@@ -30,7 +30,7 @@ def test_an_address_names_an_object_store_with_a_cache_for_those_who_serve(
     settings = Settings(storage_path=tmp_path, storage_url=f"{scheme}://bucket/prefix")
 
     assert type(open_storage(settings)) is ObjectStorage
-    assert type(open_storage(settings, cached=True)) is CachedObjectStorage
+    assert type(open_storage(settings, cached=True)) is CachedStorage
 
 
 def test_a_store_whose_own_variables_are_missing_is_named_at_the_start(

@@ -1,4 +1,4 @@
-"""The local cache in front of an object store: bounded, never torn, never in the way."""
+"""Copies on this machine's disk in front of an object store: bounded, never torn, never in the way."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import pytest
 
 from shared.errors import NoSuchKey, StorageUnavailable
 from shared.images import original_key
-from shared.storage import cached
-from shared.storage.cached import FIXED_BYTES, CachedObjectStorage, LocalCache
+from shared.storage import local_cache
+from shared.storage.cached import CachedStorage
+from shared.storage.local_cache import FIXED_BYTES, LocalCache
+from shared.storage.objects import ObjectStorage
 from tests.ledgers import new_id
 from tests.objects import Troublemaker, environment, new_prefix
 from tests.services import put
@@ -38,7 +40,7 @@ def url() -> str:
 @pytest.fixture
 async def storage(
     url: str, trouble: Troublemaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[CachedObjectStorage]:
+) -> AsyncIterator[CachedStorage]:
     for name, value in environment(trouble.address).items():
         monkeypatch.setenv(name, value)
     storage = await opened(url, tmp_path)
@@ -47,13 +49,13 @@ async def storage(
     await storage.close()
 
 
-async def opened(url: str, folder: Path, bound: int = BOUND) -> CachedObjectStorage:
-    storage = CachedObjectStorage(url, folder, bound, patience=1.0)
+async def opened(url: str, folder: Path, bound: int = BOUND) -> CachedStorage:
+    storage = CachedStorage(ObjectStorage(url, folder, patience=1.0), folder / "cache", bound)
     await storage.prepare()
     return storage
 
 
-async def rendition(storage: CachedObjectStorage, content: bytes, image_id: str = "", name: str = "a.jpeg") -> str:
+async def rendition(storage: CachedStorage, content: bytes, image_id: str = "", name: str = "a.jpeg") -> str:
     await put(storage, key := f"renditions/{image_id or new_id()}/1/{name}", content)
     return key
 
@@ -66,7 +68,7 @@ def gets(trouble: Troublemaker) -> int:
     return sum(method == "GET" for method, _ in trouble.requests)
 
 
-async def test_what_was_read_once_is_read_from_the_disk(storage: CachedObjectStorage, trouble: Troublemaker) -> None:
+async def test_what_was_read_once_is_read_from_the_disk(storage: CachedStorage, trouble: Troublemaker) -> None:
     key = await rendition(storage, content := os.urandom(100_000))
     assert await storage.read(key) == content
     trouble.go_away()
@@ -75,9 +77,7 @@ async def test_what_was_read_once_is_read_from_the_disk(storage: CachedObjectSto
     assert b"".join([piece async for piece in storage.stream(key, 10, 99)]) == content[10:100]
 
 
-async def test_of_many_who_ask_at_the_same_time_one_fetches(
-    storage: CachedObjectStorage, trouble: Troublemaker
-) -> None:
+async def test_of_many_who_ask_at_the_same_time_one_fetches(storage: CachedStorage, trouble: Troublemaker) -> None:
     """A picture that has just been linked to by many is asked for by many."""
     key = await rendition(storage, b"a rendition")
     asked = gets(trouble)
@@ -89,7 +89,7 @@ async def test_of_many_who_ask_at_the_same_time_one_fetches(
 
 
 async def test_who_goes_away_takes_the_copy_of_the_others_not_along(
-    storage: CachedObjectStorage, trouble: Troublemaker
+    storage: CachedStorage, trouble: Troublemaker
 ) -> None:
     key = await rendition(storage, b"a rendition")
     trouble.refuse("GET")
@@ -102,7 +102,7 @@ async def test_who_goes_away_takes_the_copy_of_the_others_not_along(
     assert await stays == b"a rendition"
 
 
-async def test_an_original_is_not_copied(storage: CachedObjectStorage, tmp_path: Path) -> None:
+async def test_an_original_is_not_copied(storage: CachedStorage, tmp_path: Path) -> None:
     await put(storage, key := original_key(new_id()), b"the original")
 
     assert await storage.read(key) == b"the original"
@@ -111,7 +111,7 @@ async def test_an_original_is_not_copied(storage: CachedObjectStorage, tmp_path:
 
 
 async def test_what_was_not_used_for_longest_makes_room(
-    storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
+    storage: CachedStorage, trouble: Troublemaker, tmp_path: Path
 ) -> None:
     keys = [await rendition(storage, bytes([number]) * QUARTER) for number in range(5)]
     for key in keys[:4]:
@@ -131,7 +131,7 @@ async def test_what_was_not_used_for_longest_makes_room(
 
 
 async def test_a_picture_that_there_is_no_room_for_comes_straight_from_the_store(
-    storage: CachedObjectStorage, tmp_path: Path
+    storage: CachedStorage, tmp_path: Path
 ) -> None:
     key = await rendition(storage, content := os.urandom(BOUND + 1))
 
@@ -191,10 +191,11 @@ def test_copies_give_way_where_the_disk_has_less_room_than_they_may_take(tmp_pat
 
 
 async def test_where_the_disk_is_at_its_floor_the_store_is_read(
-    url: str, storage: CachedObjectStorage, tmp_path: Path
+    url: str, storage: CachedStorage, tmp_path: Path
 ) -> None:
     key = await rendition(storage, b"a rendition")
-    full = CachedObjectStorage(url, tmp_path, BOUND, floor=shutil.disk_usage(tmp_path).total, patience=1.0)
+    store = ObjectStorage(url, tmp_path, patience=1.0)
+    full = CachedStorage(store, tmp_path / "cache", BOUND, floor=shutil.disk_usage(tmp_path).total)
     await full.prepare()
 
     assert await full.read(key) == b"a rendition"
@@ -204,7 +205,7 @@ async def test_where_the_disk_is_at_its_floor_the_store_is_read(
 
 
 async def test_the_next_process_goes_on_with_the_copies(
-    storage: CachedObjectStorage, trouble: Troublemaker, url: str, tmp_path: Path
+    storage: CachedStorage, trouble: Troublemaker, url: str, tmp_path: Path
 ) -> None:
     key = await rendition(storage, b"a rendition")
     await storage.read(key)
@@ -218,7 +219,7 @@ async def test_the_next_process_goes_on_with_the_copies(
     await successor.close()
 
 
-async def test_the_next_process_with_less_room_makes_it(storage: CachedObjectStorage, url: str, tmp_path: Path) -> None:
+async def test_the_next_process_with_less_room_makes_it(storage: CachedStorage, url: str, tmp_path: Path) -> None:
     for _ in range(8):
         await storage.read(await rendition(storage, bytes(ROOM // 8 - 4096)))
     await storage.close()
@@ -229,7 +230,7 @@ async def test_the_next_process_with_less_room_makes_it(storage: CachedObjectSto
     await successor.close()
 
 
-async def test_two_processes_have_a_folder_each(storage: CachedObjectStorage, url: str, tmp_path: Path) -> None:
+async def test_two_processes_have_a_folder_each(storage: CachedStorage, url: str, tmp_path: Path) -> None:
     """None evicts, counts or removes what another has."""
     key = await rendition(storage, b"a rendition")
     other = await opened(url, tmp_path)
@@ -241,16 +242,18 @@ async def test_two_processes_have_a_folder_each(storage: CachedObjectStorage, ur
 
 
 async def test_a_process_that_is_killed_leaves_its_folder_to_the_next_and_no_torn_copy(
-    url: str, trouble: Troublemaker, storage: CachedObjectStorage, tmp_path: Path
+    url: str, trouble: Troublemaker, storage: CachedStorage, tmp_path: Path
 ) -> None:
     await storage.close()
     program = textwrap.dedent("""
         import asyncio, sys
         from pathlib import Path
-        from shared.storage.cached import CachedObjectStorage
+        from shared.storage.cached import CachedStorage
+        from shared.storage.objects import ObjectStorage
 
         async def main():
-            storage = CachedObjectStorage(sys.argv[1], Path(sys.argv[2]), 10_000_000)
+            folder = Path(sys.argv[2])
+            storage = CachedStorage(ObjectStorage(sys.argv[1], folder), folder / "cache", 10_000_000)
             await storage.prepare()
             await storage.read(sys.argv[3])
             print("read", flush=True)
@@ -278,7 +281,7 @@ async def test_a_process_that_is_killed_leaves_its_folder_to_the_next_and_no_tor
 
 
 async def test_after_a_start_of_the_machine_nothing_that_is_there_is_believed(
-    storage: CachedObjectStorage, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: CachedStorage, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies are not fsynced: after a power cut one may be as long as it should be, and full of zeros."""
     key = await rendition(storage, b"a rendition")
@@ -287,7 +290,7 @@ async def test_after_a_start_of_the_machine_nothing_that_is_there_is_believed(
     (torn,) = copies(tmp_path)
     torn.write_bytes(bytes(11))
     (tmp_path / "boot").write_text("another start")
-    monkeypatch.setattr(cached, "_BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr(local_cache, "_BOOT_ID", tmp_path / "boot")
 
     successor = await opened(url, tmp_path)
 
@@ -295,9 +298,7 @@ async def test_after_a_start_of_the_machine_nothing_that_is_there_is_believed(
     await successor.close()
 
 
-async def test_a_copy_that_breaks_off_is_no_copy(
-    storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
-) -> None:
+async def test_a_copy_that_breaks_off_is_no_copy(storage: CachedStorage, trouble: Troublemaker, tmp_path: Path) -> None:
     key = await rendition(storage, os.urandom(100_000))
     trouble.break_off(after=0)
 
@@ -308,7 +309,7 @@ async def test_a_copy_that_breaks_off_is_no_copy(
     assert storage.cache_bytes == 0
 
 
-async def test_where_no_copy_can_be_written_the_store_is_read(storage: CachedObjectStorage, tmp_path: Path) -> None:
+async def test_where_no_copy_can_be_written_the_store_is_read(storage: CachedStorage, tmp_path: Path) -> None:
     key = await rendition(storage, b"a rendition")
     # Where the copy's folder is to be, there is a file.
     storage._cache.place_of(key).parent.touch()
@@ -318,7 +319,7 @@ async def test_where_no_copy_can_be_written_the_store_is_read(storage: CachedObj
     assert storage.cache_bytes == 0
 
 
-async def test_a_copy_that_somebody_has_removed_is_fetched_again(storage: CachedObjectStorage, tmp_path: Path) -> None:
+async def test_a_copy_that_somebody_has_removed_is_fetched_again(storage: CachedStorage, tmp_path: Path) -> None:
     key = await rendition(storage, b"a rendition")
     await storage.read(key)
     for removed in (1, 2):
@@ -331,7 +332,7 @@ async def test_a_copy_that_somebody_has_removed_is_fetched_again(storage: Cached
         await storage.read(key)
 
 
-async def test_copies_of_what_is_deleted_go_with_it(storage: CachedObjectStorage, tmp_path: Path) -> None:
+async def test_copies_of_what_is_deleted_go_with_it(storage: CachedStorage, tmp_path: Path) -> None:
     image_id = new_id()
     for name in ("a.jpeg", "b.jpeg"):
         await storage.read(await rendition(storage, b"x", image_id, name))
@@ -346,7 +347,7 @@ async def test_copies_of_what_is_deleted_go_with_it(storage: CachedObjectStorage
 
 
 async def test_copies_of_what_another_process_has_deleted_go_at_its_notice_and_those_under_way_when_they_come(
-    storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
+    storage: CachedStorage, trouble: Troublemaker, tmp_path: Path
 ) -> None:
     """Who waits for other images hears of them by the same connection: a notice does not wait for the store."""
     image_id = new_id()
@@ -368,7 +369,7 @@ async def test_copies_of_what_another_process_has_deleted_go_at_its_notice_and_t
 
 
 async def test_who_deletes_leaves_no_copy_that_is_under_way(
-    storage: CachedObjectStorage, trouble: Troublemaker, tmp_path: Path
+    storage: CachedStorage, trouble: Troublemaker, tmp_path: Path
 ) -> None:
     key = await rendition(storage, os.urandom(100_000))
     trouble.slowness = 0.2
@@ -383,7 +384,7 @@ async def test_who_deletes_leaves_no_copy_that_is_under_way(
 
 
 async def test_copies_of_images_that_are_not_ready_any_more_go_when_the_ledger_is_asked(
-    storage: CachedObjectStorage, tmp_path: Path
+    storage: CachedStorage, tmp_path: Path
 ) -> None:
     """A notice may be missed: Redis was away, or this process was."""
     stays, goes = new_id(), new_id()
@@ -402,7 +403,7 @@ async def test_copies_of_images_that_are_not_ready_any_more_go_when_the_ledger_i
 
 
 async def test_copies_of_processes_that_are_no_more_are_cleared_and_those_of_others_are_not(
-    storage: CachedObjectStorage, url: str, tmp_path: Path
+    storage: CachedStorage, url: str, tmp_path: Path
 ) -> None:
     """Where fewer processes run than did, nobody would count, evict or delete what the last ones had."""
     key = await rendition(storage, b"a rendition")
@@ -418,7 +419,7 @@ async def test_copies_of_processes_that_are_no_more_are_cleared_and_those_of_oth
 
 
 async def test_whoever_closes_leaves_nothing_that_comes_after_its_successor_has_counted(
-    storage: CachedObjectStorage, trouble: Troublemaker, url: str, tmp_path: Path
+    storage: CachedStorage, trouble: Troublemaker, url: str, tmp_path: Path
 ) -> None:
     key = await rendition(storage, os.urandom(100_000))
     trouble.slowness = 0.2

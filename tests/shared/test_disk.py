@@ -20,8 +20,9 @@ import pytest
 
 from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
 from shared.images import original_key
-from shared.storage import disk
-from shared.storage.disk import WRITTEN_AT_ONCE, DiskDraft, DiskStorage
+from shared.storage.disk import DiskStorage
+from shared.storage.disk_draft import WRITTEN_AT_ONCE, DiskDraft
+from shared.storage.files import read_cached
 from tests.ledgers import new_id
 from tests.services import put
 
@@ -43,7 +44,7 @@ Event = tuple[str, str]
 def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     """Every call that makes something durable or visible, with the path it was about, below the storage."""
     recorded: list[Event] = []
-    real_fsync, real_rename, real_mkdir, real_link = os.fsync, os.rename, os.mkdir, os.link
+    real_fsync, real_rename, real_mkdir = os.fsync, os.rename, os.mkdir
 
     def name(path: Any) -> str:
         relative = Path(path).relative_to(tmp_path)
@@ -61,14 +62,9 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
         real_mkdir(path, mode)
         recorded.append(("mkdir", name(path)))
 
-    def link(source: Any, target: Any) -> None:
-        recorded.append(("link", name(target)))
-        real_link(source, target)
-
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
     monkeypatch.setattr(os, "mkdir", mkdir)
-    monkeypatch.setattr(os, "link", link)
     return recorded
 
 
@@ -167,22 +163,10 @@ async def test_what_is_carried_over_is_as_durable(storage: DiskStorage, events: 
     await storage.carry_over(f"renditions/{ID}/1/image.jpeg", f"renditions/{ID}/2/image.jpeg")
 
     folder = f"renditions/01890/a5d/{ID}"
-    linked = events.index(("link", f"{folder}/2/image.jpeg"))
-    assert ("fsync", folder) in events[events.index(("mkdir", f"{folder}/2")) : linked]
-    assert events[linked + 1 :] == [("fsync", f"{folder}/2")]
-
-
-async def test_where_there_are_no_links_what_is_carried_over_is_copied_as_durably(
-    storage: DiskStorage, events: list[Event], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await put(storage, f"renditions/{ID}/1/image.jpeg", b"a rendition")
-    monkeypatch.setattr(os, "link", failing(errno.EPERM))
-
-    await storage.carry_over(f"renditions/{ID}/1/image.jpeg", f"renditions/{ID}/2/image.jpeg")
-
-    folder = f"renditions/01890/a5d/{ID}/2"
-    assert await storage.read(f"renditions/{ID}/2/image.jpeg") == b"a rendition"
-    assert events[-2:] == [("fsync", f"{folder}/image.jpeg"), ("fsync", folder)]
+    renamed = events.index(("rename", f"{folder}/2/image.jpeg"))
+    assert ("fsync", "draft") in events[:renamed]
+    assert ("fsync", folder) in events[events.index(("mkdir", f"{folder}/2")) : renamed]
+    assert events[renamed + 1 :] == [("fsync", f"{folder}/2")]
 
 
 async def test_what_is_deleted_is_not_brought_back_by_a_power_cut(storage: DiskStorage, events: list[Event]) -> None:
@@ -272,8 +256,6 @@ def draft_on_a_full_disk(tmp_path: Path) -> DiskDraft:
 async def test_a_full_disk_is_told_while_a_draft_is_written(storage: DiskStorage, tmp_path: Path) -> None:
     draft = draft_on_a_full_disk(tmp_path)
 
-    # The next pieces are taken while these are written.
-    await draft.write(bytes(WRITTEN_AT_ONCE))
     with pytest.raises(StorageFull):
         await draft.write(bytes(WRITTEN_AT_ONCE))
     await draft.discard()
@@ -299,19 +281,18 @@ async def test_who_is_cancelled_again_while_a_piece_is_written_leaves_no_draft(s
     """A slow disk: the one who is cancelled waits for the thread, first to learn of it and then to clean up."""
     busy, go = threading.Event(), threading.Event()
     draft = await storage.draft()
-    write = draft._write
+    flush = draft._flush
 
-    def slowly(pieces: list[bytes]) -> None:
+    def slowly() -> None:
         busy.set()
         go.wait(30)
-        write(pieces)
+        flush()
 
-    draft._write = slowly  # type: ignore[method-assign] # a slow disk
+    draft._flush = slowly  # type: ignore[method-assign] # a slow disk
 
     async def upload() -> None:
         try:
             await draft.write(bytes(WRITTEN_AT_ONCE))
-            await asyncio.Event().wait()
         finally:
             await draft.discard()
 
@@ -325,7 +306,7 @@ async def test_who_is_cancelled_while_drafts_are_begun_leaves_none(
     storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy, go = threading.Event(), threading.Event()
-    begin = disk._begin_draft
+    begin = DiskDraft.begin
 
     def slowly(folder: Path) -> DiskDraft:
         draft = begin(folder)
@@ -333,7 +314,7 @@ async def test_who_is_cancelled_while_drafts_are_begun_leaves_none(
         go.wait(30)
         return draft
 
-    monkeypatch.setattr(disk, "_begin_draft", slowly)
+    monkeypatch.setattr(DiskDraft, "begin", slowly)
 
     await cancelled_while_a_thread_works(storage.drafts(3), busy, go, times=1)
 
@@ -446,3 +427,13 @@ async def test_a_listing_goes_on_when_what_it_is_about_to_look_at_goes(
     monkeypatch.setattr(storage, "_path", path)
 
     assert [stored.key async for stored in storage.listing("renditions")] == [f"renditions/{ID}/1/b.jpeg"]
+
+
+async def test_a_part_of_a_file_comes_from_the_systems_memory_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpeg"
+    path.write_bytes(content := os.urandom(12_800))
+
+    with path.open("rb") as file:
+        # None on a file system that has no such reads.
+        assert read_cached(file.fileno(), 100, 1000) in (content[100:1100], None)
+        assert read_cached(file.fileno(), 12_000, 1000) is None

@@ -68,7 +68,6 @@ def everything(storage: ObjectStorage, key: str) -> dict[str, Awaitable[object]]
         "folders": storage.folders("renditions"),
         "digest": storage.digest(key),
         "listing": listed(),
-        "has_originals": storage.has_originals(),
         "delete": storage.delete(key),
         "delete_folder": storage.delete_folder("renditions"),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -15,15 +14,17 @@ from shared.cancellation import cancel
 from shared.errors import StorageUnavailable
 from shared.ledger import Ledger
 from shared.redis.notices import Listener
-from shared.storage.disk import DiskStorage
 from tests.services import ledger_name
 from tests.waiting import until
 
 
-class Copied(DiskStorage):
-    """A storage that counts how often it was checked, and cannot be the first time."""
+class Copied:
+    """Counts how often its copies are checked, and fails the first time."""
 
     checked = cleared = 0
+
+    async def forget_copies(self, image_id: str) -> None:
+        """Nothing is copied."""
 
     async def check_copies(self, which_are_ready: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
         self.checked += 1
@@ -41,8 +42,8 @@ async def listener(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Listener:
 
 
 @pytest.fixture
-async def storage(ledger: Ledger, listener: Listener, tmp_path: Path) -> AsyncIterator[Copied]:
-    storage = Copied(tmp_path)
+async def storage(ledger: Ledger, listener: Listener) -> AsyncIterator[Copied]:
+    storage = Copied()
     running = asyncio.create_task(Copies(ledger, storage, listener).run())
     yield storage
     await cancel(running)

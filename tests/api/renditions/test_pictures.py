@@ -18,7 +18,7 @@ from shared.ledger import Ledger
 from shared.redis.circuit_breaker import WEB_DEADLINE, CircuitBreaker
 from shared.redis.queue import Queue
 from shared.redis.response_cache import MOST_BODY_BYTES
-from shared.storage.disk import PIECE_BYTES
+from shared.storage.files import PIECE_BYTES
 from tests.api.arrange import UNKNOWN_ID, Service, certain, picture, problem_of
 from tests.api.conftest import Start
 

@@ -1,0 +1,89 @@
+"""Bytes on their way into storage, in a temporary file of a local disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from io import FileIO
+from pathlib import Path
+
+from shared.storage.files import in_thread
+
+#: Bytes of a draft that are collected in memory before a thread writes them: a thread costs more than a small write.
+WRITTEN_AT_ONCE = 128 * 1024
+
+
+class DiskDraft:
+    """A temporary file. It is in the storage's own file system, so a rename keeps it."""
+
+    def __init__(self, path: Path, file: FileIO) -> None:
+        self.path = path
+        self._file = file
+        self._is_kept = False
+        #: What is not written yet, and its length.
+        self._pieces: list[bytes] = []
+        self._collected = 0
+        self._digest = hashlib.sha256()
+        self._length = 0
+
+    @classmethod
+    def begin(cls, folder: Path) -> DiskDraft:
+        """Make a temporary file in `folder`; blocks."""
+        path = folder / secrets.token_hex(16)
+        return cls(path, path.open("x+b", buffering=0))
+
+    async def write(self, chunk: bytes) -> None:
+        self._pieces.append(chunk)
+        self._collected += len(chunk)
+        if self._collected >= WRITTEN_AT_ONCE:
+            await self.flush()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    async def digest(self) -> tuple[int, str]:
+        await self.flush()
+        return self._length, self._digest.hexdigest()
+
+    async def discard(self) -> None:
+        if not (self._is_kept and self._file.closed):
+            await in_thread(self.path, self._discard)
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        if not self._is_kept:
+            self.path.unlink(missing_ok=True)
+
+    async def flush(self) -> None:
+        """Write what is collected, so that it can be read from the file."""
+        if self._pieces:
+            await in_thread(self.path, self._flush)
+
+    def _flush(self) -> None:
+        pieces, self._pieces, self._collected = self._pieces, [], 0
+        pieces.reverse()
+        while pieces:
+            # Popped, so that each piece leaves the memory as soon as it is written.
+            piece = pieces.pop()
+            self._digest.update(piece)
+            self._length += len(piece)
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+
+    def sync(self) -> None:
+        """Make the file's bytes survive a power cut, still under the temporary name; blocks."""
+        self._flush()
+        os.fsync(self._file.fileno())
+
+    def rename(self, target: Path) -> None:
+        """Move the file to its place; blocks."""
+        self.path.rename(target)
+        self.path, self._is_kept = target, True
+
+    def close(self) -> None:
+        """Close the file; blocks."""
+        self._file.close()

@@ -1,0 +1,176 @@
+"""Which copies of renditions are on this machine's disk, and which of them make room for a new one.
+
+Each process has a folder of its own, in which no other process counts, evicts or removes:
+
+    cache/{number}/lock                         locked by the process that owns the folder
+    cache/{number}/boot                         the boot id of the machine when the copies were made
+    cache/{number}/{x}/{id}.{attempt}.{name}    a copy; its name begins with a point until it is whole
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO
+
+#: File systems use whole blocks of this length.
+_BLOCK_BYTES = 4096
+#: The most that a name takes in its folder.
+_NAME_BYTES = 128
+#: Folders of copies, by the last digit of the image's id, which is random.
+_FOLDERS = 16
+#: What the folders take on the disk besides copies.
+FIXED_BYTES = (_FOLDERS + 3) * _BLOCK_BYTES
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class LocalCache:
+    """The copies of one process, at most `bound` bytes of disk. The least recently used ones make room."""
+
+    def __init__(self, root: Path, bound: int) -> None:
+        self._root = root
+        self._bound = bound - FIXED_BYTES
+        self._folder = root
+        self._lock: IO[bytes] | None = None
+        #: Bytes on the disk by key, the most recently used key last.
+        self._bytes: OrderedDict[str, int] = OrderedDict()
+        self._keys_of: dict[str, set[str]] = {}
+        self._copied = 0
+        self._under_way = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes of disk that the copies take, including those being written."""
+        return self._copied + self._under_way
+
+    def open(self) -> None:
+        """Take the first folder that no process owns, with the copies in it; blocks."""
+        number = 0
+        while self._lock is None:
+            self._folder = self._root / str(number)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = (self._folder / "lock").open("ab")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = lock
+            except BlockingIOError:
+                lock.close()
+                number += 1
+        self._clear_if_torn()
+        self._take_stock()
+
+    def _clear_if_torn(self) -> None:
+        """Remove all copies after a reboot: they are not fsynced, so a power cut may have torn them."""
+        boot, now = self._folder / "boot", _BOOT_ID.read_text() if _BOOT_ID.exists() else ""
+        if now and boot.exists() and boot.read_text() == now:
+            return
+        _clear(self._folder)
+        boot.write_text(now)
+
+    def clear_abandoned(self) -> None:
+        """Remove the copies in folders that no process owns any more; blocks."""
+        for folder in self._root.iterdir():
+            if folder != self._folder and folder.is_dir():
+                with (folder / "lock").open("ab") as lock, contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _clear(folder)
+
+    def images(self) -> list[str]:
+        """Return the ids of the images that have copies."""
+        return list(self._keys_of)
+
+    def _take_stock(self) -> None:
+        found: list[tuple[float, str, int]] = []
+        for folder in (entry for entry in self._folder.iterdir() if entry.is_dir()):
+            for path in folder.iterdir():
+                if path.name.startswith(".") or path.name.count(".") < 2:
+                    path.unlink()
+                else:
+                    status = path.stat()
+                    found.append((status.st_mtime, path.name, status.st_size))
+        for _, name, length in sorted(found):
+            image_id, attempt, rendition = name.split(".", 2)
+            self.note(f"renditions/{image_id}/{attempt}/{rendition}", length)
+        # The bound may be lower than the former process's.
+        while self._copied > self._bound and self._bytes:
+            oldest = next(iter(self._bytes))
+            self.forget(oldest)
+            self.place_of(oldest).unlink()
+
+    def close(self) -> None:
+        """Give the folder up, for the next process."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def path_of(self, key: str) -> Path | None:
+        """Return the place of a key's copy, which counts as a use, or None if there is no copy."""
+        if key not in self._bytes:
+            return None
+        self._bytes.move_to_end(key)
+        return self.place_of(key)
+
+    def place_of(self, key: str) -> Path:
+        """Return the place at which a key's copy belongs."""
+        _, image_id, attempt, name = key.split("/")
+        return self._folder / image_id[-1] / f"{image_id}.{attempt}.{name}"
+
+    def make_room(self, length: int, spare: int | None = None) -> list[Path] | None:
+        """Reserve room for a copy of `length` bytes; return the copies to remove for it, or None if it cannot fit.
+
+        `spare` is how many bytes of disk the copies may take in addition; if it is negative, how many they must free.
+        """
+        most = self._bound if spare is None else min(self._bound, self._copied + spare)
+        if self._under_way + _on_disk(length) > most:
+            return None
+        self._under_way += _on_disk(length)
+        gone = []
+        while self.total > most:
+            gone.append(self.place_of(next(iter(self._bytes))))
+            self.forget(next(iter(self._bytes)))
+        return gone
+
+    def note(self, key: str, length: int) -> None:
+        """Count a copy."""
+        self.forget(key)
+        self._bytes[key] = _on_disk(length)
+        self._keys_of.setdefault(_image_of(key), set()).add(key)
+        self._copied += _on_disk(length)
+
+    def give_back(self, length: int) -> None:
+        """Release reserved room."""
+        self._under_way -= _on_disk(length)
+
+    def forget(self, key: str) -> None:
+        """Stop counting a copy."""
+        if key not in self._bytes:
+            return
+        self._copied -= self._bytes.pop(key)
+        keys = self._keys_of[_image_of(key)]
+        keys.discard(key)
+        if not keys:
+            del self._keys_of[_image_of(key)]
+
+    def forget_below(self, prefix: str) -> list[Path]:
+        """Stop counting the copies below an image's or an attempt's prefix; return their places."""
+        keys = [key for key in self._keys_of.get(_image_of(prefix), ()) if key.startswith(f"{prefix}/")]
+        for key in keys:
+            self.forget(key)
+        return [self.place_of(key) for key in keys]
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+
+
+def _on_disk(length: int) -> int:
+    return -(-length // _BLOCK_BYTES) * _BLOCK_BYTES + _NAME_BYTES
+
+
+def _image_of(key: str) -> str:
+    return key.split("/")[1]
