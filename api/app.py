@@ -31,7 +31,7 @@ from shared.redis.clients import RedisFactory, check_access, listening_client, r
 from shared.redis.notices import Announcer, Listener
 from shared.redis.queue import Queue
 from shared.redis.response_cache import ResponseCache
-from shared.redis.shared_reader import reader_beside
+from shared.redis.shared_connection import connection_beside
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import KeepsCopies, Storage
@@ -71,7 +71,7 @@ def create_app(
     if has_cache_redis:
         cache_redis = web_client(settings.cache_redis_url, redis_from_url, settings)
         cache_breaker = CircuitBreaker(cache_redis, WEB_DEADLINE)
-    reader = reader_beside(cache_redis) if reads_apart else None
+    reader = connection_beside(cache_redis) if reads_apart else None
     listening = listening_client(settings.redis_url, redis_from_url, settings)
     lifespan = Lifespan(settings, ledger, storage, redis, breaker)
 

@@ -1,7 +1,7 @@
 """What a look into the response cache costs: `python -m bench.redis_clients [rounds]`, in time of this process's CPU.
 
 A look is one `MGET` of a token and of an entry of 13 KB, by as many at once as are named: by each client alone, and by
-the response cache as a whole, with the reader that it has and by redis-py alone, as before there was one.
+the response cache as a whole, with the shared connection that it has and by redis-py alone.
 Clients that are not installed (coredis, valkey-glide) are skipped with a notice.
 """
 
@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -20,18 +19,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import hiredis
 import uvloop
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 
 from bench.figures import ROUNDS, Figure, in_turns, ratio, rounds_asked_for, show
 from launch.processes import Part, free_port, is_valkey_up, valkey_command
 from shared.cancellation import cancel
 from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
-from shared.redis.clients import maker_of_connections, web_client
+from shared.redis.clients import web_client
 from shared.redis.response_cache import PICTURE_SECONDS, Copy, ResponseCache, Slot
-from shared.redis.shared_reader import PipelinedReader, reader_beside
+from shared.redis.shared_connection import SharedConnection, connection_beside
 
 #: How many look at once, and how often each side looks a round.
 CONCURRENCIES = (1, 10, 50)
@@ -54,7 +51,7 @@ BODY = os.urandom(13_000)
 Look = Callable[[], Awaitable[Any]]
 
 WHOLE, WHOLE_BEFORE = "response cache", "response cache by redis-py"
-READER, CLIENT = "reader", "redis-py"
+SHARED, CLIENT = "shared connection", "redis-py"
 
 
 class JoinedPipelines:
@@ -82,39 +79,6 @@ class JoinedPipelines:
             pipe.mget(*KEYS)
         for future, reply in zip(asked, await pipe.execute(), strict=True):
             future.set_result(reply)
-
-
-class SharedConnection:
-    """redis-py's own connection for everybody, by its public methods: a task writes, and another one reads."""
-
-    def __init__(self, connection: AbstractConnection) -> None:
-        self._connection = connection
-        self._asked: deque[asyncio.Future[Any]] = deque()
-        self._unsent = 0
-        self._some_unsent, self._some_sent = asyncio.Event(), asyncio.Event()
-        self.tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
-
-    def mget(self) -> asyncio.Future[Any]:
-        future = asyncio.get_running_loop().create_future()
-        self._asked.append(future)
-        self._unsent += 1
-        self._some_unsent.set()
-        return future
-
-    async def _write(self) -> None:
-        while await self._some_unsent.wait():
-            self._some_unsent.clear()
-            command: Any = ("MGET", *KEYS)
-            commands, self._unsent = hiredis.pack_command(command) * self._unsent, 0
-            await self._connection.send_packed_command(commands)
-            self._some_sent.set()
-
-    async def _read(self) -> None:
-        while await self._some_sent.wait():
-            self._some_sent.clear()
-            while self._asked:
-                reply = await self._connection.read_response()
-                self._asked.popleft().set_result(reply)
 
 
 @contextmanager
@@ -147,25 +111,18 @@ async def looks(port: int) -> AsyncIterator[dict[str, Look]]:
         opened.push_async_callback(client.aclose)
         breaker = CircuitBreaker(client, WORKER_DEADLINE)  # on a busy machine, too
         opened.push_async_callback(breaker.close)
-        reader, make_connection = reader_beside(client), maker_of_connections(client)
-        if reader is None or make_connection is None:
+        shared = connection_beside(client)
+        if shared is None:
             raise SystemExit("a fake Redis is not measured")
-        opened.push_async_callback(cancel, await running(reader))
-        connection = make_connection()
-        await connection.connect()  # type: ignore[no-untyped-call] # redis-py
-        opened.push_async_callback(connection.disconnect)
-        shared = SharedConnection(connection)
-        opened.push_async_callback(cancel, *shared.tasks)
-
-        cache, before = (ResponseCache(client, breaker, lambda: "5ca1ab1e", each) for each in (reader, None))
+        opened.push_async_callback(cancel, await running(shared))
+        cache, before = (ResponseCache(client, breaker, lambda: "5ca1ab1e", each) for each in (shared, None))
         await cache.fill(SLOT, (await cache.read(SLOT)).token, Copy.of(200, HEADERS, BODY))
         ways: dict[str, Look] = {
             WHOLE: lambda: cache.read(SLOT),
             WHOLE_BEFORE: lambda: before.read(SLOT),
-            READER: lambda: reader.mget(*KEYS, seconds=5.0),
+            SHARED: lambda: shared.execute(("MGET", *KEYS), seconds=5.0),
             CLIENT: lambda: client.mget(*KEYS),
             "a redis-py pipeline a turn": JoinedPipelines(client).mget,
-            "redis-py's connection, shared": shared.mget,
         }
         for name, open_foreign in (("coredis", coredis_client), ("valkey-glide", glide_client)):
             try:
@@ -187,10 +144,10 @@ async def keep_looks(port: int, opened: asyncio.Future[dict[str, Look]], is_over
         opened.set_exception(exc)
 
 
-async def running(reader: PipelinedReader) -> asyncio.Task[None]:
-    """Return the task of a reader that has its connection."""
-    task = asyncio.create_task(reader.run())
-    while not reader.is_free:  # noqa: ASYNC110 - nothing tells
+async def running(shared: SharedConnection) -> asyncio.Task[None]:
+    """Return the task of a shared connection that is connected."""
+    task = asyncio.create_task(shared.run())
+    while not shared.is_free:  # noqa: ASYNC110 - nothing tells
         await asyncio.sleep(0.001)
     return task
 
@@ -225,7 +182,7 @@ async def microseconds(look: Look, concurrency: int) -> float:
 
 
 def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
-    """Yield what the reader makes of a look, alone and as a part of the response cache."""
+    """Yield what the shared connection makes of a look, alone and as a part of the response cache."""
     with running_valkey() as port, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         opened: asyncio.Future[dict[str, Look]] = runner.get_loop().create_future()
         is_over = asyncio.Event()
@@ -236,11 +193,11 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
             runs = in_turns(sides, rounds, f"{concurrency} at once")
             for what, before, after, others in (
                 ("a look into the response cache", WHOLE_BEFORE, WHOLE, ()),
-                ("the MGET alone", CLIENT, READER, set(ways) - {WHOLE, WHOLE_BEFORE}),
+                ("the MGET alone", CLIENT, SHARED, set(ways) - {WHOLE, WHOLE_BEFORE}),
             ):
                 yield Figure(
                     "serving",
-                    f"CPU of {what}, {concurrency} at once: redis-py / the pipelined reader",
+                    f"CPU of {what}, {concurrency} at once: redis-py / the shared connection",
                     ratio(runs, before, after),
                     runs={name: values for name, values in runs.items() if name in {before, after, *others}},
                     runs_unit="µs",

@@ -27,7 +27,7 @@ PAUSE_SECONDS = 1.0
 #: The first time comes sooner: most were late by chance, and what is committed meanwhile cannot be told to anybody.
 _FIRST_PAUSE = 1 / 8
 #: Parts of a deadline: a process may stand still in all of them but one.
-_PARTS = 5
+PARTS = 5
 
 
 class RedisAway(AsgilookError):
@@ -79,7 +79,7 @@ class CircuitBreaker:
         we_are_busy = self._turns.locked()
 
         try:
-            async with timeout(self._deadline + extra_seconds, _PARTS), self._turns:
+            async with timeout(self._deadline + extra_seconds, PARTS), self._turns:
                 if self.is_open and not even_if_open:
                     raise RedisAway("Redis is being left alone")
                 return await exchange()

@@ -5,7 +5,6 @@ To invalidate is to set a new random token after the commit: there is no delete,
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import secrets
@@ -19,7 +18,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from shared.ledger import LedgerName
 from shared.redis.circuit_breaker import CircuitBreaker, RedisAway
-from shared.redis.shared_reader import PipelinedReader, Values
+from shared.redis.shared_connection import SharedConnection
 from shared.telemetry import metrics
 
 logger = logging.getLogger(__name__)
@@ -90,14 +89,6 @@ class Lookup:
     token: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is on its way from Redis: since when, and its reply, a token and an entry."""
-
-    began: float
-    reply: asyncio.Future[Values]
-
-
 class ResponseCache:
     """The copies and tokens of one ledger. Methods raise RedisAway."""
 
@@ -106,40 +97,22 @@ class ResponseCache:
         client: Redis,
         breaker: CircuitBreaker,
         ledger_name: LedgerName,
-        reader: PipelinedReader | None = None,
+        connection: SharedConnection | None = None,
     ) -> None:
         self._client = client
         self._breaker = breaker
         self._ledger_name = ledger_name
-        self._reader = reader
+        self._connection = connection
         self._may_fill = True
         self._sampled_at = -_MEMORY_SAMPLE_SECONDS
 
-    def ask(self, slot: Slot) -> Asked | None:
-        """Ask for a copy, where nothing has to be waited for to do so; else return None."""
-        reader = self._reader
-        if reader is None or slot.is_large or self._breaker.is_open or not reader.is_free:
-            return None
-        most = self._breaker.deadline + _extra_seconds(slot)
-        return Asked(time.monotonic(), reader.mget(self._token_key(slot.topic), self._entry_key(slot), seconds=most))
-
-    def copy_from(self, asked: Asked, slot: Slot) -> Copy | None:
-        """Return the copy that has come; where it is None, all else is told by `read`."""
-        if asked.reply.exception() is not None:
-            return None
-        token, entry = asked.reply.result()
-        copy = None if token is None or entry is None else _unpack(entry, token, slot.path)
-        if copy is not None:
-            metrics.RESPONSE_CACHE.add("hit")
-        return copy
-
-    async def read(self, slot: Slot, asked: Asked | None = None) -> Lookup:
-        """Look for a copy, or see what has come of having asked for it.
+    async def read(self, slot: Slot) -> Lookup:
+        """Look for a copy.
 
         Call it before the source is read: the token it returns vouches for no later state.
         """
         try:
-            token, entry = await self._look(slot, asked or self.ask(slot))
+            token, entry = await self._look(slot)
         except RedisAway:
             metrics.RESPONSE_CACHE.add("away")
             raise
@@ -147,15 +120,18 @@ class ResponseCache:
         metrics.RESPONSE_CACHE.add("miss" if copy is None else "hit")
         return Lookup(copy, token)
 
-    async def _look(self, slot: Slot, asked: Asked | None) -> tuple[bytes, bytes | None]:
+    async def _look(self, slot: Slot) -> tuple[bytes, bytes | None]:
         """Return the token, a new one where there was none, and the entry; all within one deadline."""
         token_key, entry_key = self._token_key(slot.topic), self._entry_key(slot)
         extra = _extra_seconds(slot)
-        if asked is not None:
-            token, entry = await self._breaker.watch(asked.reply)
+        connection = self._connection
+        if connection is not None and connection.is_free and not slot.is_large and not self._breaker.is_open:
+            began = time.monotonic()
+            seconds = self._breaker.deadline + extra
+            token, entry = await self._breaker.watch(_mget(connection, token_key, entry_key, seconds=seconds))
             if token is not None:
                 return token, entry
-            extra -= time.monotonic() - asked.began
+            extra -= time.monotonic() - began
             return await self._breaker.call(lambda: self._set_token(token_key), extra_seconds=extra), None
 
         async def exchange() -> tuple[bytes, bytes | None]:
@@ -229,6 +205,13 @@ class ResponseCache:
 
     def _entry_key(self, slot: Slot) -> str:
         return f"asgilook:{self._ledger_name()}:response:{slot.path}"
+
+
+async def _mget(connection: SharedConnection, *keys: str, seconds: float) -> list[bytes | None]:
+    (values,) = await connection.execute(("MGET", *keys), seconds=seconds)
+    if isinstance(values, ResponseError):
+        raise values
+    return list(values)
 
 
 def _new_token() -> bytes:

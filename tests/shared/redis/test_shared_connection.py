@@ -1,4 +1,4 @@
-"""One connection for everybody's reads: each reply is its asker's, whatever becomes of server, connection or askers."""
+"""The shared connection: each caller gets its own replies, whatever happens to the server or to other callers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as ConnectionLost
-from redis.exceptions import InvalidResponse, ReadOnlyError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, RedisError, ResponseError
 
 from shared.cancellation import cancel
 from shared.redis.circuit_breaker import WEB_DEADLINE
 from shared.redis.clients import maker_of_connections, web_client
-from shared.redis.shared_reader import PipelinedReader, Values, reader_beside
+from shared.redis.shared_connection import SharedConnection, connection_beside
 from shared.settings import Settings
 from tests.doors import Doors
 from tests.valkey import StartValkey, Valkey
@@ -33,30 +33,30 @@ LONG = 30.0
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the next connection every hundredth of a second."""
-    monkeypatch.setattr("shared.redis.shared_reader._FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("shared.redis.shared_reader._LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("shared.redis.shared_connection._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("shared.redis.shared_connection._LONGEST_PAUSE", 0.01)
 
 
 @asynccontextmanager
-async def reading(url: str, settings: Settings | None = None) -> AsyncIterator[PipelinedReader]:
-    """Have a reader of the server at `url` keep its connection for the block."""
+async def running(url: str, settings: Settings | None = None) -> AsyncIterator[SharedConnection]:
+    """Run a shared connection to the server at `url` during the block."""
     client = web_client(url, settings=settings or Settings())
-    reader = reader_beside(client)
-    assert reader is not None
-    task = asyncio.create_task(reader.run())
+    shared = connection_beside(client)
+    assert shared is not None
+    task = asyncio.create_task(shared.run())
     try:
-        yield reader
+        yield shared
     finally:
         await cancel(task)
         await client.aclose()
 
 
 @asynccontextmanager
-async def connected(url: str, settings: Settings | None = None) -> AsyncIterator[PipelinedReader]:
-    """Have a reader that has its connection."""
-    async with reading(url, settings) as reader:
-        await until(lambda: reader.is_free)
-        yield reader
+async def connected(url: str, settings: Settings | None = None) -> AsyncIterator[SharedConnection]:
+    """Run one that is connected."""
+    async with running(url, settings) as shared:
+        await until(lambda: shared.is_free)
+        yield shared
 
 
 async def store(valkey: Valkey, count: int) -> None:
@@ -66,16 +66,17 @@ async def store(valkey: Valkey, count: int) -> None:
     await client.aclose()
 
 
-def value(i: int) -> Values:
+def value(i: int) -> list[bytes | None]:
     return [f"value {i}".encode(), None]
 
 
-async def read(reader: PipelinedReader, i: int, seconds: float = LONG) -> Values:
-    return await reader.mget(f"key {i}", "nothing", seconds=seconds)
+async def read(shared: SharedConnection, i: int, seconds: float = LONG) -> Any:
+    (values,) = await shared.execute(("MGET", f"key {i}", "nothing"), seconds=seconds)
+    return values
 
 
-async def outcome_of(reply: Awaitable[Values]) -> type[BaseException]:
-    """Return by what kind of error somebody's wait ends."""
+async def outcome_of(reply: Awaitable[Any]) -> type[BaseException]:
+    """Return the type of the error that awaiting the reply raises."""
     try:
         await reply
     except Exception as exc:
@@ -88,8 +89,8 @@ async def outcome_of(reply: Awaitable[Values]) -> type[BaseException]:
 
 async def test_many_at_once_have_each_their_own_reply_over_one_connection(valkey: Valkey) -> None:
     await store(valkey, 500)
-    async with connected(valkey.url) as reader:
-        replies = await asyncio.gather(*(read(reader, i) for i in range(500)))
+    async with connected(valkey.url) as shared:
+        replies = await asyncio.gather(*(read(shared, i) for i in range(500)))
 
         assert replies == [value(i) for i in range(500)]
         client = Redis.from_url(valkey.url)
@@ -102,20 +103,20 @@ async def test_replies_larger_than_any_buffer_come_in_their_order(valkey: Valkey
     bodies = {f"key {i}": bytes([i]) * (200_000 * i) for i in range(8)}
     await client.mset(bodies)
     await client.aclose()
-    async with connected(valkey.url) as reader:
-        replies = await asyncio.gather(*(read(reader, i) for i in range(8)))
+    async with connected(valkey.url) as shared:
+        replies = await asyncio.gather(*(read(shared, i) for i in range(8)))
 
         assert replies == [[body, None] for body in bodies.values()]
 
 
 async def test_who_goes_away_does_not_shift_the_replies_of_the_others(valkey: Valkey) -> None:
     await store(valkey, 40)
-    async with connected(valkey.url) as reader:
+    async with connected(valkey.url) as shared:
         valkey.freeze()
-        tasks = [asyncio.create_task(read(reader, i)) for i in range(20)]
+        tasks = [asyncio.create_task(read(shared, i)) for i in range(20)]
         await asyncio.sleep(0)
         await cancel(*tasks[::3])
-        tasks += [asyncio.create_task(read(reader, i)) for i in range(20, 40)]
+        tasks += [asyncio.create_task(read(shared, i)) for i in range(20, 40)]
         await asyncio.sleep(0)
         valkey.thaw()
 
@@ -126,35 +127,35 @@ async def test_who_goes_away_does_not_shift_the_replies_of_the_others(valkey: Va
                 assert isinstance(outcome, asyncio.CancelledError)
             else:
                 assert outcome == value(i)
-        assert await read(reader, 7) == value(7)
+        assert await read(shared, 7) == value(7)
 
 
 async def test_a_frozen_server_ends_everybodys_wait_and_the_connection(valkey: Valkey) -> None:
     """Or what is asked meanwhile would gather in memory, and what comes late be taken for somebody else's."""
     await store(valkey, 40)
-    async with connected(valkey.url) as reader:
+    async with connected(valkey.url) as shared:
         valkey.freeze()
         begun = time.monotonic()
-        first = [outcome_of(read(reader, i, WEB_DEADLINE)) for i in range(20)]
-        later = [outcome_of(read(reader, i)) for i in range(20, 40)]
+        first = [outcome_of(read(shared, i, WEB_DEADLINE)) for i in range(20)]
+        later = [outcome_of(read(shared, i)) for i in range(20, 40)]
 
         outcomes = await asyncio.gather(*first, *later)
 
         assert set(outcomes) == {TimeoutError}
         # A loop counts in whole milliseconds.
         assert time.monotonic() - begun >= WEB_DEADLINE - 0.002
-        assert not reader.is_free
+        assert not shared.is_free
         valkey.thaw()
-        await until(lambda: reader.is_free)
-        assert await asyncio.gather(*(read(reader, i) for i in range(40))) == [value(i) for i in range(40)]
+        await until(lambda: shared.is_free)
+        assert await asyncio.gather(*(read(shared, i) for i in range(40))) == [value(i) for i in range(40)]
 
 
 async def test_whose_deadline_is_longer_does_not_hide_whose_is_shorter(valkey: Valkey) -> None:
-    async with connected(valkey.url) as reader:
+    async with connected(valkey.url) as shared:
         valkey.freeze()
 
         outcomes = await asyncio.gather(
-            *(outcome_of(read(reader, 1, seconds)) for seconds in (LONG, WEB_DEADLINE, LONG))
+            *(outcome_of(read(shared, 1, seconds)) for seconds in (LONG, WEB_DEADLINE, LONG))
         )
 
         assert outcomes == [TimeoutError] * 3
@@ -169,9 +170,9 @@ def test_a_standstill_of_our_own_is_no_overdue_reply(
 
     async def ask() -> None:
         await store(valkey, 1)
-        async with connected(valkey.url) as reader:
+        async with connected(valkey.url) as shared:
             for _ in range(3):
-                reply = asyncio.ensure_future(read(reader, 0, WEB_DEADLINE))
+                reply = asyncio.ensure_future(read(shared, 0, WEB_DEADLINE))
                 await asyncio.sleep(0)
                 time.sleep(3 * WEB_DEADLINE)  # noqa: ASYNC251 - the loop is to stand still
                 assert await reply == value(0)
@@ -182,47 +183,76 @@ def test_a_standstill_of_our_own_is_no_overdue_reply(
 
 async def test_a_connection_that_is_cut_is_followed_by_another(valkey: Valkey) -> None:
     await store(valkey, 1)
-    async with connected(valkey.url) as reader:
+    async with connected(valkey.url) as shared:
         for _ in range(3):
             valkey.cut_connections()
-            await until(lambda: not reader.is_free)
-            await until(lambda: reader.is_free)
+            await until(lambda: not shared.is_free)
+            await until(lambda: shared.is_free)
 
-            assert await read(reader, 0) == value(0)
+            assert await read(shared, 0) == value(0)
 
 
 async def test_a_server_that_starts_again_is_found_again(valkey: Valkey) -> None:
-    async with connected(valkey.url) as reader:
+    async with connected(valkey.url) as shared:
         valkey.end()
-        await until(lambda: not reader.is_free)
+        await until(lambda: not shared.is_free)
         valkey.start_again()
-        await until(lambda: reader.is_free)
+        await until(lambda: shared.is_free)
 
-        assert await read(reader, 0) == [None, None]
+        assert await read(shared, 0) == [None, None]
+
+
+async def test_the_commands_of_an_exchange_are_answered_together_a_refusal_among_the_answers(valkey: Valkey) -> None:
+    async with connected(valkey.url) as shared:
+        first, second = (
+            shared.execute(
+                ("SET", "token", token, "NX", "EX", 60), ("LPUSH", "token", 1), ("MGET", "token", "no"), seconds=LONG
+            )
+            for token in (b"one", b"two")
+        )
+
+        replies = [await first, await second]
+
+        assert [[type(reply) for reply in each] for each in replies] == [
+            [bytes, ResponseError, list],
+            [type(None), ResponseError, list],
+        ]
+        assert [each[2] for each in replies] == [[b"one", None]] * 2
+
+
+async def test_a_full_server_refuses_the_write_and_answers_the_read(valkey: Valkey) -> None:
+    await store(valkey, 1)
+    client = Redis.from_url(valkey.url)
+    await client.config_set("maxmemory", "1")
+    await client.aclose()
+    async with connected(valkey.url) as shared:
+        refusal, values = await shared.execute(("SET", "a", "b"), ("MGET", "key 0", "nothing"), seconds=LONG)
+
+        assert (type(refusal), values) == (OutOfMemoryError, value(0))
 
 
 async def test_a_refusal_is_its_askers_alone(valkey: Valkey) -> None:
     await store(valkey, 2)
     client = Redis.from_url(valkey.url)
     await client.acl_setuser("default", enabled=True, nopass=True, reset_keys=True, keys=["key?1", "nothing"])
-    async with connected(valkey.url) as reader:
-        outcomes = await asyncio.gather(*(read(reader, i) for i in (0, 1, 0, 1)), return_exceptions=True)
+    async with connected(valkey.url) as shared:
+        outcomes = await asyncio.gather(*(read(shared, i) for i in (0, 1, 0, 1)))
 
-        assert [type(outcome) for outcome in outcomes[::2]] == [ResponseError] * 2
+        assert [type(outcome) for outcome in outcomes[::2]] == [NoPermissionError] * 2
         assert outcomes[1::2] == [value(1)] * 2
-        assert reader.is_free
+        assert shared.is_free
     await client.aclose()
 
 
 async def test_what_ends_leaves_no_task_and_no_connection(valkey: Valkey) -> None:
-    async with connected(valkey.url) as reader:
+    async with connected(valkey.url) as shared:
         valkey.freeze()
-        waiting = asyncio.ensure_future(outcome_of(read(reader, 1)))
+        waiting = asyncio.ensure_future(outcome_of(read(shared, 1)))
         await asyncio.sleep(0)
     valkey.thaw()
 
     assert await waiting is ConnectionLost
-    assert not reader.is_free
+    assert not shared.is_free
     assert asyncio.all_tasks() == {asyncio.current_task()}
     client = Redis.from_url(valkey.url)
 
@@ -235,10 +265,10 @@ async def test_what_ends_leaves_no_task_and_no_connection(valkey: Valkey) -> Non
 
 async def test_who_ends_while_it_connects_leaves_no_task(valkey: Valkey) -> None:
     valkey.freeze()
-    async with reading(valkey.url) as reader:
+    async with running(valkey.url) as shared:
         await asyncio.sleep(0.01)  # somewhere in the middle of it
 
-        assert not reader.is_free
+        assert not shared.is_free
     valkey.thaw()
 
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -251,24 +281,24 @@ async def test_a_server_that_may_only_be_read_is_left_for_another(
 
     Over them no changed token would be seen, and what is deleted be served for as long as copies live.
     """
-    monkeypatch.setattr("shared.redis.shared_reader._CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("shared.redis.shared_connection._CHECK_SECONDS", 0.01)
     old, new = start_valkey(), start_valkey()
     await store(new, 1)
     door = doors.open(old.port)
-    async with connected(f"rediss://127.0.0.1:{door.port}/0", Settings(redis_cert_reqs="none")) as reader:
-        assert await read(reader, 0) == [None, None]
+    async with connected(f"rediss://127.0.0.1:{door.port}/0", Settings(redis_cert_reqs="none")) as shared:
+        assert await read(shared, 0) == [None, None]
         admin = Redis.from_url(old.url)
         await admin.replicaof("127.0.0.1", 1)
         await admin.aclose()
         door.lead_newcomers_to(new.port)
 
         async def leads_to_the_new_one() -> bool:
-            return reader.is_free and await read(reader, 0) == value(0)
+            return shared.is_free and await read(shared, 0) == value(0)
 
-        with suppress(ReadOnlyError):  # found out while it was asked
+        with suppress(RedisError):  # the connection ended during a read
             await until(leads_to_the_new_one)
-        await until(lambda: reader.is_free)
-        assert await read(reader, 0) == value(0)
+        await until(lambda: shared.is_free)
+        assert await read(shared, 0) == value(0)
 
 
 # --- Who may come in, and who is trusted ---------------------------------------------------------------------
@@ -282,8 +312,8 @@ async def test_a_trusted_certificate_a_name_and_a_database_are_no_hindrance(valk
     await client.aclose()
     url = f"rediss://we%40b:p%40ss%3A%2Fw@127.0.0.1:{doors.open(valkey.port).port}/3"
 
-    async with connected(url, Settings(redis_ca_certs=doors.issuer.file)) as reader:
-        assert await asyncio.gather(*(read(reader, 0) for _ in range(50))) == [value(0)] * 50
+    async with connected(url, Settings(redis_ca_certs=doors.issuer.file)) as shared:
+        assert await asyncio.gather(*(read(shared, 0) for _ in range(50))) == [value(0)] * 50
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "redis.example"])
@@ -291,12 +321,12 @@ async def test_a_certificate_that_is_not_trusted_is_never_read_from(
     valkey: Valkey, doors: Doors, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """Of an unknown issuer, or of another name."""
-    caplog.set_level(logging.DEBUG, "shared.redis.shared_reader")
+    caplog.set_level(logging.DEBUG, "shared.redis.shared_connection")
     settings = Settings() if name == "127.0.0.1" else Settings(redis_ca_certs=doors.issuer.file)
-    async with reading(f"rediss://127.0.0.1:{doors.open(valkey.port, name).port}/0", settings) as reader:
+    async with running(f"rediss://127.0.0.1:{doors.open(valkey.port, name).port}/0", settings) as shared:
         await until(lambda: len(caplog.records) == 3)
 
-        assert not reader.is_free
+        assert not shared.is_free
     assert "certificate verify failed" in str(caplog.records[0].__dict__["reason"])
 
 
@@ -308,10 +338,10 @@ async def test_who_is_not_let_in_goes_on_without_and_tells_no_password(
     client = Redis.from_url(valkey.url)
     await client.config_set("requirepass", "another")
     await client.aclose()
-    async with reading(f"redis://{credentials}127.0.0.1:{valkey.port}/0") as reader:
-        await until(lambda: sum(record.name == "shared.redis.shared_reader" for record in caplog.records) == 3)
+    async with running(f"redis://{credentials}127.0.0.1:{valkey.port}/0") as shared:
+        await until(lambda: sum(record.name == "shared.redis.shared_connection" for record in caplog.records) == 3)
 
-        assert not reader.is_free
+        assert not shared.is_free
     assert "AuthenticationError" in caplog.records[-1].__dict__["reason"]
     assert "secret" not in caplog.text + str([record.__dict__ for record in caplog.records])
 
@@ -363,149 +393,129 @@ async def script() -> AsyncIterator[Script]:
 FIRST, SECOND = b"*2\r\n$7\r\nvalue 0\r\n$-1\r\n", b"*2\r\n$7\r\nvalue 1\r\n$-1\r\n"
 
 
-async def ask(reader: PipelinedReader, script: Script, count: int) -> list[asyncio.Future[Values]]:
-    """Return what so many wait for, once the server has been asked."""
+async def ask(shared: SharedConnection, script: Script, count: int) -> list[asyncio.Future[list[Any]]]:
+    """Return so many exchanges, each of one command, once the server has received them."""
     so_far = len(script.asked)
-    replies = [reader.mget(f"key {i}", "nothing", seconds=LONG) for i in range(count)]
+    replies = [shared.execute(("MGET", f"key {i}", "nothing"), seconds=LONG) for i in range(count)]
     await until(lambda: len(script.asked) == so_far + count)
     return replies
 
 
 async def test_replies_may_come_in_any_pieces(script: Script) -> None:
     said = FIRST + b"-ERR no\r\n" + SECOND
-    async with connected(script.url) as reader:
+    async with connected(script.url) as shared:
         for at in range(1, len(said)):
-            replies = await ask(reader, script, 3)
+            replies = await ask(shared, script, 3)
             await script.say(said[:at])
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             await script.say(said[at:])
 
-            outcomes = await asyncio.gather(*replies, return_exceptions=True)
+            ((first,), (refusal,), (last,)) = await asyncio.gather(*replies)
 
-            assert (outcomes[0], str(outcomes[1]), outcomes[2]) == (value(0), "ERR no", value(1))
+            assert (first, str(refusal), last) == (value(0), "no", value(1))
 
 
 async def test_replies_may_come_byte_by_byte(script: Script) -> None:
-    async with connected(script.url) as reader:
-        replies = await ask(reader, script, 2)
+    async with connected(script.url) as shared:
+        replies = await ask(shared, script, 2)
         for byte in FIRST + SECOND:
             await script.say(bytes([byte]))
             await asyncio.sleep(0.001)  # so that they do come apart
 
-        assert await asyncio.gather(*replies) == [value(0), value(1)]
+        assert await asyncio.gather(*replies) == [[value(0)], [value(1)]]
 
 
 async def test_commands_are_sent_in_the_order_of_their_askers(script: Script) -> None:
-    """The first at once, those behind it together."""
-    async with connected(script.url) as reader:
-        replies = await ask(reader, script, 30)
+    async with connected(script.url) as shared:
+        replies = await ask(shared, script, 30)
 
         assert [command[1] for command in script.asked] == [f"key {i}".encode() for i in range(30)]
         await script.say(FIRST * 30)
-        assert await asyncio.gather(*replies) == [value(0)] * 30
+        assert await asyncio.gather(*replies) == [[value(0)]] * 30
 
 
 @pytest.mark.parametrize(
     "refusal",
     [
-        b"-LOADING Redis is loading the dataset in memory",
-        b"-NOAUTH Authentication required.",
+        b"-ERR unknown command",
+        b"-NOPERM this user has no permissions",
         b"-MOVED 3999 127.0.0.1:6381",
-        b"-READONLY You can't write against a read only replica.",
         b"-MASTERDOWN Link with MASTER is down",
-        b"-ERR max number of clients reached",
+        b"-OOM command not allowed when used memory > 'maxmemory'.",
     ],
 )
-async def test_an_error_is_the_reply_to_its_own_command(script: Script, refusal: bytes) -> None:
-    async with connected(script.url) as reader:
-        replies = await ask(reader, script, 3)
+async def test_a_refusal_is_the_reply_to_its_own_command(script: Script, refusal: bytes) -> None:
+    async with connected(script.url) as shared:
+        replies = await ask(shared, script, 3)
         await script.say(FIRST + refusal + b"\r\n" + SECOND)
 
-        outcomes = await asyncio.gather(*replies, return_exceptions=True)
+        ((first,), (middle,), (last,)) = await asyncio.gather(*replies)
 
-        assert (outcomes[0], outcomes[2]) == (value(0), value(1))
-        assert isinstance(outcomes[1], ResponseError)
+        assert (first, last) == (value(0), value(1))
+        assert isinstance(middle, ResponseError)
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "ending",
     [
-        b"+OK\r\n",
-        b":2\r\n",
-        b"$-1\r\n",
-        b"*-1\r\n",
-        b"*0\r\n",
-        b"*1\r\n$1\r\na\r\n",
-        b"*3\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n",
-        b"*2\r\n:1\r\n:2\r\n",
-        b"*2\r\n*0\r\n*0\r\n",
-        b"*2\r\n-ERR one\r\n$1\r\na\r\n",
-        b">2\r\n$10\r\ninvalidate\r\n*0\r\n",
-        b"%1\r\n$1\r\na\r\n$1\r\nb\r\n",
         b"*99999999999999999999\r\n",
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"\x15\x03\x01\x00\x02\x02\x46",
+        b"-READONLY You can't write against a read only replica.\r\n",
+        b"-LOADING Redis is loading the dataset in memory\r\n",
+        b"-NOAUTH Authentication required.\r\n",
+        b"-ERR max number of clients reached\r\n",
     ],
 )
-async def test_nonsense_is_nobodys_reply_and_ends_the_connection(script: Script, nonsense: bytes) -> None:
-    """From then on no reply can be told from another's."""
-    async with connected(script.url) as reader:
-        replies = await ask(reader, script, 3)
-        await script.say(FIRST + nonsense + SECOND + SECOND)
+async def test_a_reply_that_makes_the_connection_useless_ends_it_and_is_nobodys(script: Script, ending: bytes) -> None:
+    """It is no Redis, none that takes writes, or none that lets us in."""
+    async with connected(script.url) as shared:
+        replies = await ask(shared, script, 3)
+        await script.say(FIRST + ending + SECOND + SECOND)
 
         outcomes = await asyncio.gather(*replies, return_exceptions=True)
 
-        assert outcomes[0] == value(0)
-        assert [type(outcome) for outcome in outcomes[1:]] == [InvalidResponse] * 2
-        await until(lambda: len(script.writers) == 2 and reader.is_free)
-        replies = await ask(reader, script, 1)
+        assert outcomes[0] == [value(0)]
+        assert [type(outcome) for outcome in outcomes[1:]] == [ConnectionLost] * 2
+        await until(lambda: len(script.writers) == 2 and shared.is_free)
+        replies = await ask(shared, script, 1)
         await script.say(SECOND)
-        assert await replies[0] == value(1)
+        assert await replies[0] == [value(1)]
 
 
 @pytest.mark.parametrize("words", [FIRST, b"-ERR out of nowhere\r\n", b"nonsense\r\n"])
 async def test_what_nobody_has_asked_for_ends_the_connection(script: Script, words: bytes) -> None:
     """The next one's reply would come after it, and be the one's behind."""
-    async with connected(script.url) as reader:
+    async with connected(script.url) as shared:
         await script.say(words)
-        await until(lambda: len(script.writers) == 2 and reader.is_free)
+        await until(lambda: len(script.writers) == 2 and shared.is_free)
 
-        replies = await ask(reader, script, 1)
+        replies = await ask(shared, script, 1)
         await script.say(SECOND)
 
-        assert await replies[0] == value(1)
-
-
-async def test_what_comes_before_it_was_asked_for_is_nobodys(script: Script) -> None:
-    async with connected(script.url) as reader:
-        # The first goes out at once, the second with the end of this turn.
-        replies = [reader.mget("key 0", "nothing", seconds=LONG) for _ in range(2)]
-        assert reader._pipeline is not None
-        reader._pipeline.data_received(FIRST * 2)
-
-        assert (await replies[0], await outcome_of(replies[1])) == (value(0), InvalidResponse)
+        assert await replies[0] == [value(1)]
 
 
 async def test_what_comes_late_is_nobodys(script: Script) -> None:
-    async with connected(script.url) as reader:
-        assert await outcome_of(read(reader, 0, WEB_DEADLINE)) is TimeoutError
+    async with connected(script.url) as shared:
+        assert await outcome_of(read(shared, 0, WEB_DEADLINE)) is TimeoutError
         with suppress(ConnectionError):
             await script.say(FIRST)
-        await until(lambda: len(script.writers) == 2 and reader.is_free)
+        await until(lambda: len(script.writers) == 2 and shared.is_free)
 
-        replies = await ask(reader, script, 1)
+        replies = await ask(shared, script, 1)
         with suppress(ConnectionError):
             script.writers[0].write(FIRST)
         await script.say(SECOND)
 
-        assert await replies[0] == value(1)
+        assert await replies[0] == [value(1)]
 
 
 async def test_who_is_cancelled_is_waited_for_all_the_same(script: Script) -> None:
     """A frozen server whose clients all go away would never be found out."""
-    async with connected(script.url) as reader:
-        gone = asyncio.create_task(read(reader, 0, WEB_DEADLINE))
+    async with connected(script.url) as shared:
+        gone = asyncio.create_task(read(shared, 0, WEB_DEADLINE))
         await asyncio.sleep(0)
         await cancel(gone)
 
@@ -516,26 +526,26 @@ async def test_who_is_cancelled_is_waited_for_all_the_same(script: Script) -> No
 async def test_a_server_that_hangs_up_in_the_middle_ends_the_wait_of_whoever_has_no_reply(
     script: Script, said: bytes
 ) -> None:
-    async with connected(script.url) as reader:
-        replies = await ask(reader, script, 2)
+    async with connected(script.url) as shared:
+        replies = await ask(shared, script, 2)
         await script.say(said)
         script.writers[-1].close()
 
         outcomes = await asyncio.gather(*replies, return_exceptions=True)
 
         if said.startswith(FIRST):
-            assert outcomes.pop(0) == value(0)
+            assert outcomes.pop(0) == [value(0)]
         assert {type(outcome) for outcome in outcomes} == {ConnectionLost}
-        await until(lambda: len(script.writers) == 2 and reader.is_free)
+        await until(lambda: len(script.writers) == 2 and shared.is_free)
 
 
 async def test_a_server_that_hangs_up_at_once_is_asked_ever_more_rarely(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.redis.shared_reader._LONGEST_PAUSE", 0.04)
+    monkeypatch.setattr("shared.redis.shared_connection._LONGEST_PAUSE", 0.04)
     script.is_closed = True
     begun = time.monotonic()
-    async with reading(script.url):
+    async with running(script.url):
         await until(lambda: len(script.writers) == 6)
 
     # After 10 ms, 20 and then 40 each; a busy machine makes it more.
@@ -556,10 +566,10 @@ async def test_a_failure_that_nobody_has_foreseen_is_told_and_followed_by_anothe
     real = maker_of_connections(client)
     assert real is not None
     odd: list[Any] = [Odd()]
-    reader = PipelinedReader(lambda: odd.pop() if odd else real())
-    task = asyncio.create_task(reader.run())
+    shared = SharedConnection(lambda: odd.pop() if odd else real())
+    task = asyncio.create_task(shared.run())
 
-    await until(lambda: reader.is_free)
+    await until(lambda: shared.is_free)
 
     assert "ValueError: odd" in caplog.text
     await cancel(task)
@@ -567,34 +577,34 @@ async def test_a_failure_that_nobody_has_foreseen_is_told_and_followed_by_anothe
 
 
 async def test_no_more_is_on_its_way_than_is_good(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a server has answered and nobody has read is in its memory; and the last one waits for all of it."""
-    monkeypatch.setattr("shared.redis.shared_reader._MOST_COMMANDS", 100)
+    """What a server has answered and nobody has read is in its memory, and the last exchange waits for all of it."""
+    monkeypatch.setattr("shared.redis.shared_connection._LEAST_REPLY_BYTES", 20_000)
     large = b"*2\r\n$1000000\r\n" + bytes(1_000_000) + b"\r\n$-1\r\n"
-    async with connected(script.url) as reader:
+    async with connected(script.url) as shared:
 
-        async def fill() -> list[asyncio.Future[Values]]:
+        async def fill(*command: Any) -> list[asyncio.Future[list[Any]]]:
             so_far, replies = len(script.asked), []
-            while reader.is_free:
-                replies.append(reader.mget("key 0", "nothing", seconds=LONG))
+            while shared.is_free:
+                replies.append(shared.execute(command, seconds=LONG))
             await until(lambda: len(script.asked) == so_far + len(replies))
             return replies
 
-        small = await fill()
+        small = await fill("GET", "key")
         await script.say(FIRST * (len(small) - 1) + large)
         await asyncio.gather(*small)
-        assert reader.is_free
-        after_a_large_one = await fill()
+        after_a_large_one = await fill("GET", "key")
         await script.say(large * len(after_a_large_one))
         await asyncio.gather(*after_a_large_one)
+        large_commands = await fill("SET", "key", bytes(1_000_000))
 
-        assert (len(small), len(after_a_large_one)) == (100, 3)
+        assert [len(small), len(after_a_large_one), len(large_commands)] == [105, 3, 2]
 
 
-async def test_a_silent_connection_is_found_out_though_nobody_reads(
+async def test_a_silent_connection_is_noticed_though_nobody_reads(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.redis.shared_reader._CHECK_SECONDS", 0.01)
-    monkeypatch.setattr("shared.redis.shared_reader.WORKER_DEADLINE", 0.05)
+    monkeypatch.setattr("shared.redis.shared_connection._CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("shared.redis.shared_connection.WORKER_DEADLINE", 0.05)
     async with connected(script.url):
         script.writers[-1].write = lambda data: None  # type: ignore[method-assign] # it says nothing any more
 
@@ -602,23 +612,23 @@ async def test_a_silent_connection_is_found_out_though_nobody_reads(
 
 
 async def test_dropping_it_ends_everybodys_wait_and_makes_another(script: Script) -> None:
-    async with connected(script.url) as reader:
-        replies = await ask(reader, script, 3)
+    async with connected(script.url) as shared:
+        replies = await ask(shared, script, 3)
 
-        reader.drop()
+        shared.drop()
 
-        assert not reader.is_free
+        assert not shared.is_free
         assert [await outcome_of(reply) for reply in replies] == [ConnectionLost] * 3
-        await until(lambda: len(script.writers) == 2 and reader.is_free)
+        await until(lambda: len(script.writers) == 2 and shared.is_free)
 
 
 async def test_without_a_connection_nothing_is_waited_for(script: Script) -> None:
-    async with reading(script.url) as reader:
-        reader.drop()
+    async with running(script.url) as shared:
+        shared.drop()
 
         with pytest.raises(ConnectionLost):
-            reader.mget("key 0", seconds=LONG)
+            shared.execute(("GET", "key 0"), seconds=LONG)
 
 
-async def test_a_fake_has_no_reader(redis: fakeredis.FakeAsyncRedis) -> None:
-    assert reader_beside(redis) is None
+async def test_there_is_none_beside_a_fake(redis: fakeredis.FakeAsyncRedis) -> None:
+    assert connection_beside(redis) is None

@@ -1,0 +1,195 @@
+"""One connection to Redis for all requests of a process: commands of one turn of the event loop are sent together.
+
+A client of redis-py holds a connection from each command to its reply, and spends four times as much CPU time on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import hiredis
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as ConnectionLost
+from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError, ResponseError
+
+from shared.cancellation import cancel
+from shared.redis.circuit_breaker import PARTS, WORKER_DEADLINE
+from shared.redis.clients import maker_of_connections
+from shared.stalls import Deadline
+
+logger = logging.getLogger(__name__)
+
+#: Bytes that may be under way, commands and expected replies together. Redis keeps in memory what it has answered and
+#: we have not read, and the last exchange waits for all of it.
+_MOST_BYTES = 2 * 1024 * 1024
+#: What the replies of an exchange are expected to take at least, so that the number of exchanges is bounded, too.
+_LEAST_REPLY_BYTES = 2 * 1024
+#: Seconds between the end of a connection and the next attempt, doubled after each attempt that fails.
+_FIRST_PAUSE, _LONGEST_PAUSE = 1 / 8, 1.0
+#: Seconds between two checks that the server still accepts writes.
+_CHECK_SECONDS = 1.0
+#: A key that never exists. A replica refuses even to delete it.
+_NO_KEY = "asgilook:nothing"
+
+Command = tuple[bytes | str | int, ...]
+
+
+def connection_beside(client: Redis) -> SharedConnection | None:
+    """Return a connection to the client's server that is not one of the client's; None beside a fake."""
+    make_connection = maker_of_connections(client)
+    return None if make_connection is None else SharedConnection(make_connection)
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    replies: asyncio.Future[list[Any]]
+    commands: int
+    bytes: float
+    deadline: Deadline
+
+
+class SharedConnection:
+    """Keeps a connection, while `run` runs.
+
+    Replies belong to commands by their order alone. So a reply that is overdue, or that no command asked for, ends the
+    connection and every exchange on it. An exchange whose caller is cancelled keeps its place.
+    """
+
+    def __init__(self, make_connection: Callable[[], AbstractConnection]) -> None:
+        self._make_connection = make_connection
+        #: Done when the connection is lost; None while there is none.
+        self._lost: asyncio.Future[None] | None = None
+        self._exchanges: deque[_Exchange] = deque()
+        self._unsent: list[bytes] = []
+        self._has_unsent = asyncio.Event()
+        self._bytes_under_way = 0.0
+        self._usual_reply_bytes: float = _LEAST_REPLY_BYTES
+
+    @property
+    def is_free(self) -> bool:
+        """Whether there is a connection with room for another exchange."""
+        return self._lost is not None and self._bytes_under_way < _MOST_BYTES
+
+    def execute(self, *commands: Command, seconds: float) -> asyncio.Future[list[Any]]:
+        """Send commands, and return a future of their replies, in order. A refusal is a reply, too: a ResponseError.
+
+        If the replies take longer than `seconds`, the connection is lost. If it is lost, awaiting the future raises
+        TimeoutError or RedisError. Call this only if the connection `is_free`.
+        """
+        if self._lost is None:
+            raise ConnectionLost("there is no connection")
+        packed = b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type] # typed as if it took one word
+        bytes_expected = len(packed) + self._usual_reply_bytes
+        exchange = _Exchange(self._lost.get_loop().create_future(), len(commands), bytes_expected, Deadline(PARTS))
+        exchange.deadline.start(seconds, partial(self.drop, TimeoutError, "a reply is overdue"))
+        self._exchanges.append(exchange)
+        self._bytes_under_way += exchange.bytes
+        self._unsent.append(packed)
+        self._has_unsent.set()
+        return exchange.replies
+
+    def drop(self, kind: type[Exception] = ConnectionLost, why: str = "Redis is being left alone") -> None:
+        """End the connection, and every exchange by an error of this kind. The next one is made by the address."""
+        if self._lost is None:
+            return
+        self._lost.set_result(None)
+        self._lost = None
+        self._unsent.clear()
+        self._bytes_under_way = 0.0
+        while self._exchanges:
+            exchange = self._exchanges.popleft()
+            exchange.deadline.stop()
+            if not exchange.replies.done():
+                exchange.replies.set_exception(kind(why))
+                exchange.replies.exception()  # retrieved: a caller that is being cancelled does not ask for it
+
+    async def run(self) -> None:
+        """Keep a connection, until cancelled."""
+        pause = _FIRST_PAUSE
+        while True:
+            reason = "the process ends"
+            connection = self._make_connection()
+            # Nothing arrives between two exchanges, and each has a deadline of its own.
+            connection.socket_timeout = None
+            try:
+                async with asyncio.timeout(WORKER_DEADLINE):
+                    await connection.connect()  # type: ignore[no-untyped-call] # redis-py
+                pause = _FIRST_PAUSE
+                await self._use(connection)
+            except (RedisError, OSError, TimeoutError) as exc:
+                reason = f"{type(exc).__name__}: {exc}"
+                logger.debug("the shared connection to redis is lost", extra={"reason": reason})
+            except Exception:
+                logger.exception("the shared connection to redis failed")
+            finally:
+                self.drop(ConnectionLost, reason)
+                await connection.disconnect(nowait=True)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _use(self, connection: AbstractConnection) -> None:
+        """Return, or raise the reason, when the connection is lost."""
+        self._lost = asyncio.get_running_loop().create_future()
+        tasks = [asyncio.create_task(each) for each in (self._read(connection), self._write(connection), self._check())]
+        try:
+            ended, _ = await asyncio.wait([self._lost, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel(*tasks)
+        for each in ended:
+            each.result()
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        while await self._has_unsent.wait():
+            self._has_unsent.clear()
+            packed = b"".join(self._unsent)
+            self._unsent.clear()
+            await connection.send_packed_command(packed, check_health=False)
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        while True:
+            replies = [await _reply_from(connection)]
+            commands = self._exchanges[0].commands if self._exchanges else 1
+            replies += [await _reply_from(connection) for _ in range(1, commands)]
+            if not self._exchanges:
+                raise InvalidResponse("a reply that no command asked for")
+            exchange = self._exchanges.popleft()
+            exchange.deadline.stop()
+            self._bytes_under_way -= exchange.bytes
+            # It grows at once and shrinks slowly: one large reply among many small ones is what matters.
+            size = _size_of(replies)
+            self._usual_reply_bytes = max(size, 0.9 * self._usual_reply_bytes + 0.1 * size, _LEAST_REPLY_BYTES)
+            if not exchange.replies.done():  # its caller may have been cancelled
+                exchange.replies.set_result(replies)
+
+    async def _check(self) -> None:
+        """Send a write now and then, which a replica refuses.
+
+        A failover turns the old master into a replica that may keep its connections. Reads alone would not notice it,
+        and would see no changed token any more.
+        """
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            if self.is_free:
+                await self.execute(("DEL", _NO_KEY), seconds=WORKER_DEADLINE)
+
+
+async def _reply_from(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except ReadOnlyError:
+        raise
+    except ResponseError as refusal:
+        return refusal
+
+
+def _size_of(reply: Any) -> int:
+    if isinstance(reply, bytes):
+        return len(reply)
+    return sum(map(_size_of, reply)) if isinstance(reply, list) else 0
