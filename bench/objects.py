@@ -1,11 +1,11 @@
-"""What a copy on the web process's disk is worth, and what it takes up: `python -m bench.objects`, some minutes.
+"""The gain and the size of local copies of an object store: `python -m bench.objects`, some minutes.
 
-A thumbnail from the object store and from its copy, by turns, five rounds of each: in one process as storage is asked,
-then over HTTP, of two web processes of which one makes no copies, Redis' copies of answers removed before each request.
-The store is moto's server on this machine (or SeaweedFS: see tests/objects.py), as near as it is and behind a door that
-makes it as far away as stores are that one can rent.
+A thumbnail is read from the object store and from its local copy, in turns, five rounds each. First this process asks
+storage; then two web processes answer over HTTP, of which one makes no copies. Neither memory nor Redis has the answer.
+The store is moto's server on this machine (or SeaweedFS: see tests/objects.py), directly and behind a proxy that adds
+the delay of rented stores.
 
-Last, ten thousand pictures are got through a web process with a small cache, and what that takes up is watched.
+Last, ten thousand pictures are read through a web process with a small cache, whose size is watched.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tests.objects import ObjectServer, environment, new_prefix
 ROUNDS = 5
 THUMBNAILS = 100
 THUMBNAIL_BYTES = 12_000
-#: Over HTTP, of each round.
+#: Requests over HTTP in each round.
 REQUESTS = 30
 #: Seconds there and back: this machine's own; near; what Amazon says of small objects (0.1 to 0.2 to the first byte).
 AWAY = (0.0, 0.03, 0.1)
@@ -55,7 +55,7 @@ BOUND = 16 * 1024 * 1024
 
 @contextlib.contextmanager
 def store_away(server: ObjectServer, seconds: float) -> Iterator[str]:
-    """Yield an address at which the store is so far away."""
+    """Yield an address of the store with so much delay."""
     if not seconds:
         yield server.address
         return
@@ -69,7 +69,7 @@ def store_away(server: ObjectServer, seconds: float) -> Iterator[str]:
 def tell(what: str, seconds: float, rounds: list[list[tuple[float, float]]]) -> None:
     """Print the median of the rounds' medians, each round's ratio, and the ratio of the fastest tenths.
 
-    The last is what is left of the difference to a busy machine.
+    A busy machine changes the last one least.
     """
     medians = [[statistics.median(times) for times in zip(*taken, strict=True)] for taken in rounds]
     store, copy = (statistics.median(times) for times in zip(*medians, strict=True))
@@ -85,7 +85,7 @@ def tell(what: str, seconds: float, rounds: list[list[tuple[float, float]]]) -> 
 
 
 async def compare(address: str, seconds: float, folder: Path) -> None:
-    """Tell what a thumbnail costs from the store and from its copy, where storage is asked."""
+    """Print the time of a thumbnail from the store and from its copy, by storage itself."""
     os.environ.update(environment(address))
     store = ObjectStorage(new_prefix(), folder)
     storage = CachedStorage(store, folder / "cache", 1024**3)
@@ -103,7 +103,7 @@ async def compare(address: str, seconds: float, folder: Path) -> None:
 
 
 async def fill(storage: ObjectStorage, count: int) -> list[str]:
-    """Keep so many renditions; return their keys."""
+    """Store so many renditions; return their keys."""
 
     async def keep(key: str) -> None:
         draft = await storage.draft()
@@ -173,9 +173,13 @@ def another_web(service: Service, folder: Path, **settings: str) -> Iterator[tup
 
 
 def over_http(address: str, seconds: float, folder: Path) -> None:
-    """Tell what a GET of a thumbnail costs, of a web process without copies and of one with them."""
+    """Print the time of a GET of a thumbnail, from a web process without copies and from one with them."""
     folder.mkdir()
-    store: dict[str, Any] = {"ASGI_LOOK_STORAGE": new_prefix(), **environment(address)}
+    store: dict[str, Any] = {
+        "ASGI_LOOK_STORAGE": new_prefix(),
+        "ASGI_LOOK_MEMORY_CACHE_BYTES": "0",
+        **environment(address),
+    }
     with (
         run_service(folder, **store) as service,
         another_web(service, folder, **store, ASGI_LOOK_LOCAL_CACHE_BYTES="0") as (port, _),
@@ -187,14 +191,15 @@ def over_http(address: str, seconds: float, folder: Path) -> None:
         paths = [json.loads(with_copies("POST", "/images", upload))["thumbnails"][0] for _ in range(REQUESTS)]
 
         def milliseconds_of(request: Callable[..., bytes], path: str) -> float:
-            for key in redis.scan_iter("asgilook:*:response:*"):
-                redis.delete(key)
             began = time.perf_counter()
             request("GET", path)
-            return (time.perf_counter() - began) * 1000
+            milliseconds = (time.perf_counter() - began) * 1000
+            # The answer's copy gets into Redis after the answer.
+            until(lambda: redis.delete(*redis.scan_iter(f"*{path}"), "none") == 1, "no copy in Redis", every=0.001)
+            return milliseconds
 
         def all_are_copied() -> bool:
-            # Again where the notice of an image's publication, which was on its way yet, has taken its copies.
+            # Again if the late notice of an image's publication has removed its copies.
             for path in paths:
                 milliseconds_of(with_copies, path)
             return sum(1 for _ in (folder / "cache").rglob("*.jpeg")) == REQUESTS
@@ -208,7 +213,7 @@ def over_http(address: str, seconds: float, folder: Path) -> None:
 
 
 def overflow(address: str, folder: Path) -> None:
-    """Tell what a small cache takes up while many pictures are got through it by several clients."""
+    """Print the size of a small cache while several clients read many pictures."""
     folder.mkdir()
     os.environ.update(environment(address))
     url = new_prefix()
@@ -216,7 +221,7 @@ def overflow(address: str, folder: Path) -> None:
     with run_service(folder, **store) as service, client_of(service.web_port) as request:
         record = json.loads(request("POST", "/images", picture()))
         paths = asyncio.run(multiplied(service, record, url, folder / "copier"))
-        # With a folder, and so a cache, of its own.
+        # Its own folder, and so its own cache.
         store |= {"ASGI_LOOK_LOCAL_CACHE_BYTES": str(BOUND), "DATABASE_URL": f"sqlite:///{service.ledger_file}"}
         (own := folder / "own").mkdir()
         with another_web(service, own, **store) as (port, process):
@@ -242,7 +247,7 @@ def get_all(port: int, paths: list[str]) -> None:
 
 
 async def multiplied(service: Service, record: dict[str, Any], url: str, folder: Path) -> list[str]:
-    """Have ten thousand images with a thumbnail of their own each, as if all had been uploaded; return the paths."""
+    """Add ten thousand images with a thumbnail each, as if they had been uploaded; return the paths."""
     name = str(record["thumbnails"][0]).rpartition("/")[2]
     storage = ObjectStorage(url, folder)
     await storage.prepare()
@@ -251,7 +256,7 @@ async def multiplied(service: Service, record: dict[str, Any], url: str, folder:
 
     async def keep(image_id: str) -> None:
         draft = await storage.draft()
-        # As long as the ledger says.
+        # The size in the ledger.
         await draft.write(thumbnail[:-36] + image_id.encode())
         await storage.keep({f"renditions/{image_id}/1/{name}": draft})
         await draft.discard()
@@ -269,9 +274,9 @@ async def multiplied(service: Service, record: dict[str, Any], url: str, folder:
 
 
 class Watch(threading.Thread):
-    """Looks again and again, for the block, at what a folder takes up, its process stopped for each look.
+    """Watches the size of a folder for the block. The process is stopped for each look.
 
-    Otherwise a copy that goes during a look and the one that comes for it would both be counted.
+    Otherwise a copy that is deleted during a look and its successor would both be counted.
     """
 
     def __init__(self, folder: Path, process: int) -> None:
@@ -299,11 +304,11 @@ class Watch(threading.Thread):
 
 
 def on_disk(folder: Path) -> int:
-    """Return what a folder takes up, as `du` counts: files, those under way, and folders."""
+    """Return the size of a folder as `du` counts it: files, unfinished ones too, and folders."""
     used = folder.stat().st_blocks * 512
     with os.scandir(folder) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                 used += on_disk(Path(entry.path)) if entry.is_dir() else entry.stat().st_blocks * 512
     return used
 
