@@ -1,1 +1,1 @@
-"""Measurements, each a script to run by hand: how fast is it here?"""
+"""Measurements, each a script to run by hand."""

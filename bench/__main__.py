@@ -1,10 +1,10 @@
-"""All that users feel, measured: `python -m bench`, some half an hour on a machine that does nothing else.
+"""The benchmarks of what users feel: `python -m bench`, some half an hour on a machine that does nothing else.
 
 Runs every module of `bench.suite`, each in a process of its own, prints a table, and writes docs/performance.md,
 docs/figures.json and the plots.
 
-    python -m bench --quick                    a look at it: three rounds, smaller, nothing is written
-    python -m bench --only render,serving      these alone; what is written of the others stays
+    python -m bench --quick                    a trial: three rounds, smaller, nothing is written
+    python -m bench --only render,serving      these alone; the other figures on the page stay
     python -m bench --out FOLDER               written there instead
 """
 

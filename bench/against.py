@@ -160,7 +160,7 @@ def backlog(stack: ExitStack, code: Path, folder: Path) -> Turn:
 
 
 def start(stack: ExitStack, code: Path, folder: Path) -> Turn:
-    # Else the revision that is newly laid out would be compiled at each start, where no bytecode may be written.
+    # Without bytecode the other revision would be compiled at each start, where PYTHONDONTWRITEBYTECODE is set.
     subprocess.run([sys.executable, "-m", "compileall", "-q", "-x", r"/\.venv/", code], check=True)  # noqa: S603 - ours
     launcher = next(path for path in (code / "launch", code / "launch.py") if path.exists())
 

@@ -1,12 +1,12 @@
 """How fast a backlog is drained: `python -m bench.backlog [rounds]`, beside its renders alone in as many processes.
 
-A service's ledger has 200 photographs queued when its worker starts. It takes from the first claim to the last `ready`.
-The rival renders the same originals into the same sizes in plain processes, warm and under no limits, which write the
-files and fsync nothing. It does so by the same code, with the same pages of memory
-(`worker.renderer.child.ENVIRONMENT`), to the same file system.
+A service's ledger has 200 photographs queued when its worker starts. The time is that from the first claim to the last
+`ready`. The rival renders the same originals into the same sizes with the same code, in plain processes that are warm
+and have no limits. It has the same pages of memory (`worker.renderer.child.ENVIRONMENT`), and writes to the same file
+system without fsync.
 
-Photographs of 12 MP are what telephones make. Of smaller ones there are more in a second, and what a picture costs
-beside its pixels weighs more: a mix of such is told beside them.
+Telephones make photographs of 12 MP. Smaller ones come faster, so that the costs beside the pixels weigh more; a mix of
+those is a second figure.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from worker.renderer.child import ENVIRONMENT
 
 @dataclass(frozen=True)
 class Mix:
-    """Photographs of some sizes, one after the other: every part of a backlog has some of each."""
+    """Photographs whose sizes alternate, so that every part of a backlog has some of each."""
 
     name: str
     sizes: tuple[Size, ...]
@@ -56,7 +56,7 @@ class Mix:
 
 
 TELEPHONES = Mix("photographs of 12 MP", ((4000, 3000),), 200)
-#: Fewer of them: it is told beside the other, and is not to take as long.
+#: Fewer photographs, to save time.
 MIXED = Mix(
     "photographs of 3 to 12 MP, 5.2 on average",
     ((2048, 1536), (2592, 1944), (2048, 1536), (4000, 3000), (2592, 1944)),
@@ -94,7 +94,7 @@ class Backlog:
         asyncio.run(self._queue())
         worker = self._service.workers[0].start()
         try:
-            # A look takes time from what is measured, and when the last was ready is in the ledger.
+            # Seldom, since each look costs time; the ledger has the time of the last `ready`.
             until(lambda: self._left() == 0, "the backlog is not drained", DRAINED_SECONDS, every=0.5)
             self.cpu.append(_cpu_of(worker.process.pid) if worker.process else {})
             with closing(sqlite3.connect(self._service.ledger_file)) as ledger:
@@ -116,7 +116,7 @@ class Backlog:
         name = (await ledger.identity()).name
         queue = Queue(redis, breaker, lambda: name)
         try:
-            # All rows first: whoever adds the last has no worker beside it.
+            # Rows before jobs: then no worker runs while a row is added.
             images = [await self._add(ledger, storage, content) for content in self._mix.each()]
             for image in images:
                 await queue.enqueue(image)
@@ -140,7 +140,7 @@ class Backlog:
 
 
 class Rival:
-    """The same renders in plain processes, each of which takes the next photograph when it is done with one."""
+    """The same renders in plain processes. Each takes the next photograph when one is done."""
 
     def __init__(self, pool: Pool, folder: Path, mix: Mix) -> None:
         self._pool = pool
@@ -156,14 +156,14 @@ class Rival:
         originals.mkdir(parents=True)
         for number, content in enumerate(self._mix.each()):
             (originals / str(number)).write_bytes(content)
-        # What was written for the turn before is not written back in this one's time.
+        # Files of the turn before are written back now, outside of the time.
         os.sync()
         work = [(originals / str(number), folder) for number in range(self._mix.photographs)]
         began = time.perf_counter()
         for _ in self._pool.imap_unordered(_render, work):
             pass
-        # The files stay until the end: an ext4 without a journal passes over inodes that were deleted in the last
-        # minutes, one by one, whenever it makes a file (`recently_deleted`), and the service makes some next.
+        # The files stay until the end. An ext4 without a journal skips recently deleted inodes one by one when it
+        # makes a file (`recently_deleted`), which would slow the service's turn.
         return (time.perf_counter() - began) * 1000
 
 
@@ -179,7 +179,7 @@ def _render(work: tuple[Path, Path]) -> None:
 
 
 def _cpu_of(worker: int) -> dict[str, float]:
-    """Return what a worker and its children have computed so far."""
+    """Return the CPU seconds of a worker and of its children so far."""
     tick = os.sysconf("SC_CLK_TCK")
     children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
     return {"worker": _ticks(str(worker)) / tick, "children": sum(map(_ticks, children)) / tick}
@@ -192,7 +192,7 @@ def _ticks(pid: str) -> int:
 
 @contextmanager
 def environment(more: Mapping[str, str]) -> Iterator[None]:
-    """Have what is started in the block find this in its environment, where glibc looks before a program begins."""
+    """Set environment variables for processes started in the block: glibc reads some before a program begins."""
     before = {name: os.environ.get(name) for name in more}
     os.environ.update(more)
     try:
@@ -215,7 +215,7 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
             run_service(folder, ledger_script=_NOTE_CLAIMS, ASGI_LOOK_RENDER_SLOTS=str(SLOTS))
         )
         with environment(ENVIRONMENT):
-            # Forked, they would have what this process has loaded, its threads' locks, and its pages.
+            # Spawned: forked ones would inherit this process's modules, locks and pages.
             pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(SLOTS))
         service.stop_workers()
         for mix in (TELEPHONES, MIXED):
@@ -227,7 +227,7 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
 
 
 def _figure(mix: Mix, runs: Runs, cpu: list[dict[str, float]]) -> Figure:
-    # Start-up included, which costs both a second together.
+    # Including start-up, which takes both a second together.
     spent = [sum(each[name] for each in cpu) / len(cpu) / mix.photographs * 1000 for name in ("worker", "children")]
     return Figure(
         "scale",

@@ -1,9 +1,8 @@
-"""What a number of uploads and views a day takes: `python -m bench.capacity --uploads 10000 --views 1000000`.
+"""Machines for uploads and views a day: `python -m bench.capacity --uploads 10000 --views 1000000`.
 
-It is computed (`bench.model`) from what `python -m bench` has measured on this machine or another, docs/figures.json.
-`--measure` checks the model on this machine, in three minutes: a service of one web process and one worker gets uploads
-and views at rates of the model's. `--write` computes docs/capacity.md anew from what was measured last; `--measure`
-does so, too.
+The model (`bench.model`) computes it from the figures of `python -m bench` in docs/figures.json. `--measure` checks the
+model on this machine, in three minutes: a service of one web process and one worker gets uploads and views at rates
+that the model gives. `--write` writes docs/capacity.md from the last figures; so does `--measure`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SCENARIOS = ((1_000, 100_000), (10_000, 1_000_000), (100_000, 10_000_000), (1_00
 
 
 def table_of(demands: Sequence[Demand], answers: Sequence[Answer]) -> str:
-    """Return what each demand takes as a Markdown table, a column a demand."""
+    """Return a Markdown table with a column for each demand."""
     rows = {
         "uploads a day": [f"{demand.uploads:,.0f}" for demand in demands],
         "views a day": [f"{demand.views:,.0f}" for demand in demands],
@@ -111,7 +110,7 @@ def _told_of(facts: dict[str, str]) -> str:
 
 
 def measure_all(machine: Machine, file: Path) -> None:
-    """Run the service under each load, and write down what was measured."""
+    """Run the service under each load, and write the results to a file."""
     busy = here.busy_cores()
     facts = here.facts()
     if busy > here.MOST_OTHERS:

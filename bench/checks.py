@@ -1,4 +1,4 @@
-"""The capacity model's predictions beside simulations of it, and beside runs of a real service."""
+"""The capacity model's predictions beside simulations and beside runs of a real service."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from bench.load import WARM_SECONDS, Load, Point
 from bench.model import Demand, Machine, queue_of, view_shares
 from bench.queueing import DAY_SECONDS, Queue, Simulated, arrivals, daily, percentile, simulate
 
-#: What the measured runs ask for: shares of the predicted capacity, and views a second besides.
+#: The loads of the measured runs: shares of the predicted capacity, and views a second besides.
 USES = (0.5, 0.8)
 VIEWS = 50.0
 MIX = {3.0: 0.5, 12.0: 0.5}
 SECONDS = 60.0
-#: Simulations of a measured run: how much a run of its length varies by chance alone.
+#: Simulations of a measured run, which show how much chance alone changes a run of its length.
 SIMULATIONS = 100
 
 
 @dataclass(frozen=True)
 class Check:
-    """A load as the model sees it, simulated, and measured where it was."""
+    """A load: predicted, simulated, and measured if it was."""
 
     load: Load
     queue: Queue
-    #: Cores that the model says are used.
+    #: Cores in use, as predicted.
     cores: float
     runs: Sequence[Simulated]
     point: Point | None = None
@@ -39,7 +39,7 @@ def check(machine: Machine, use: float, point: Point | None = None) -> Check:
     viewing = VIEWS * sum(share * machine.views[kind] for kind, share in shares.items()) / 1000
     left = 1 - viewing / machine.cores
     uploads = use * machine.rate(MIX) * left
-    if point is not None:  # what was asked for then, by figures that may have been others
+    if point is not None:  # the load of that run, which may come from older figures
         uploads = point.uploads
     queue = queue_of(machine, MIX, uploads, 1 - left)
     chance = random.Random(1)  # noqa: S311 - no secret
@@ -49,7 +49,7 @@ def check(machine: Machine, use: float, point: Point | None = None) -> Check:
 
 
 def _simulated(queue: Queue, chance: random.Random) -> Simulated:
-    """Simulate a run as long as a measured one, which is full when what counts begins."""
+    """Simulate a run as long as a measured one, warm-up included."""
     jobs = queue.jobs
     came = arrivals(lambda now: queue.rate, queue.rate, WARM_SECONDS + SECONDS, chance)
     run = simulate(came, lambda: chance.choice(jobs), queue.slots)
@@ -90,7 +90,7 @@ def table_of_checks(checks: Sequence[Check]) -> str:
 
 
 def a_day(machine: Machine, seed: int = 1) -> str:
-    """Simulate a day of the usual curve, and tell its busiest hour beside what the model says of it."""
+    """Simulate a day of the usual curve; return its busiest hour beside the prediction."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     demand = Demand(0, 0, MIX)
     most = 0.7 * machine.rate(MIX)

@@ -1,4 +1,4 @@
-"""Clients of a service: several at once, and connections that are kept."""
+"""Clients of a service: several at once, and one that keeps its connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from http.client import HTTPConnection
 
 
 def at_once(act: Callable[[], object], times: int) -> None:
-    """Do something so many times at once, each in a thread; raise what one of them raised."""
+    """Call `act` so many times at once, each in a thread. Raises the first exception of a call."""
     failures: list[BaseException] = []
 
     def do() -> None:
@@ -33,7 +33,7 @@ class Client:
         self._connection = HTTPConnection("127.0.0.1", port, timeout=60)
 
     def get(self, path: str, expected: int = 200, headers: Mapping[str, str] | None = None) -> tuple[bytes, str]:
-        """Return the body and the ETag of an answer; end the measurement where its status is another."""
+        """Return the body and the ETag of an answer. Raises SystemExit for another status."""
         self._connection.request("GET", path, headers=dict(headers or {}))
         answer = self._connection.getresponse()
         body = answer.read()

@@ -1,7 +1,7 @@
-"""What Redis holds for us, in bytes: `python -m bench.copies`, by a service's own copies, tokens, jobs and beats.
+"""The bytes of Redis keys of each kind (copies, tokens, jobs, beats): `python -m bench.copies`.
 
-Pictures of four sizes are uploaded to a service, and whatever is cached is asked for; then Redis tells what each of its
-keys takes up. Jobs are enqueued to a Redis of their own, where no worker takes them.
+Pictures of four sizes are uploaded to a service, and everything that is cached is asked for; then Redis returns the
+size of each key. Jobs go to a second Redis, where no worker takes them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from shared.redis.queue import Queue
 from tests.valkey import Valkey
 
 SIZES = ((640, 480), (1280, 960), (2400, 1600), (4000, 3000))
-#: As many as the sweep lets there be.
+#: The most that the sweep enqueues.
 JOBS = 300
 
 
 def kind_of(key: str) -> str:
-    """Return what a key of the response cache is for."""
+    """Return the kind of a key of the response cache."""
     if ":token:" in key:
         return "a token"
     if "/thumbnails/" in key:
@@ -61,7 +61,7 @@ def copies(folder: Path) -> dict[str, list[int]]:
 
         ids = [service.upload(photograph(size)) for size in SIZES]
         until(lambda: all(json.loads(get(f"/images/{image_id}"))["status"] == "ready" for image_id in ids))
-        time.sleep(2)  # debts are paid, and tokens change no more
+        time.sleep(2)  # debts are settled, and tokens change no more
         for image_id in ids:
             record = json.loads(get(f"/images/{image_id}"))
             for path in (record["image"], *record["thumbnails"]):
@@ -75,7 +75,7 @@ def copies(folder: Path) -> dict[str, list[int]]:
 
 
 async def jobs(folder: Path) -> tuple[float, float]:
-    """Return the bytes of a job and of its place in the queue, of as many as there may be."""
+    """Return the mean bytes of a job and of its place in a full queue."""
     server = Valkey(folder / "jobs", {})
     client = worker_client(server.url)
     queue = Queue(client, CircuitBreaker(client, 5.0), lambda: "0123456789abcdef")

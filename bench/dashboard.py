@@ -1,8 +1,8 @@
 """The dashboard filled by a real load: `python -m bench.dashboard [picture]`, four minutes; docs/dashboard.png is one.
 
-A service (one web process, two workers) is used by clients of every kind, while workers are killed and Redis is away.
-A real Prometheus scrapes it and is asked every panel's queries of docs/grafana.json, and which alerts of
-docs/alerts.yml have fired, their times shortened. What is empty is told, and ends in an exit code.
+Clients of every kind use a service (one web process, two workers), while workers are killed and Redis is away. A real
+Prometheus scrapes it. It answers the queries of every panel in docs/grafana.json, and evaluates the alerts of
+docs/alerts.yml with shortened times. A panel without data is printed, and makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.corpus.formats import flat_jpeg, flat_png, with_frame_header
 from tests.integration.service import children_of
 from tests.worker.pictures import encoded, photo
 
-#: Seconds of load after the last thing that is done to the service.
+#: Seconds of load after the last disturbance.
 REST_SECONDS = 60.0
 
 GOOD = {
@@ -54,7 +54,7 @@ HOSTILE = {
 
 
 class Load:
-    """Clients of a service, each a thread; what they were answered is counted."""
+    """Clients of a service, each a thread. The statuses of their answers are counted."""
 
     def __init__(self, service: Service) -> None:
         self.answers: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class Load:
         ]
 
     def _kinds(self) -> list[tuple[float, Callable[[random.Random], None]]]:
-        """Return what clients do, and every how many seconds."""
+        """Return what clients do, and the seconds between two times."""
         return [
             (0.7, self._upload),
             (0.9, self._upload),
@@ -104,7 +104,7 @@ class Load:
         return threading.Thread(target=use, daemon=True)
 
     def _send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Any:
-        """Return the record or the list that was answered, or None."""
+        """Return the JSON of an answer, or None."""
         try:
             with closing(HTTPConnection("127.0.0.1", self._service.web_port, timeout=60)) as connection:
                 connection.request(method, path, body, headers)
@@ -117,7 +117,7 @@ class Load:
         return json.loads(content) if answer.headers.get_content_type() == "application/json" else None
 
     def _take(self, record: Any) -> None:
-        """Remember an image by what its record says."""
+        """Remember an image by its record."""
         with self._lock:
             if record["status"] == "ready":
                 self._ready.append(record)
@@ -177,7 +177,7 @@ class Load:
 
 
 class Troubles:
-    """What is done to the service, at seconds after the load's begin."""
+    """Disturb the service, at seconds after the load's start."""
 
     def __init__(self, service: Service, began: float) -> None:
         self.events: list[Event] = []
@@ -200,7 +200,7 @@ class Troubles:
         self._until(195 + REST_SECONDS)
 
     def _do(self, name: str, parts: list[Part], seconds: float) -> None:
-        """Kill these parts, and start them again after so many seconds."""
+        """Kill these processes, and start them again after so many seconds."""
         began = time.time()
         for part in parts:
             os.kill(_pid(part), signal.SIGKILL)

@@ -1,6 +1,6 @@
 """How soon an idle worker starts: `python -m bench.enqueue_to_start [uploads]`, on a service of its own.
 
-The time of an enqueue is Valkey's own, told by MONITOR; a trigger in the ledger notes that of the claim, to the
+MONITOR gives the time of an enqueue, by Valkey's clock. A trigger in the ledger notes the time of the claim, to the
 millisecond. Both are the same machine's clock.
 """
 

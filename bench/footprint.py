@@ -129,7 +129,7 @@ def main() -> None:
         packages, megabytes = _installed(checkout.folder)
         lines.setdefault("packages", []).append(packages)
         lines.setdefault(".venv, MB", []).append(megabytes)
-        # The first round installs, and fills the system's caches.
+        # Without the first round, which installs and fills the system's caches.
         lines.setdefault("ready after, s", []).append(statistics.median(checkout.seconds[1:]))
         for what, values in checkout.megabytes.items():
             lines.setdefault(f"{what}, MB", []).append(statistics.median(values[1:]))

@@ -1,6 +1,6 @@
 """What the child costs: `python -m bench.isolation [rounds]`, a photograph rendered in a child and in this process.
 
-Both take turns of ten, write the same files, and are compared by their medians.
+Both render ten times in turn and write the same files; their medians are compared.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def photograph(size: Size) -> bytes:
 
 
 async def render_here(original: BinaryIO) -> float:
-    """Render in this process, in a thread, as a worker without children would; return the seconds it took."""
+    """Render in this process, in a thread, as a worker without children would; return the seconds."""
 
     def render() -> None:
         with ExitStack() as files:
@@ -62,7 +62,7 @@ async def render_here(original: BinaryIO) -> float:
 
 
 async def render_there(renderer: Renderer, original: BinaryIO) -> float:
-    """Render in a child; return the seconds it took, from asking for a child to the written files."""
+    """Render in a child; return the seconds from asking for a child to the written files."""
     start = time.perf_counter()
     with ExitStack() as files:
         async with renderer.open(original.fileno()) as opened:
@@ -78,7 +78,7 @@ async def compare(renderer: Renderer, name: str, size: Size, rounds: int) -> Non
         original.flush()
         here: list[float] = []
         there: list[float] = []
-        await render_there(renderer, original)  # both are warm by then
+        await render_there(renderer, original)  # warm up both
         await render_here(original)
         while len(here) < rounds:
             if sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""A real service under load of a stated rate, whatever it answers: what images waited, and what was used."""
+"""A real service under a load of a given rate: how long images waited, and how many cores it used."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from bench.processes import all_of
 from bench.queueing import arrivals, percentile
 from bench.service import Service, run_service, until
 
-#: Clients: as many as may be under way at once, and more than ever are while the service keeps up.
+#: Clients: more than are ever busy at once while the service keeps up.
 UPLOADERS, VIEWERS = 32, 4
-#: What is viewed: thumbnails of so many images.
+#: Images whose thumbnails are viewed.
 VIEWED = 60
-#: Seconds before what is measured begins.
+#: Seconds of load before the measurement begins.
 WARM_SECONDS = 8.0
 
 
@@ -34,7 +34,7 @@ WARM_SECONDS = 8.0
 class Point:
     """One measured run."""
 
-    #: Of the predicted capacity.
+    #: The share of the predicted capacity.
     asked: float
     #: A second.
     uploads: float
@@ -45,14 +45,14 @@ class Point:
     median_wait: float
     median: float
     slowest_of_20: float
-    #: Cores that the service used, and those that its clients did.
+    #: Cores used by the service, and by its clients.
     cores: float
     client_cores: float
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a service gets: uploads of several sizes, and views."""
+    """A load: uploads of several sizes, and views."""
 
     asked: float
     uploads: float
@@ -100,7 +100,7 @@ def measure(load: Load, seed: int = 1) -> Point:
 
 
 def _viewed(service: Service) -> list[str]:
-    """Upload what is viewed; return the paths of its thumbnails, all in the cache."""
+    """Upload images; return the paths of their thumbnails, all viewed once."""
     ids = [service.upload(photograph((1200, 800))) for _ in range(VIEWED)]
     with closing(Client(service.web_port)) as client:
         paths = []
@@ -124,7 +124,7 @@ def _noting(failures: list[BaseException], act: Callable[..., None]) -> Callable
 
 
 def _upload(service: Service, times: Sequence[float], choices: Sequence[float], pictures: dict[float, bytes]) -> None:
-    """Send each upload at its time, however long those before it take."""
+    """Send each upload at its time, even if earlier ones are not answered."""
     began = time.time()
     with ThreadPoolExecutor(UPLOADERS) as clients:
         sent = []

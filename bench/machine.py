@@ -1,4 +1,4 @@
-"""What was measured on: cores, kernel, versions; and who else was at work meanwhile."""
+"""The machine: cores, kernel, versions; and how busy other processes keep it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from PIL import features
 
-#: Cores that others may use without what is measured being called disturbed.
+#: Cores that others may use before a measurement is called disturbed.
 MOST_OTHERS = 0.1
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def facts() -> dict[str, str]:
-    """Return what figures depend on, in words."""
+    """Return what figures depend on, as text."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -42,9 +42,9 @@ def _cpu() -> str:
 
 @dataclass
 class Others:
-    """How many cores others than this process and its own used, since it was made.
+    """Measures how many cores processes other than this one and its children use.
 
-    What a child of ours used counts as ours once it has been waited for.
+    A child's CPU counts as ours once the child has been waited for.
     """
 
     began: float
@@ -56,24 +56,24 @@ class Others:
         return cls(time.monotonic(), _seconds_of_all(), _seconds_of_ours())
 
     def cores(self) -> float:
-        """Return how many they used on average."""
+        """Return the mean since `watch`."""
         used = (_seconds_of_all() - self.all_seconds) - (_seconds_of_ours() - self.our_seconds)
         return max(0.0, used / max(time.monotonic() - self.began, 1e-9))
 
 
 def busy_cores(seconds: float = 2.0) -> float:
-    """Return how many cores are at work while this process waits."""
+    """Return how many cores are busy while this process waits."""
     others = Others.watch()
-    time.sleep(seconds)  # it is over this time that they are counted
+    time.sleep(seconds)  # the time over which CPU is counted
     return others.cores()
 
 
 def _seconds_of_all() -> float:
-    # user, nice, system, idle, iowait, irq, softirq, steal: proc_stat(5). What a hypervisor took is others' work, too.
+    # user, nice, system, idle, iowait, irq, softirq, steal: proc_stat(5). Stolen time counts as others' work.
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / _TICKS
 
 
 def _seconds_of_ours() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usages = [resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)

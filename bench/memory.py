@@ -1,8 +1,8 @@
-"""What a machine of so much memory takes: `python -m bench.memory [MiB ...]`, as root, since it makes memory cgroups.
+"""What a machine of so much memory renders: `python -m bench.memory [MiB ...]`, as root, since it makes cgroups.
 
-For each limit a whole service (Valkey, web, a worker with as many slots as it gives itself) is put into a cgroup of
-that limit without swap, and large pictures of each kind are uploaded at once. Each must end ready, or failed for want
-of memory in words; the kernel must not have killed anything. ASGI_LOOK_RENDER_SLOTS forces another number of slots.
+For each limit a service (Valkey, web, a worker with its default slots) runs in a cgroup of that limit without swap, and
+large pictures of each kind are uploaded at once. Each must end ready, or failed with a reason that names memory; the
+kernel must not kill a process. ASGI_LOOK_RENDER_SLOTS sets another number of slots.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Cgroup:
 
     @classmethod
     def make(cls, limit: int) -> Cgroup:
-        """Make one that may use `limit` bytes. Raises OSError where this process may not."""
+        """Make one of `limit` bytes. Raises OSError without the permission."""
         is_version_1 = (_ROOT / "memory").is_dir()
         folder = (_ROOT / "memory" if is_version_1 else _ROOT) / f"asgilook-{os.getpid()}-{limit}"
         folder.mkdir()
@@ -51,7 +51,7 @@ class Cgroup:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Have what this process starts within the block be in it."""
+        """Put processes that start in the block into this cgroup."""
         before = self._current()
         (self.folder / "cgroup.procs").write_text("0")
         try:
@@ -60,11 +60,11 @@ class Cgroup:
             (before / "cgroup.procs").write_text("0")
 
     def peak(self) -> int:
-        """Return the most bytes that were ever used, cached files included."""
+        """Return the peak in bytes, cached files included."""
         return int((self.folder / ("memory.max_usage_in_bytes" if self.is_version_1 else "memory.peak")).read_text())
 
     def children(self) -> int:
-        """Return how many of its processes are render children: as many as its worker has slots."""
+        """Return the number of render children, which is that of slots."""
         pids = (self.folder / "cgroup.procs").read_text().split()
         return sum(b"worker.child" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
 
@@ -82,7 +82,7 @@ class Cgroup:
 
 
 def picture(size: Size, mode: str, format: str, **options: object) -> bytes:
-    """Return a picture of gradients, which encodes fast and small and decodes into as much memory as any."""
+    """Return a picture of gradients, a small file that takes as much memory to decode as any."""
     across = Image.linear_gradient("L").rotate(90).resize(size)
     down = Image.linear_gradient("L").resize(size)
     bands = [across, down, across, down]
@@ -110,7 +110,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
 
 
 def outcome(port: int, image_id: str) -> str:
-    """Wait for an image's end; return what became of it."""
+    """Wait until an image is ready or failed; return its status or reason."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
@@ -130,7 +130,7 @@ def measure(limit: int, pictures: dict[str, bytes]) -> dict[str, str]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             with cgroup.entered():
                 service = stack.enter_context(run_service(folder, ASGI_LOOK_LOG_LEVEL="ERROR"))
-            # This process, its pictures and its clients are outside again.
+            # This process with its pictures and clients is outside of the cgroup again.
             slots = cgroup.children()
             image_ids = {name: service.upload(content) for name, content in pictures.items()}
             ends = {name: outcome(service.web_port, image_id) for name, image_id in image_ids.items()}

@@ -1,7 +1,7 @@
 """How long a process that sees another storage or ledger takes to refuse: `python -m bench.mismatch`.
 
-The cases of `tests/integration/test_mismatch.py`, one after another, beside a service that runs: seconds from the
-process's start to its end.
+It runs the cases of `tests/integration/test_mismatch.py` beside a running service, one after the other, and prints the
+seconds from each process's start to its end.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The capacity model: what a number of uploads and views a day takes, of what one of each costs. Pure.
+"""The capacity model: machines for so many uploads and views a day, from the costs of one of each. Pure.
 
-What an image and a view cost is measured (`bench.pace`, `bench.views`); how many views find a copy follows from how
-popular pictures are (Zipf, with the exponent that Breslau et al. found for the web, INFOCOM 1999) and from how long a
-copy lives (Jung, Berger and Balakrishnan, Modeling TTL-based Internet caches, INFOCOM 2003); how long images wait from
-`bench.queueing`. What is only assumed has a name in capitals.
+The costs of an image and of a view are measured (`bench.pace`, `bench.views`). The share of views that find a copy
+follows from the popularity of pictures (Zipf, with the exponent that Breslau et al. found for the web, INFOCOM 1999)
+and from the life of a copy (Jung, Berger and Balakrishnan, Modeling TTL-based Internet caches, INFOCOM 2003). How long
+images wait comes from `bench.queueing`. Assumptions are the constants below.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from dataclasses import dataclass, field
 from bench.figures import Figure
 from bench.queueing import DAY_SECONDS, Queue
 
-#: Of the cores, the slots, and of a web process no more is planned for at the peak.
+#: The most use of cores, slots and a web process that is planned for at the peak.
 MOST_USE = 0.7
-#: How long copies of pictures live: in a web process, and in Redis.
+#: Seconds that a copy of a picture lives in a web process, and in Redis.
 PROCESS_SECONDS, REDIS_SECONDS = 2.0, 600.0
 #: Megabytes of an original, its JPEG and its thumbnails for each megapixel, of photographs (docs/growth.md).
 ORIGINAL_MB, JPEG_MB, THUMBNAILS_MB = 0.33, 0.2, 0.067
-#: What Redis has besides copies: its own, a queue of 300, tokens, beats.
+#: Megabytes of Redis besides copies: itself, a queue of 300, tokens, beats.
 REDIS_BASE_MB = 16.0
-#: Records that are asked for until an image is ready, by a client that waits for it or polls.
+#: Requests for the record until an image is ready.
 POLLS = 2.0
 MOST_MACHINES = 1000
 
-#: Megapixels, and the share of all uploads that have so many.
+#: Megapixels, and their share of all uploads.
 Mix = Mapping[float, float]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What images of one size took where they were measured, in milliseconds."""
+    """What images of one size cost, in milliseconds."""
 
     megapixels: float
     #: Images a second with a slot for each core.
     rate: float
     #: CPU by kind of process.
     cpu: Mapping[str, float]
-    #: From upload to ready while nothing else was done, image by image.
+    #: From upload to ready on an idle service, image by image.
     alone: Sequence[float]
     #: From claim to ready while every slot was busy.
     busy: Sequence[float]
@@ -49,7 +49,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured, and on how many cores."""
+    """What was measured on a machine."""
 
     cores: int
     sizes: Sequence[Costs]
@@ -62,7 +62,7 @@ class Machine:
 
     @classmethod
     def of(cls, figures: Sequence[Figure], cores: int) -> Machine:
-        """Find what is needed among the figures of bench.scale and bench.rows. Raises KeyError for what is missing."""
+        """Read it from the figures of bench.scale and bench.rows. Raises KeyError if one is missing."""
         named = {figure.name: figure for figure in figures}
         sizes = []
         for size in _rest(named, "CPU for an image, "):
@@ -90,15 +90,15 @@ class Machine:
         return 1 / _mean(mix, self._line(lambda size: 1 / size.rate))
 
     def service(self, mix: Mix) -> dict[float, list[float]]:
-        """Return the seconds that images of each size have a slot, as varied as their renders.
+        """Return the seconds that images of each size hold a slot, as varied as their renders.
 
-        On average what the highest rate comes to: then every slot is busy, by definition.
+        Their mean is the number of slots divided by the highest rate, at which every slot is busy.
         """
         mean = self._line(lambda size: self.cores / size.rate)
         return {megapixels: self._varied(megapixels, mean(megapixels)) for megapixels in mix}
 
     def taken(self, mix: Mix, use: float) -> dict[float, list[float]]:
-        """Return the seconds that they take from their claim to being ready, with the share `use` of all slots busy."""
+        """Return the seconds from claim to ready, with the share `use` of all slots busy."""
         alone = self._line(lambda size: statistics.fmean(size.alone) / 1000)
         busy = self._line(lambda size: statistics.fmean(size.busy) / 1000)
         return {
@@ -112,10 +112,10 @@ class Machine:
         return sorted(mean * milliseconds / usual for milliseconds in nearest.busy)
 
     def _line(self, value: Callable[[Costs], float]) -> Callable[[float], float]:
-        """Return what a value comes to at other sizes: on the line through the smallest and the largest."""
+        """Interpolate a value for other sizes, on the line through the smallest and the largest."""
         first, last = self.sizes[0], self.sizes[-1]
         slope = (value(last) - value(first)) / (last.megapixels - first.megapixels)
-        # Nothing is for free, however steep the line.
+        # A small image still costs something, even if the line is steep.
         return lambda megapixels: max(value(first) + slope * (megapixels - first.megapixels), value(first) / 4)
 
 
@@ -128,7 +128,7 @@ def _mean(mix: Mix, value: Callable[[float], float]) -> float:
 
 
 def samples(service: Mapping[float, Sequence[float]], mix: Mix, count: int = 200) -> list[float]:
-    """Return seconds of so many images of all sizes, in the shares of the mix, evenly out of sorted ones."""
+    """Return the seconds of `count` images, sizes in the shares of the mix, evenly out of sorted ones."""
     drawn = []
     for megapixels, share in mix.items():
         ordered = service[megapixels]
@@ -139,7 +139,7 @@ def samples(service: Mapping[float, Sequence[float]], mix: Mix, count: int = 200
 
 @dataclass(frozen=True)
 class Demand:
-    """What is asked of a service."""
+    """The load of a service."""
 
     #: A day.
     uploads: float
@@ -163,7 +163,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Answer:
-    """What it takes, and what comes of it in the busiest hour."""
+    """The processes and machines for a demand, and their use in the busiest hour."""
 
     web: int
     workers: int
@@ -179,13 +179,13 @@ class Answer:
 
 
 def plan(machine: Machine, demand: Demand) -> Answer:
-    """Return the least that meets a demand, in machines like the one that was measured. Raises ValueError past many."""
+    """Return the fewest processes and machines that meet a demand. Raises ValueError past MOST_MACHINES."""
     uploads, views = (a_day / DAY_SECONDS * demand.peak for a_day in (demand.uploads, demand.views))
     cpu = machine.cpu(demand.mix)
     for machines in range(1, MOST_MACHINES + 1):
         web, shares, copies, view = _web(machine, demand, uploads * cpu["web"])
         viewing = views * view
-        # What polls cost comes on top of what an upload was measured to cost.
+        # The measured cost of an upload does not include polls.
         cores = uploads * (sum(cpu.values()) + POLLS * machine.views["record"] / 1000) + viewing
         here = machine.cores * machines
         if viewing >= here:
@@ -214,7 +214,7 @@ def plan(machine: Machine, demand: Demand) -> Answer:
 def queue_of(
     machine: Machine, mix: Mix, uploads: float, viewing: float = 0.0, workers: int = 1, batch: int = 1
 ) -> Queue:
-    """Return the queue that so many uploads a second make, where views take the share `viewing` of all cores."""
+    """Return the queue for so many uploads a second, while views take the share `viewing` of all cores."""
     left, slots = 1 - viewing, machine.cores * workers
     service = [seconds / left for seconds in samples(machine.service(mix), mix)]
     use = min(1.0, uploads * statistics.fmean(service) / slots)
@@ -223,7 +223,7 @@ def queue_of(
 
 
 def _web(machine: Machine, demand: Demand, receiving: float) -> tuple[int, dict[str, float], float, float]:
-    """Return how many processes, where views are answered from, how many copies there are, and a view's CPU seconds."""
+    """Return the number of processes, the share of each kind of view, the copies, and a view's CPU seconds."""
     rate = demand.views / DAY_SECONDS * demand.peak
     for processes in range(1, 100 * MOST_MACHINES):
         shares, copies = view_shares(demand, rate, processes)
@@ -236,8 +236,8 @@ def _web(machine: Machine, demand: Demand, receiving: float) -> tuple[int, dict[
 def view_shares(demand: Demand, rate: float, processes: int) -> tuple[dict[str, float], float]:
     """Return the share of views that each place answers, and how many copies Redis has.
 
-    What lives for T after it was fetched, and is asked for r times a second at random, is found r T / (1 + r T) of the
-    times, and is there for as much of the time.
+    A copy that lives for T seconds and is asked for r times a second at random answers r T / (1 + r T) of the requests,
+    and exists for the same share of the time.
     """
     in_process = in_redis = copies = 0.0
     asked = rate * (1 - demand.not_modified)
@@ -259,7 +259,7 @@ def view_shares(demand: Demand, rate: float, processes: int) -> tuple[dict[str, 
 
 
 def popularities(pictures: int, skew: float) -> Iterator[tuple[int, float]]:
-    """Yield how many pictures share which share of all views: Zipf's law, ranks of about the same weight together."""
+    """Yield numbers of pictures and the share of views of each, by Zipf's law, similar ranks together."""
     groups = []
     first = 1
     while first <= pictures:

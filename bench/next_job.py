@@ -1,8 +1,8 @@
 """How soon the next job runs after a decoder hung, crashed or took all memory: `python -m bench.next_job [rounds]`.
 
-A service of its own, with one slot, whose children obey faults that are planted by a hook (`bench/planted`): in each
-round a bad picture has the slot while a good one waits. A trigger in the ledger notes, to the millisecond, when the bad
-one was given up and when the good one was claimed and ready. Crashes are tried twice: both times count.
+The service has one slot, and children with planted faults (`bench/planted`). In each round a bad picture has the slot
+while a good one waits. A trigger in the ledger notes, to the millisecond, when the bad one was given up and when the
+good one was claimed and ready. A crash is retried once; both attempts count.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def measure(rounds: int) -> None:
                 if sys.stderr.isatty():
                     print(f"\r{fault}: {done} of {rounds}", end="", file=sys.stderr)
                 gaps.append(try_once(service, ledger, fault, good))
-                time.sleep(0.05)  # so that rounds do not beat in step with the sweep
+                time.sleep(0.05)  # so that rounds do not coincide with the sweep
             print(f"A decoder {what}: the next job was")
             for name in ("claimed", "ready"):
                 values = [getattr(gap, name) for gap in gaps]

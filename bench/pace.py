@@ -1,8 +1,8 @@
 """Images a second of the whole service, and what each costs in CPU: `python -m bench.pace [rounds]`.
 
-Photographs are uploaded by several clients at once, and the time from the first byte sent to the last image's being
-ready counts. One worker with one slot, one as it comes (a slot for each core), and two of these take turns. What each
-process computed meanwhile is told for one image: that is what the capacity model is made of.
+Several clients upload photographs at once; the time is that from the first byte to the last `ready`. One worker with
+one slot, one with its default (a slot for each core), and two of these take turns. The capacity model uses the CPU of
+each kind of process for an image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZES: dict[str, Size] = {"3 MP": (2048, 1536), "12 MP": (4200, 2800)}
 IMAGES = {"3 MP": 40, "12 MP": 16}
 CLIENTS = 4
 
-#: As many workers, with so many slots; none: as many as it gives itself.
+#: The number of workers, and their slots (empty: the default).
 SIDES = {"1 worker, 1 slot": (1, "1"), "1 worker": (1, ""), "2 workers": (2, "")}
 #: The side whose costs count for the capacity model.
 USUAL = "1 worker"
@@ -50,7 +50,7 @@ END;
 
 @dataclass
 class Costs:
-    """Milliseconds of CPU for one image by each kind of process, a value a round; and how long each was rendered."""
+    """Milliseconds of CPU for an image by kind of process, a value a round; and from claim to ready."""
 
     cpu: Runs = field(default_factory=dict)
     #: Milliseconds from claim to ready of each image.
@@ -58,7 +58,7 @@ class Costs:
 
 
 def drain(service: Service, picture: bytes, images: int, costs: Costs) -> float:
-    """Upload so many at once and wait for the last; return images a second."""
+    """Upload so many images and wait for the last; return images a second."""
     processes = all_of(service)
     before = [process.cpu_seconds() for process in processes]
     began = time.time()
@@ -79,7 +79,7 @@ def _ready(ledger: sqlite3.Connection, since: float) -> int:
 
 
 def milliseconds_to_ready(ledger: sqlite3.Connection, since: float) -> list[float]:
-    """Return how long each image took from its claim to its being ready."""
+    """Return the milliseconds from claim to ready of each image."""
     query = """SELECT (done.at - taken.at) * 1000 FROM notes AS done JOIN notes AS taken USING (id)
         WHERE done.status = 'ready' AND taken.status = 'processing' AND done.at > ?"""
     return [milliseconds for (milliseconds,) in ledger.execute(query, (since,))]
@@ -93,9 +93,9 @@ def _by_kind(processes: Sequence[Process], before: Sequence[float]) -> dict[str,
 
 
 def one_after_the_other(service: Service, picture: bytes, images: int) -> Runs:
-    """Return the milliseconds that images which have the machine for themselves spend on their way, part by part.
+    """Return the milliseconds of each part of an upload's way, one upload at a time.
 
-    The client's clock and the ledger's are one; the ledger's notes are of the millisecond.
+    The client and the ledger use one clock; the ledger's notes are of the millisecond.
     """
     parts: Runs = {"last byte to row": [], "row to claim": [], "claim to ready": [], "ready to answer": []}
     with (

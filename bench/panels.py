@@ -16,9 +16,9 @@ from PIL import Image
 
 from bench.prometheus import SCRAPE_SECONDS, Series
 
-#: Inches of one unit of the dashboard's grid, across and down; around all of it; above it, for what was done.
+#: Inches of one unit of the dashboard's grid, across and down; of the margin; above it, for the disturbances.
 _ACROSS, _DOWN, _MARGIN, _HEAD = 0.72, 0.40, 0.25, 0.6
-#: Inches of a legend's line, characters that an inch of it holds, and its most lines: Grafana's scrolls then.
+#: Inches of a legend's line, characters in an inch of it, and its most lines (Grafana's would scroll).
 _LINE, _CHARACTERS, _MOST_LINES = 0.17, 13.5, 4
 #: Inches of a legend at a panel's right.
 _LEGEND_BESIDE = 3.4
@@ -27,13 +27,13 @@ _COLOURS = (
     *("#4f5d75", "#9fc131", "#6d4c41", "#00897b", "#f06292", "#455a64", "#a1887f", "#1e88e5", "#fdd835"),
 )
 
-#: Where something is, in inches from the figure's upper left corner: left, top, width, height.
+#: A place in inches from the figure's upper left corner: left, top, width, height.
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What was done to the service, and from when to when."""
+    """A disturbance of the service, and its beginning and end."""
 
     name: str
     began: float
@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel as the dashboard's JSON has it, and the lines that its queries have found, by the legend's names."""
+    """A panel of the dashboard's JSON, and the lines that its queries found, by their names in the legend."""
 
     definition: dict[str, Any]
     lines: list[tuple[str, Series]]
@@ -70,7 +70,7 @@ def fill(dashboard: dict[str, Any], query: Callable[[str], list[Series]]) -> lis
 
 
 def draw(panels: Sequence[Panel], events: Sequence[Event], began: float, ended: float, path: Path) -> None:
-    """Draw the dashboard into a PNG; above it is told what was done to the service, which each panel has shaded."""
+    """Draw the dashboard into a PNG. Disturbances are named above it and shaded in each panel."""
     places = [panel.definition["gridPos"] for panel in panels]
     width = max(place["x"] + place["w"] for place in places) * _ACROSS + 2 * _MARGIN
     height = max(place["y"] + place["h"] for place in places) * _DOWN + 2 * _MARGIN + _HEAD
@@ -86,12 +86,12 @@ def draw(panels: Sequence[Panel], events: Sequence[Event], began: float, ended: 
             _draw_panel(canvas, panel, box, events, began, ended)
     drawn = io.BytesIO()
     canvas.figure.savefig(drawn, dpi=80)
-    # A third of the bytes, and nobody sees it.
+    # A third of the bytes, and no visible difference.
     Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
 
 
 class _Canvas:
-    """A figure on which places are told in inches from its upper left corner."""
+    """A figure whose places are in inches from its upper left corner."""
 
     def __init__(self, width: float, height: float) -> None:
         self.figure = Figure(figsize=(width, height), facecolor="#f4f5f5")
@@ -139,7 +139,7 @@ def _draw_panel(canvas: _Canvas, panel: Panel, box: Box, events: Sequence[Event]
 
 
 def _draw_legend_below(canvas: _Canvas, panel: Panel, box: Box) -> float:
-    """Write the legend into a panel's foot; return the inches that it takes."""
+    """Write the legend at the bottom of a panel; return its inches."""
     left, top, width, height = box
     lines = _legend_lines([name for name, _ in panel.lines], int((width - 0.3) * _CHARACTERS))
     inches = _LINE * min(len(lines), _MOST_LINES)
@@ -191,14 +191,14 @@ def _draw_line(axes: Axes, series: Series, began: float, colour: str, custom: di
         values.append(value)
     is_stepped = custom.get("lineInterpolation") == "stepAfter"
     drawn = "steps-post" if is_stepped else None
-    # A line of zeros lies on the frame: not clipped, it is seen.
+    # Not clipped, or a line of zeros would vanish behind the frame.
     axes.plot(times, values, color=colour, linewidth=1.2 * custom["lineWidth"], drawstyle=drawn, clip_on=False)
     filling = {"color": colour, "alpha": custom["fillOpacity"] / 100, "linewidth": 0}
     axes.fill_between(times, values, step="post" if is_stepped else None, **filling)
 
 
 def _legend_lines(names: Sequence[str], characters: int) -> list[list[int]]:
-    """Return which names are on which line of a legend that is so many characters wide."""
+    """Return the names on each line of a legend that is so many characters wide."""
     lines: list[list[int]] = []
     left = 0
     for number, name in enumerate(names):

@@ -18,12 +18,12 @@ NAMES = (
     *("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "hubble_deep_field.jpg", "motorcycle_left.png"),
     *("retina.jpg", "ihc.png"),
 )
-#: Pixels along the shorter side of a photograph worth showing in small.
+#: The shortest side that a photograph must have, in pixels.
 _LEAST_SIDE = 256
 
 
 def photographs() -> Iterator[tuple[str, Image.Image]]:
-    """Yield photographs at their own size, less what does not divide by 32: nobody then rounds a size differently."""
+    """Yield photographs, cropped to multiples of 32, so that all sides round sizes alike."""
     for path in _paths():
         with Image.open(path) as opened:
             image = opened.convert("RGB")
@@ -33,7 +33,7 @@ def photographs() -> Iterator[tuple[str, Image.Image]]:
 
 
 def mosaic(size: Size) -> Image.Image:
-    """Return as many photographs side by side as fill `size`, none of them enlarged."""
+    """Return photographs side by side that fill `size`, none enlarged."""
     width, height = size
     picture = Image.new("RGB", size)
     images = cycle([image for _, image in photographs()])
@@ -49,7 +49,7 @@ def mosaic(size: Size) -> Image.Image:
 
 
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
-    """Return a file of a picture; a JPEG as cameras write them: quality 92, baseline, 4:2:0."""
+    """Return an encoded picture; a JPEG like a camera's: quality 92, baseline, 4:2:0."""
     file = io.BytesIO()
     if format == "JPEG":
         options = {"quality": 92, "subsampling": "4:2:0"} | options

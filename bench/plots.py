@@ -1,4 +1,4 @@
-"""Figures as pictures: every bar at a glance, and for each group what its sides took."""
+"""Plots of figures: all bars on one sheet, and the sides of each group."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bench.figures import Figure
 from bench.queueing import percentile
 
 MET, MISSED, QUIET = "#2a7f62", "#c0392b", "#8a8a8a"
-#: Ours in one colour wherever it stands, everybody else in their own.
+#: Ours always has this colour.
 OURS = "#e08a1e"
 OTHERS = ("#5b5f97", "#8fb8de", "#a3a380", "#b8b8b8", "#7d5a50", "#6b9080", "#c08497")
-#: What is in the names of those that we are compared to.
+#: Words in the names of rivals.
 _RIVALS = (
     "alone",
     "bare",
@@ -34,16 +34,16 @@ _RIVALS = (
     "vips",
 )
 _LINE_INCHES = 0.36
-#: Figures of one unit that differ by more have panels of their own: the smaller ones could not be seen.
+#: Figures of one unit that differ by more get panels of their own, or the smaller ones could not be seen.
 _MOST_TIMES = 12.0
-#: So many rounds have some that were disturbed.
+#: With so many rounds, some were disturbed.
 _MANY = 20
-#: Further than so many times better than its bar nothing is drawn.
+#: The most times better than its bar that is drawn.
 _MOST_MARGIN = 16.0
 
 
 def draw_bars(figures: Sequence[Figure], path: Path) -> None:
-    """Draw how far each figure is on the good side of its bar, as a multiple of it, on a scale of doublings."""
+    """Draw how many times better than its bar each figure is, on a logarithmic scale."""
     barred = [figure for figure in figures if figure.bar is not None]
     sheet = Sheet(figsize=(12, 1.1 + _LINE_INCHES * len(barred)), layout="constrained")
     axes = sheet.subplots()
@@ -74,17 +74,17 @@ def draw_bars(figures: Sequence[Figure], path: Path) -> None:
 
 
 def margin(figure: Figure) -> float:
-    """Return how many times better than its bar a figure is: above 1 it is met, whichever way the bar goes."""
+    """Return how many times better than its bar a figure is. Above 1 the bar is met."""
     assert figure.bar is not None  # noqa: S101 - only what has one is asked
     least = 1 / 64
     value, bar = figure.value, figure.bar.value
-    # Decibels are a ratio's logarithm already, and their bar may be 0, or below.
+    # Decibels are logarithms, and their bar may be 0 or less.
     times = max(10 ** ((value - bar) / 20) if figure.unit == "dB" else value / bar, least)
     return times if figure.bar.kind == "at least" else 1 / times
 
 
 def draw_sides(group: str, figures: Sequence[Figure], path: Path) -> bool:
-    """Draw what each side took, a panel for what has the same unit and size; tell whether there was anything."""
+    """Draw what each side took, figures of like unit and size in a panel. Returns False without figures."""
     panels = panels_of([figure for figure in figures if figure.runs])
     if not panels:
         return False
@@ -105,7 +105,7 @@ def draw_sides(group: str, figures: Sequence[Figure], path: Path) -> bool:
 
 
 def panels_of(figures: Sequence[Figure]) -> list[list[Figure]]:
-    """Return figures by what can be seen on one scale: of one unit, and not many times as large as another."""
+    """Return figures grouped by scale: of one unit, and not too different in size."""
     panels: list[list[Figure]] = []
     for figure in figures:
         for panel in panels:
@@ -166,7 +166,7 @@ def _draw_panel(axes: Axes, figures: Sequence[Figure], colours: Mapping[str, str
 
 
 def draw_bar(axes: Axes, line: float, values: Sequence[float], colour: str) -> None:
-    """Draw a median, where most of its rounds were, and its number."""
+    """Draw a median with the range of most rounds, and its number."""
     middle = statistics.median(values)
     least, most = spread(values)
     axes.barh(line, middle, height=0.8, color=colour)
@@ -176,14 +176,14 @@ def draw_bar(axes: Axes, line: float, values: Sequence[float], colour: str) -> N
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return the least and the most of a few rounds; of many, what 9 of 10 lie between."""
+    """Return the least and the most of a few rounds; of many, the range of 9 in 10."""
     if len(values) < _MANY:
         return min(values), max(values)
     return percentile(values, 0.05), percentile(values, 0.95)
 
 
 def draw_parts(axes: Axes, line: float, parts: Mapping[str, Sequence[float]]) -> None:
-    """Draw medians of what follows one another as one bar, each with its name and number below."""
+    """Draw the medians of parts as one bar, each with its name and number below."""
     left = 0.0
     whole = sum(statistics.median(values) for values in parts.values())
     for number, (name, values) in enumerate(parts.items()):
@@ -191,7 +191,7 @@ def draw_parts(axes: Axes, line: float, parts: Mapping[str, Sequence[float]]) ->
         colour = (OURS, *OTHERS)[number % (1 + len(OTHERS))]
         axes.barh(line, middle, left=left, height=0.8, color=colour, edgecolor="white", linewidth=0.8)
         if middle > 0.01 * whole:
-            below = line + 0.75 + 0.55 * (number % 3)  # in turns: names are longer than short parts
+            below = line + 0.75 + 0.55 * (number % 3)  # in turns, since names are longer than short parts
             axes.text(left, below, f"{name} {in_short(middle)}", fontsize=8, va="center")
         left += middle
     axes.annotate(f" {in_short(left)}", (left, line), va="center", fontsize=8)
@@ -202,7 +202,7 @@ def in_short(value: float) -> str:
 
 
 def tidy(axes: Axes) -> None:
-    """Have bars from 0 on, with nothing around them that says nothing."""
+    """Start bars at 0, and remove the frame."""
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)

@@ -1,7 +1,7 @@
-"""Ledgers with as many rows as somebody has after years: made at once, and as varied as those of a real one.
+"""Ledgers with as many rows as after years of use, as varied as real ones.
 
-Most images are ready, one in a hundred has failed. What is at work (queued, processing, deleted, owing) is the same in
-every ledger: it follows from what comes in and how fast that is rendered, and not from how much was kept.
+Most images are ready, one in a hundred has failed. The number of unfinished rows (queued, processing, deleted, owing)
+is the same in every ledger: it depends on uploads and rendering, not on how much was kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shared.schema import images
 from shared.settings import Settings
 from tests.postgresql import execute, started
 
-#: How many rows are at work, of each kind, in every ledger.
+#: Unfinished rows of each kind, in every ledger.
 AT_WORK = {
     Status.QUEUED: 100,
     Status.PROCESSING: 40,
@@ -33,10 +33,10 @@ AT_WORK = {
     Owed.THUMBNAILS: 20,
     Owed.TOKENS: 20,
 }
-#: One of so many images has failed, and so many have at least: more than a page.
+#: One of so many images has failed, and at least so many have, which is more than a page.
 FAILED_ONE_OF = 100
 LEAST_FAILED = 150
-#: When what is at work is due: not while it is measured, but for what was made due.
+#: Seconds until unfinished rows are due, which is after the measurement.
 LATER_SECONDS = 1e6
 
 _COLUMNS = images.c.keys()
@@ -46,7 +46,7 @@ _SMALLEST_SIDE = 64
 
 @dataclass
 class Population:
-    """The rows of one ledger: some ids of every kind, by their status or what they owe; how many are ready."""
+    """The rows of a ledger: some ids by status or debt, and the number of ready images."""
 
     count: int
     ready: int = 0
@@ -54,13 +54,13 @@ class Population:
 
 
 def _shape(size: Size) -> tuple[Size, str, int]:
-    """Return the size, its renditions as the ledger keeps them but for the digests, and how many those are."""
+    """Return the size, the renditions as in the ledger but without digests, and their number."""
     sizes = [(FULL, size), *((thumbnail_name(small), small) for small in ladder(size, _SMALLEST_SIDE))]
     parts = [f'"{name}": [{w}, {h}, {max(w * h // 5, 900)}, "%064x"]' for name, (w, h) in sizes]
     return size, "{" + ", ".join(parts) + "}", len(sizes)
 
 
-#: What people upload: mostly photographs of 12 MP, some screens, some small ones.
+#: Sizes of uploads: mostly photographs of 12 MP, some screenshots, some small ones.
 _SHAPES = [*[_shape((4000, 3000))] * 5, *[_shape((3000, 4000))] * 2, *[_shape((1920, 1080))] * 2, _shape((800, 600))]
 
 
@@ -68,7 +68,7 @@ def rows_of(population: Population, seed: int = 7) -> Iterator[tuple[Any, ...]]:
     """Yield the rows in order of their ids, and note in `population` what they are."""
     chance, count, now = random.Random(seed), population.count, time.time()  # noqa: S311 - no secret
     kinds: dict[int, Status | Owed] = {}
-    # The newest wait, those before them are being rendered; whatever else is at work lies anywhere.
+    # The newest are queued, those before them in processing; other unfinished rows lie anywhere.
     newest = [kind for kind in (Status.PROCESSING, Status.QUEUED) for _ in range(AT_WORK[kind])]
     kinds.update(enumerate(newest, count - len(newest)))
     anywhere = [kind for kind in (Status.DELETING, *Owed) for _ in range(AT_WORK[kind])]
@@ -134,7 +134,7 @@ async def fill_sqlite(settings: Settings, count: int) -> Population:
 
 
 async def fill_postgresql(settings: Settings, count: int) -> Population:
-    """Fill a migrated ledger on PostgreSQL, and do what autovacuum does once there are so many new rows."""
+    """Fill a migrated ledger on PostgreSQL, then vacuum as autovacuum would."""
     population = Population(count)
     connection = await asyncpg.connect(settings.database_url)
     try:
@@ -148,7 +148,7 @@ async def fill_postgresql(settings: Settings, count: int) -> Population:
 
 
 def on_sqlite(folder: Path) -> Settings:
-    """Return the settings of a migrated ledger in a file of this folder."""
+    """Return the settings of a migrated ledger in this folder."""
     folder.mkdir()
     migrate(settings := Settings(storage_path=folder))
     return settings
@@ -156,7 +156,7 @@ def on_sqlite(folder: Path) -> Settings:
 
 @contextmanager
 def postgresql_server() -> Iterator[str]:
-    """The address of a server for the block: the one that DATABASE_URL names, or our own, with its files in memory."""
+    """Yield the address of a server: that of DATABASE_URL, or one of our own with its files in memory."""
     if given := os.environ.get("DATABASE_URL"):
         yield given.replace("postgres://", "postgresql://", 1)
         return
@@ -166,7 +166,7 @@ def postgresql_server() -> Iterator[str]:
 
 @contextmanager
 def on_postgresql(server: str, name: str) -> Iterator[Settings]:
-    """The settings of a migrated ledger in a database of its own, for the block."""
+    """Yield the settings of a migrated ledger in a database of its own."""
     name = f"asgilook_bench_{os.getpid()}_{name}"
     execute(server, f"CREATE DATABASE {name}")
     try:

@@ -1,4 +1,4 @@
-"""What a running process uses, as the kernel tells it."""
+"""CPU and memory of a running process, from /proc."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from tests.integration.service import command_of, descendants_of
 
 @dataclass(frozen=True)
 class Process:
-    """One process, and what it is called here."""
+    """A process and its name here."""
 
     name: str
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Return what all of its threads that still live have computed, to the nanosecond: proc_schedstat."""
+        """Return the CPU time of its living threads, to the nanosecond (schedstat)."""
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def wakeups(self) -> int:
-        """Return how often its threads have waited for something, and been woken."""
+        """Return how often its threads have waited and woken up."""
         lines = (task / "status" for task in Path(f"/proc/{self.pid}/task").iterdir())
         return sum(_number(file.read_text(), "voluntary_ctxt_switches:") for file in lines)
 
     def own_megabytes(self) -> float:
-        """Return its share of the memory that it uses: what several use is divided among them (PSS)."""
+        """Return its share of memory; pages that several processes use are divided among them (PSS)."""
         return _number(Path(f"/proc/{self.pid}/smaps_rollup").read_text(), "Pss:") / 1024
 
     def resident_megabytes(self) -> float:
-        """Return what is in memory of it."""
+        """Return its resident memory."""
         return _number(self._status(), "VmRSS:") / 1024
 
     def peak_megabytes(self) -> float:
-        """Return the most that was in memory of it since `forget_peak`, as the kernel counts it at every page."""
+        """Return the peak of resident memory since `forget_peak`, by the kernel's own count."""
         return _number(self._status(), "VmHWM:") / 1024
 
     def forget_peak(self) -> None:
-        """Have the peak be what there is now."""
+        """Reset the peak."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def _status(self) -> str:
@@ -58,7 +58,7 @@ def workers_of(service: Service) -> list[Process]:
 
 
 def children_of(service: Service) -> list[Process]:
-    """Return the children that render, of all of its workers."""
+    """Return the render children of all workers."""
     pids = [pid for worker in workers_of(service) for pid in descendants_of(worker.pid)]
     return [Process("child", pid) for pid in pids if "worker.child" in command_of(pid)]
 

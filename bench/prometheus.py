@@ -19,15 +19,15 @@ from launch.processes import HERE, Part, free_port
 
 #: Seconds between two scrapes: a run takes minutes, so that a usual 15 s would show little of it.
 SCRAPE_SECONDS = 2
-#: What Grafana makes of `$__rate_interval` then: four scrapes.
+#: Grafana's value of `$__rate_interval` for that: four scrapes.
 RATE_INTERVAL = f"{4 * SCRAPE_SECONDS}s"
-#: By how much shorter the alerts' times are than in docs/alerts.yml.
+#: The alerts' times in docs/alerts.yml are divided by this.
 HURRY = 30
 
 
 @dataclass(frozen=True)
 class Series:
-    """What a query has found over time, gaps left out: one line of a panel."""
+    """A line of a panel: values of a query over time, without gaps."""
 
     labels: dict[str, str]
     times: list[float]
@@ -41,7 +41,7 @@ class Prometheus:
         self._address = f"http://127.0.0.1:{port}"
 
     def is_up(self) -> bool:
-        """Tell whether it answers."""
+        """Return whether it answers."""
         try:
             with urllib.request.urlopen(f"{self._address}/-/ready", timeout=5):  # noqa: S310 - http, our own
                 return True
@@ -49,7 +49,7 @@ class Prometheus:
             return False
 
     def query_range(self, query: str, began: float, ended: float) -> list[Series]:
-        """Return what a panel's query finds between two times."""
+        """Return the lines of a panel's query between two times."""
         arguments = {
             "query": query.replace("$__rate_interval", RATE_INTERVAL).replace("$job", ".+"),
             "start": began,
@@ -65,7 +65,7 @@ class Prometheus:
         return found
 
     def targets_up(self) -> int:
-        """Return how many targets were scraped with success."""
+        """Return how many targets were scraped."""
         return len(self._ask("query", {"query": "up == 1"})["result"])
 
     def _ask(self, what: str, arguments: dict[str, Any]) -> Any:
@@ -79,7 +79,7 @@ class Prometheus:
 
 @contextmanager
 def run_prometheus(folder: Path, targets: Sequence[int]) -> Iterator[Prometheus]:
-    """Run one for the block, which scrapes these ports and knows the alerts of docs/alerts.yml, in a hurry."""
+    """Run a Prometheus for the block that scrapes these ports and has the alerts of docs/alerts.yml, shortened."""
     binary = shutil.which("prometheus")
     if binary is None:
         raise SystemExit("prometheus is not installed (on Debian and Ubuntu: apt install prometheus)")
@@ -91,7 +91,7 @@ def run_prometheus(folder: Path, targets: Sequence[int]) -> Iterator[Prometheus]
             {"job_name": "asgilook", "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in targets]}]}
         ],
     }
-    (folder / "prometheus.yml").write_text(json.dumps(configuration))  # which is YAML, too
+    (folder / "prometheus.yml").write_text(json.dumps(configuration))  # JSON is YAML
     port = free_port()
     options = {
         "config.file": folder / "prometheus.yml",

@@ -1,9 +1,9 @@
 """How many publications a second the ledger takes: `python -m bench.publishing [publishers ...]`, on both databases.
 
-Each publishes in a process of its own, one image after the other. All need the one row that counts: who has it keeps
-the others waiting until its commit is on the disk. SQLite's file is below TMPDIR; DATABASE_URL names a PostgreSQL to
-measure, since one of our own does not fsync. Each image lives its whole life first and after, and what its row takes up
-then is told as well.
+Each publisher is a process that publishes one image after the other. All update the one row with the counters: a
+publisher that holds it keeps the others waiting until its commit is on the disk. SQLite's file is below TMPDIR.
+DATABASE_URL names a PostgreSQL to measure, since our own one does not fsync. Images go through all other steps, too;
+the bytes of their rows are printed as well.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from shared.settings import Settings
 from tests.postgresql import execute
 
 PUBLISHERS = (1, 2, 4)
-#: Images that each of them publishes.
+#: Images of each publisher.
 IMAGES = 100
 
 
 async def publish(settings: Settings, number: int, begin: Barrier) -> tuple[float, float]:
-    """Publish images, once everybody is ready to; return when that began and ended."""
+    """Publish images once all publishers are ready; return the beginning and the end."""
     ledger = Ledger.connect(settings)
     try:
         claimed = []
@@ -56,7 +56,7 @@ def publisher(settings: Settings, number: int, begin: Barrier, results: Any) -> 
 
 
 def rate(settings: Settings, publishers: int) -> float:
-    """Return how many images so many publishers published in a second, all together."""
+    """Return images a second of so many publishers together."""
     context = multiprocessing.get_context("spawn")
     begin, results = context.Barrier(publishers), context.Queue()
     processes = [context.Process(target=publisher, args=(settings, n, begin, results)) for n in range(publishers)]

@@ -1,8 +1,8 @@
 """Queues on paper and simulated: how long jobs wait for one of several slots. Pure.
 
 On paper: M/G/c by the approximation of Allen and Cunneen (A. O. Allen, Probability, Statistics, and Queueing Theory,
-1990), whose waiting times have the exponential tail that those of M/M/c have exactly; jobs that come in batches add
-what they add to M^X/G/1 (Chaudhry and Templeton, A First Course in Bulk Queues, 1983) on a server as fast as all.
+1990), with the exponential tail of waiting times that M/M/c has exactly. Batches add the wait that they add to M^X/G/1
+(Chaudhry and Templeton, A First Course in Bulk Queues, 1983) on one server as fast as all slots.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ DAY_SECONDS = 86_400.0
 
 @dataclass(frozen=True)
 class Queue:
-    """Jobs that come at random, `rate` a second in batches of so many, and have a slot for seconds like `service`."""
+    """Jobs that come at random, `rate` a second in batches, and hold a slot for seconds drawn from `service`."""
 
     slots: int
     rate: float
     service: Sequence[float]
     batch: int = 1
-    #: Seconds from having a slot to being done, job by job, where that is not the same.
+    #: Seconds from getting a slot to being done, job by job, if they differ from `service`.
     taken: Sequence[float] = ()
 
     @property
@@ -44,13 +44,13 @@ class Queue:
 
     @cached_property
     def waiting_share(self) -> float:
-        """The share of jobs that find no free slot."""
+        """The share of jobs that must wait."""
         alone = erlang_c(self.slots, self.utilization * self.slots)
         return 1 - (1 - alone) * min(1.0, self.slots / self.batch)
 
     @cached_property
     def mean_wait(self) -> float:
-        """The seconds that a job waits on average; infinite where more comes than can be done."""
+        """The mean seconds that a job waits; infinite if jobs come faster than they are done."""
         if not self.is_stable:
             return math.inf
         mean = statistics.fmean(self.service)
@@ -69,7 +69,7 @@ class Queue:
         return 1 - share * math.exp(-seconds * share / mean) if share * mean > 0 else 1.0
 
     def ready_within(self, share: float) -> float:
-        """Return the seconds within which this share of jobs is done, their waiting included."""
+        """Return the seconds within which this share of jobs is done, waiting included."""
         if not self.is_stable:
             return math.inf
 
@@ -99,7 +99,7 @@ def erlang_c(slots: int, offered: float) -> float:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What became of the jobs of one simulation, in the order in which they came."""
+    """The result of a simulation, jobs in order of arrival."""
 
     waits: Sequence[float]
     #: Waiting included.
@@ -111,9 +111,9 @@ class Simulated:
 
 
 def simulate(arrivals: Sequence[float], draw: Callable[[], tuple[float, float]], slots: int) -> Simulated:
-    """Have jobs that come at these seconds wait for a slot, first come, first served.
+    """Simulate jobs that come at these seconds; first come, first served.
 
-    For each is drawn how long it has the slot, and how long it takes from then on to be done.
+    For each job is drawn how long it holds the slot, and how long it takes from then to be done.
     """
     free = [0.0] * slots
     waits, times, busy = [], [], 0.0
@@ -131,7 +131,7 @@ def simulate(arrivals: Sequence[float], draw: Callable[[], tuple[float, float]],
 def arrivals(
     rate: Callable[[float], float], most: float, seconds: float, chance: random.Random, batch: int = 1
 ) -> list[float]:
-    """Return when jobs come: a Poisson process whose rate follows the clock, `most` at the most.
+    """Return the arrivals of a Poisson process whose rate changes over time, up to `most`.
 
     By thinning (Lewis and Shedler, Naval Research Logistics Quarterly 26, 1979): candidates come at the highest rate.
     """
@@ -147,7 +147,7 @@ def arrivals(
 def daily(mean: float, peak: float) -> Callable[[float], float]:
     """Return a rate over the seconds of a day: `peak` times the mean at noon, little at night.
 
-    A raised cosine to the power at which its top is so many times its mean.
+    A raised cosine, to the power that makes its top so many times its mean.
     """
 
     def top(power: float) -> float:
@@ -161,6 +161,6 @@ def daily(mean: float, peak: float) -> Callable[[float], float]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return what this share of the values does not exceed."""
+    """Return the value that this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan

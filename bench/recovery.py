@@ -1,7 +1,7 @@
 """How soon a killed worker's image is claimed again: `python -m bench.recovery [kills]`, on a service of its own.
 
-Two workers render pictures that take more than a second; the one that has the latest is killed with -9 at a random
-moment of it, and started again. A trigger in the ledger notes every claim, to the millisecond.
+Two workers render pictures that take more than a second. The worker that has the newest one is killed with -9 at a
+random moment of the render, and started again. A trigger in the ledger notes every claim, to the millisecond.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from launch.processes import Part
 KILLS = 20
 WORKERS = 2
 SEED = 20
-#: Lost images that are waited for at once, before the next kill.
+#: Lost images at the most before the next kill.
 MOST_LOST = 2
-#: Seconds of a render, at the most, after which its worker is killed.
+#: The latest kill, in seconds after the claim.
 LATEST_SECONDS = 0.8
 
 _NOTE_CLAIMS = """
@@ -49,7 +49,7 @@ def slow_picture() -> bytes:
 
 
 def worker_with(ledger: sqlite3.Connection, image_id: str, workers: list[Part]) -> Part | None:
-    """Return the worker that has the image, if one has."""
+    """Return the worker that has the image, or None."""
     ((name,),) = ledger.execute("SELECT worker FROM images WHERE id = ?", (image_id,))
     return next((worker for worker in workers if name == name_of(worker)), None)
 
@@ -59,7 +59,7 @@ def name_of(worker: Part) -> str:
 
 
 def kill(worker: Part, ledger: sqlite3.Connection) -> list[tuple[str, int, float]]:
-    """Kill a worker and start it again; return the images that it had, their attempts, and when it was killed."""
+    """Kill a worker and start it again; return its images, their attempts, and the time of the kill."""
     if worker.process is None:
         raise SystemExit("a worker has not started")
     name, at = name_of(worker), time.time()
@@ -72,7 +72,7 @@ def kill(worker: Part, ledger: sqlite3.Connection) -> list[tuple[str, int, float
 
 
 def measure(service: Service, ledger: sqlite3.Connection, kills: int) -> list[float]:
-    """Return the seconds from the kills to the next claims of what the killed had."""
+    """Return the seconds from each kill to the next claim of a lost image."""
     picture, moments = slow_picture(), random.Random(SEED)  # noqa: S311 - no secret
     lost: list[tuple[str, int, float]] = []
     done = 0
@@ -84,14 +84,14 @@ def measure(service: Service, ledger: sqlite3.Connection, kills: int) -> list[fl
         if worker is not None and (had := kill(worker, ledger)):
             lost.extend(had)
             done += 1
-            # Several are waited for at once, but not so many that they wait for a free slot as well.
+            # Few enough that none waits for a free slot besides.
             until(lambda: len(lost) - len(recovered(ledger, lost)) <= MOST_LOST)
     until(lambda: len(recovered(ledger, lost)) == len(lost))
     return recovered(ledger, lost)
 
 
 def recovered(ledger: sqlite3.Connection, lost: list[tuple[str, int, float]]) -> list[float]:
-    """Return the seconds until the next claim of those that have been claimed again."""
+    """Return the seconds to the next claim of those images that were claimed again."""
     claims = {(image_id, attempt): at for image_id, attempt, at in ledger.execute("SELECT id, attempt, at FROM claims")}
     return [claims[image_id, attempt + 1] - at for image_id, attempt, at in lost if (image_id, attempt + 1) in claims]
 

@@ -1,7 +1,7 @@
-"""What a Redis that is away costs a request: `python -m bench.redis_away [freezes]`, on a service of its own.
+"""What an unavailable Redis costs a request: `python -m bench.redis_away [freezes]`, on a service of its own.
 
-Valkey is stopped where it stands: it takes connections and commands, and answers nothing. The first request after that
-finds out; those behind it leave Redis alone. Each kind of request is the first one of as many freezes.
+Valkey is stopped (SIGSTOP): it accepts connections and commands, and does not answer. The first request runs into the
+deadline; then the circuit breaker is open. Each kind of request is the first one of as many freezes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bench.service import Service, run_service, until
 from launch.processes import Part
 
 FREEZES = 25
-#: Requests of each kind while Redis is well, for each freeze, and while it is left alone.
+#: Requests for each freeze while Redis answers, and while the breaker is open.
 OTHERS = 10
 
 SITUATIONS = WELL, FIRST, ALONE = ("Redis well", "first after it froze", "while it is left alone")
@@ -36,7 +36,7 @@ SITUATIONS = WELL, FIRST, ALONE = ("Redis well", "first after it froze", "while 
 
 @dataclass(frozen=True)
 class Request:
-    """One kind of request, and the status that it is answered with."""
+    """A kind of request, and the status of its answer."""
 
     name: str
     method: str
@@ -57,7 +57,7 @@ class Request:
 
 
 def requests_for(record: dict[str, Any], picture: bytes) -> list[Request]:
-    """Return the kinds of requests that are measured, about one image that is ready."""
+    """Return the kinds of requests, for an image that is ready."""
     return [
         Request("record", "GET", f"/images/{record['id']}", None, 200),
         Request("list", "GET", "/images?limit=20", None, 200),
@@ -80,7 +80,7 @@ def frozen(valkey: Part) -> Iterator[None]:
 
 
 def rest(service: Service, connection: HTTPConnection) -> None:
-    """Return once all is converted, and Redis trusted again."""
+    """Wait until all images are finished and the breaker is closed."""
     lists = [Request("", "GET", f"/images?status={status}", None, 200) for status in ("queued", "processing")]
 
     def is_at_rest() -> bool:

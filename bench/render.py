@@ -1,9 +1,9 @@
 """Rendering against the tutorial and against sharp: `python -m bench.render [rounds]`.
 
-Each side is a process of its own that takes its turn and tells how much computing time it took: ours with the
-environment of a worker's child, the tutorial and sharp with that of this command. sharp is npm's, found from the
-working directory or in the `node_modules` that ASGI_LOOK_BENCH_SHARP names. The pictures are mosaics of photographs
-that are not enlarged; ASGI_LOOK_BENCH_PHOTOS may name a folder of other ones (JPEG).
+Each side is a process that renders in its turn and prints its CPU time. Ours has the environment of a worker's child;
+the tutorial and sharp have that of this command. sharp is npm's, found from the working directory or in the
+`node_modules` that ASGI_LOOK_BENCH_SHARP names. The pictures are mosaics of photographs that are not enlarged;
+ASGI_LOOK_BENCH_PHOTOS may name a folder of other ones (JPEG).
 
 In its turn a side renders twice, and the second time counts. A virtual machine may have given free memory back to its
 host since the last turn; the first to ask for it again pays, up to the time of a render.
@@ -40,7 +40,7 @@ LEAST = tutorial.MIN_THUMB_SIZE
 NAMES = ("half", "quarter", "eighth", "sixteenth", "smallest")
 
 Make = Callable[[], bytes]
-#: Each picture, its name, and what the tutorial's time divided by ours is to be, and sharp's.
+#: Each picture, and the bars of the tutorial's time divided by ours and of sharp's divided by ours.
 PICTURES: Mapping[str, tuple[Make, float | None, float | None]] = {
     "12 MP baseline JPEG": (lambda: encoded(mosaic((4032, 3024))), 2.5, 1.0),
     "24 MP baseline JPEG": (lambda: encoded(mosaic((6000, 4000))), 2.5, 1.0),
@@ -56,7 +56,7 @@ PICTURES: Mapping[str, tuple[Make, float | None, float | None]] = {
 
 
 class Side:
-    """A process that renders one file each time it is asked to."""
+    """A process that renders a file at each call."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(  # noqa: S603 # our own command
@@ -70,7 +70,7 @@ class Side:
         self.clock: list[float] = []
 
     def __call__(self) -> float:
-        """Render; return the milliseconds of computing time."""
+        """Render; return the milliseconds of CPU."""
         assert self._process.stdin is not None  # noqa: S101 # for mypy
         assert self._process.stdout is not None  # noqa: S101 # likewise
         self._process.stdin.write("\n")
@@ -114,7 +114,7 @@ def times(rounds: int) -> Iterator[Figure]:
 
 
 def quality() -> Iterator[Figure]:
-    """Compare thumbnails with a direct LANCZOS reduction, by PSNR and SSIM: ours less the tutorial's, the worst."""
+    """Compare thumbnails with a direct LANCZOS reduction, by PSNR and SSIM: ours minus the tutorial's."""
     served: dict[str, list[Nearness]] = {}
     reduced: dict[str, list[Nearness]] = {}
     for name, image in photographs():
@@ -133,7 +133,7 @@ def quality() -> Iterator[Figure]:
     for what, differences in (("as served", served), ("before JPEG", reduced)):
         for label, compared in differences.items():
             values = [one.psnr for one in compared]
-            # A box filter against BICUBIC: seen only where no encoder comes after.
+            # A box filter differs from BICUBIC only before an encoder.
             bar: Bar | None = at_least(-2 if label == "half" else 0)
             if label == "half" and what == "before JPEG":
                 bar = None
@@ -168,7 +168,7 @@ def _figure(
 
 
 def _sharp() -> str | None:
-    """Return Node's path where sharp is to be had."""
+    """Return Node's path if sharp is installed, or None."""
     node = shutil.which("node")
     if node is None:
         print("sharp is left out: there is no Node", file=sys.stderr)
@@ -201,7 +201,7 @@ def _opened(jpeg: bytes) -> Image.Image:
 
 @dataclass(frozen=True)
 class Nearness:
-    """How much nearer than the tutorial's a thumbnail of ours is to a direct reduction."""
+    """How much closer our thumbnail is to a direct reduction than the tutorial's."""
 
     psnr: float
     ssim: float

@@ -1,4 +1,4 @@
-"""What the suite writes: tables and plots for people, docs/performance.md and its pictures; raw figures beside them."""
+"""The page of the suite: tables and plots in docs/performance.md, and raw figures beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE, RAW, GLANCE = "performance.md", "figures.json", "bars.png"
 
 
 def tables(told: dict[str, Told]) -> str:
-    """Return, group by group, a table of every figure; and above them how many bars are met."""
+    """Return a table of each group of figures, below the number of bars that are met."""
     figures = suite.all_figures(told)
     barred = [figure for figure in figures if figure.bar is not None]
     parts = [f"{sum(figure.is_met for figure in barred)} of {len(barred)} bars are met."]
@@ -23,7 +23,7 @@ def tables(told: dict[str, Told]) -> str:
 
 
 def by_group(figures: list[Figure]) -> dict[str, list[Figure]]:
-    """Return the figures of each group, in the order in which they came."""
+    """Return the figures of each group, in their order."""
     groups: dict[str, list[Figure]] = {}
     for figure in figures:
         groups.setdefault(figure.group, []).append(figure)
@@ -31,7 +31,7 @@ def by_group(figures: list[Figure]) -> dict[str, list[Figure]]:
 
 
 def write(told: dict[str, Told], folder: Path) -> None:
-    """Write all of it to `folder`; what was written of other modules before stays."""
+    """Write page, plots and figures to `folder`; figures of other modules stay."""
     folder.mkdir(parents=True, exist_ok=True)
     before = suite.load(folder / RAW)
     merged = {name: {**before, **told}[name] for name in suite.MODULES if name in before or name in told}
@@ -66,7 +66,7 @@ def _measured(told: dict[str, Told], drawn: dict[str, list[str]]) -> str:
 
 
 def _runs(told: dict[str, Told]) -> str:
-    """Return the machines that it was measured on, and how each module's run went."""
+    """Return the machines, and a table of the modules' runs."""
     lines = []
     for facts in {_machine_of(one): None for one in told.values()}:
         lines.append(f"Measured on {facts}.")

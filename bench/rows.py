@@ -1,9 +1,9 @@
 """What the ledger costs with 1,000,000 rows, and with 1,000: `python -m bench.rows [rounds] [rows]`, on both databases.
 
-Both ledgers are open at once, and each step is done in one and at once in the other, each being first in every second
-round. All files are in memory where that is possible, and nothing is fsynced to a disk: what a commit waits for would
-hide what its rows cost. DATABASE_URL names another PostgreSQL than one of our own. At the end 100,000 rows of the many
-are queued, to see what a backlog costs. Prints tables, and draws docs/growth.png.
+Each step runs in one ledger and right after in the other; they take turns at being first. Files are in memory where
+possible, and nothing is fsynced, since waiting for a disk would hide the cost of rows. DATABASE_URL names another
+PostgreSQL than our own. At the end 100,000 of the many rows are queued, to see what a backlog costs. Prints tables, and
+draws docs/growth.png.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ ROUNDS = 200
 FEW, MANY = 1_000, 1_000_000
 #: How much more a step may cost with many rows than with few.
 MOST = 1.3
-#: Rows of a kind that one pass of the sweep finds due.
+#: Rows of each kind that are due in one pass of the sweep.
 DUE = 20
-#: Rows that wait at the end: as many as are taken before uploads are refused.
+#: Queued rows at the end: the most before uploads are refused.
 BACKLOG = 100_000
-#: Images of a page, and one to see whether there is another.
+#: Images of a page, and one more that shows whether there is a next page.
 PAGE = 101
 
 ORIGINAL = Original("image/jpeg", 4_000_000, "0a" * 32)
@@ -64,7 +64,7 @@ LIKE_A_PHOTOGRAPH = {FULL: Rendition(SIZE, 2_400_000, "1b" * 32)} | {
 
 @dataclass
 class Side:
-    """One of the two ledgers, and where the round is in it."""
+    """One of the two ledgers, and the state of the round in it."""
 
     ledger: Ledger
     population: Population
@@ -82,7 +82,7 @@ class Side:
         return self.chance.choice(self.population.ids[kind])
 
     def any_sequence(self) -> int:
-        """A place anywhere in the list with a whole page on either side."""
+        """A random place in the list with a whole page on either side."""
         return self.chance.randrange(PAGE + 1, self.population.ready - PAGE)
 
 
@@ -92,17 +92,17 @@ Fill = Callable[[Settings, int], Awaitable[Population]]
 
 @dataclass(frozen=True)
 class Counts:
-    """How often, and with how many rows."""
+    """The numbers of rounds and rows."""
 
     rounds: int
     rows: int
-    #: Whether a backlog is looked at as well.
+    #: Whether to measure a backlog as well.
     with_backlog: bool = True
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is measured; what has to be done before and behind it is not."""
+    """A step that is measured, with what comes before and after it, which is not."""
 
     name: str
     act: Act
@@ -131,7 +131,7 @@ def _page(of: Status, after: Callable[[Side], int | str | None], newest_first: b
 
 
 async def _set(side: Side, ids: list[str], **values: Any) -> None:
-    """Change rows behind the ledger's back."""
+    """Change rows directly."""
     async with side.ledger._engine.begin() as connection:
         await connection.execute(update(images).where(images.c.id.in_(ids)).values(**values))
 
@@ -251,7 +251,7 @@ STEPS = (
     Step("is there room for an upload", lambda side: side.ledger.count_queued(100_000)),
 )
 
-#: The steps that look at what waits.
+#: The steps that read queued rows.
 IN_A_BACKLOG = (
     "list, status=queued",
     "add",
@@ -287,14 +287,14 @@ async def _timed(step: Step, side: Side) -> float:
 
 
 async def compare(database: str, few: Side, many: Side, rounds: int, steps: Sequence[Step] = STEPS) -> dict[str, Times]:
-    """Do every step in both ledgers, again and again."""
+    """Run every step in both ledgers, round by round."""
     times = {step.name: Times() for step in steps}
     for number in range(-5, rounds):
         for step in steps:
             sides = [(few, times[step.name].few), (many, times[step.name].many)]
             for side, took in sides if number % 2 else sides[::-1]:
                 milliseconds = await _timed(step, side)
-                if number >= 0:  # those before only warm up
+                if number >= 0:  # earlier rounds warm up
                     took.append(milliseconds)
         if number >= 0 and (number + 1) % 20 == 0:
             forms.progress(f"{database}: round {number + 1} of {rounds}")
@@ -303,7 +303,7 @@ async def compare(database: str, few: Side, many: Side, rounds: int, steps: Sequ
 
 
 async def with_backlog(side: Side, settings: Settings) -> dict[str, float]:
-    """Have many rows wait; return the milliseconds of what then looks at them."""
+    """Queue many rows; return the milliseconds of the steps that read them."""
     engine = create_engine(settings, migrating=True)
     async with engine.begin() as connection:
         settled = and_(images.c.status == Status.READY, images.c.sequence <= BACKLOG, images.c.owed.is_(None))
@@ -329,7 +329,7 @@ async def _side(settings: Settings, population: Population) -> AsyncIterator[Sid
 
 @dataclass(frozen=True)
 class Measured:
-    """What one database took: every step, what looks at a backlog, and the bytes of the table and its indices."""
+    """The results for a database: all steps, those with a backlog, and the bytes of table and indices."""
 
     times: dict[str, Times]
     backlog: dict[str, float]

@@ -1,4 +1,4 @@
-"""How it scales: `python -m bench.scale [rounds]`: web's memory, images a second, the CPU of a view, start and rest.
+"""Scale: `python -m bench.scale [rounds]`: web's memory, images a second, the CPU of a view, start and rest.
 
 Each part is a module of its own and can be run alone.
 """

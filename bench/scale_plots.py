@@ -1,4 +1,4 @@
-"""What scale means as pictures: what one machine does and takes; how long images wait, by how busy it is."""
+"""Plots of scale: what a machine does and uses, and how long images wait by how busy it is."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bench.model import Machine, Mix, queue_of
 from bench.plots import MISSED, OTHERS, OURS, draw_bar, in_short, tidy, without_frame
 from bench.queueing import arrivals, percentile, simulate
 
-#: Each kind of process, and where rows are few or many, in one colour.
+#: Colours of the kinds of process, and of few and many rows.
 COLOURS = {"child": OTHERS[0], "worker": OTHERS[1], "web": OURS, "Valkey": OTHERS[2]}
 
 
 def draw_scale(figures: Sequence[Figure], path: Path) -> bool:
-    """Draw all that bench.scale and bench.rows tell on one sheet; tell whether there was anything."""
+    """Draw the figures of bench.scale and bench.rows on one sheet. Returns False without figures."""
     named = {figure.name: figure for figure in figures}
     panels = [
         ("Images a second, whole service", "images/s", _pace(named)),
@@ -54,7 +54,7 @@ def draw_scale(figures: Sequence[Figure], path: Path) -> bool:
     return True
 
 
-#: A bar's label, and what lies on it one after the other: a kind of process, and its values.
+#: A bar's label and its parts: kinds of process, and their values.
 Bars = dict[str, Mapping[str, Sequence[float]]]
 
 
@@ -116,7 +116,7 @@ def _draw(axes: Axes, bars: Bars) -> None:
 
 
 def draw_waiting(machine: Machine, mix: Mix, checks: Sequence[Check], path: Path) -> None:
-    """Draw the time to ready by how busy the slots are: the model's, simulated, and measured."""
+    """Draw the time to ready by the use of slots: predicted, simulated and measured."""
     sheet = Sheet(figsize=(9, 5.2), layout="constrained")
     axes = sheet.subplots()
     most = machine.rate(mix)

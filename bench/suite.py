@@ -1,4 +1,4 @@
-"""The benchmarks of what users feel, one after the other, and what each of them told."""
+"""The benchmarks of what users feel, run one after the other, and their results."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from bench import machine
 from bench.figures import Figure, show
 from launch.processes import HERE
 
-#: The modules of `bench` that have `figures(rounds)`, in the order of what a picture goes through.
+#: The modules of `bench` that have `figures(rounds)`, in the order of a picture's way.
 MODULES = ("render", "backlog", "serving", "redis_clients", "uploads", "waiting", "scale", "rows")
-#: Far more than any of them needs.
+#: The deadline of a module, far more than any needs.
 MOST_SECONDS = 30 * 60.0
 
 
 @dataclass
 class Told:
-    """What one module told, when and where, and how it ended."""
+    """The result of one module: its figures, the machine, and how it ended."""
 
     figures: list[Figure] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Told:
     seconds: float = 0.0
     #: Cores that others used meanwhile.
     others: float = 0.0
-    #: Why it did not come to its end; empty where it did.
+    #: Why it failed; empty if it did not.
     failure: str = ""
 
     @classmethod
@@ -46,12 +46,12 @@ class Told:
 
 
 def is_there(name: str) -> bool:
-    """Tell whether this module of `bench` is in this checkout."""
+    """Return whether this checkout has this module of `bench`."""
     return importlib.util.find_spec(f"bench.{name}") is not None
 
 
 def run(name: str, rounds: int) -> Told:
-    """Run one module in a process of its own; what it told before it failed counts."""
+    """Run a module in a process of its own. Figures that came before a failure count."""
     facts, others, began = machine.facts(), machine.Others.watch(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "figures"
@@ -67,11 +67,11 @@ def run(name: str, rounds: int) -> Told:
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> str:
-    """Wait for a module's end, and return what was wrong with it, if anything was."""
+    """Wait for the end of a module; return why it failed, or an empty text."""
     try:
         code = process.wait(MOST_SECONDS)
     except subprocess.TimeoutExpired:
-        # As Ctrl-C would: it is to end what it has started.
+        # Like Ctrl-C, so that it stops its services.
         process.send_signal(signal.SIGINT)
         process.wait()
         return f"it took more than {MOST_SECONDS / 60:.0f} minutes"
@@ -83,12 +83,12 @@ def _end_of(process: subprocess.Popen[bytes]) -> str:
 
 
 def save(told: dict[str, Told], file: Path) -> None:
-    """Write down all that was told, each run of each side included."""
+    """Write all results to a file, with each run of each side."""
     file.write_text(json.dumps({name: asdict(one) for name, one in told.items()}, indent=1, ensure_ascii=False) + "\n")
 
 
 def load(file: Path) -> dict[str, Told]:
-    """Return what was written down; nothing where there is no such file."""
+    """Return the results from a file; none without the file."""
     if not file.exists():
         return {}
     return {name: Told.from_json(content) for name, content in json.loads(file.read_text()).items()}
@@ -107,7 +107,7 @@ def _noted(figures: Iterable[Figure], file: Path) -> Iterator[Figure]:
 
 
 def redirect_services(file: Path) -> Path:
-    """Have processes that start from now on print to a file, which is returned; this one still prints where it did."""
+    """Send the output of processes that start from now on to a file, and return it. Our own output stays."""
     sys.stdout, sys.stderr = (open(os.dup(stream), "w", buffering=1) for stream in (1, 2))  # noqa: SIM115 - to our end
     with file.open("wb") as output:
         for stream in (1, 2):

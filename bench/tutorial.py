@@ -8,12 +8,12 @@ from PIL import Image
 
 from shared.images import Size, ladder
 
-#: The tutorial's own default.
+#: The tutorial's default.
 MIN_THUMB_SIZE = 64
 
 
 def render(original: bytes) -> dict[Size, bytes]:
-    """Return every picture that the tutorial makes of an upload, by its size."""
+    """Return the pictures that the tutorial makes of an upload, by size."""
     size = Image.open(io.BytesIO(original)).size
     stored = convert(original)
     return {size: stored} | {small: thumbnail(stored, small) for small in ladder(size, MIN_THUMB_SIZE)}

@@ -1,8 +1,8 @@
 """How long a 202 takes: `python -m bench.uploads [rounds]`, for a photo of 3 MB, beside a bare copy of it to the disk.
 
-One client on one connection, each upload begun when the last one's answer has come; no worker runs meanwhile. The rival
-writes the same bytes to a new file on the same file system and fsyncs it; the stricter one renames it into place and
-fsyncs its folder, too, without which no power cut is survived. What a small upload takes is told beside them.
+One client uploads one after the other over one connection, while no worker runs. The rival writes the same bytes to a
+new file on the same file system and fsyncs it. A stricter one also renames it and fsyncs its folder, without which the
+file may be lost in a power cut. The time of a small upload is shown beside them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from bench.photographs import encoded, mosaic
 from bench.service import Service, run_service
 from shared.images import Size
 
-#: Of each side in each round, whose median counts.
+#: Uploads of each side in each round; their median counts.
 UPLOADS = 20
 PHOTO: Size = (4000, 3000)
-#: With which it has 3 MB, as of a telephone's camera.
+#: Makes 3 MB, as a telephone's camera does.
 QUALITY = 91
 
 
@@ -69,7 +69,7 @@ class Copies:
         self._copies = 0
 
     def write(self) -> float:
-        """Write a new file and fsync it; return the seconds."""
+        """Write a file and fsync it; return the seconds."""
         return self._write(in_place=False)
 
     def put(self) -> float:

@@ -1,9 +1,8 @@
 """What an upload waits for, beyond the render: `python -m bench.waiting [rounds]`, on a service of its own.
 
-An upload with `Prefer: wait` is timed from its last byte to the commit that makes it ready, by the row's own time, and
-from there to its answer's last byte. Beside it, in turns: the same render alone in a plain process with the pages of
-memory that a child has, into memory; and what the disk takes for the same bytes, the original and its renditions, each
-written to a file and fsynced.
+An upload with `Prefer: wait` is timed from its last byte to the commit that makes it ready, by the time in the row, and
+from there to the last byte of its answer. In turns with it: the same render alone, into memory, in a plain process with
+the pages of memory that a child has; and an fsync of the same bytes, the original and its renditions, each in a file.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from bench.service import Service, run_service
 from bench.uploads import photo
 from worker.renderer.child import ENVIRONMENT
 
-#: Of each side in each round, whose median counts.
+#: Measurements of each side in each round; their median counts.
 TIMES = 7
 #: Seconds between two uploads, so that what follows an answer does not slow the next upload.
 PAUSE_SECONDS = 0.05
@@ -39,7 +38,7 @@ PAUSE_SECONDS = 0.05
 
 @dataclass
 class Waits:
-    """Uploads over one connection, and how long their answers took from the commit on."""
+    """Uploads over one connection, and the seconds from each commit to the answer."""
 
     service: Service
     answers: list[float] = field(default_factory=list)
@@ -67,7 +66,7 @@ class Waits:
 
 
 def renders(stack: ExitStack, file: Path, original: bytes) -> Callable[[], float]:
-    """Start a process that renders this original; return what has it do so, and tells the seconds by the clock."""
+    """Start a process that renders this original; return a function that has it render and returns the seconds."""
     file.write_bytes(original)
     side = Side([sys.executable, "-m", "bench.render", "--side", "ours", str(file)], os.environ | ENVIRONMENT)
     stack.callback(side.end)
@@ -98,7 +97,7 @@ def median_of(once: Callable[[], float]) -> float:
 
 
 def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
-    """Yield what is waited for beyond the render, from the commit to the answer, and from the enqueue to the start."""
+    """Yield the waits beyond the render, from the commit to the answer, and from the enqueue to the start."""
     large, small = photo(), tiny_picture()
     with tempfile.TemporaryDirectory() as here, ExitStack() as stack:
         folder, copies, number = Path(here, "service"), Path(here, "copies"), count()
@@ -137,7 +136,7 @@ def _beyond(name: str, runs: dict[str, list[float]], sides: list[str]) -> Figure
 
 
 def _starts(service: Service, waits: Waits, body: bytes, uploads: int = 50) -> list[float]:
-    """Return the milliseconds from an enqueue, by Valkey's clock, to the claim, by the ledger's: one clock."""
+    """Return the milliseconds from each enqueue (MONITOR) to the claim (in the ledger), which use one clock."""
     with (
         closing(redis.Redis(port=service.valkey_port)) as client,
         client.monitor() as monitor,  # type: ignore[no-untyped-call] # redis has no types there

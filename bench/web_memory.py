@@ -27,7 +27,7 @@ UPLOAD_BYTES = 48 * 1_000_000
 REQUESTS = 100_000
 #: Requests before those that count.
 WARM_UP = 5_000
-#: Requests under way at a time.
+#: Requests at a time.
 CLIENTS = 4
 IMAGES = 20
 
@@ -57,7 +57,7 @@ def under_uploads(service: Service) -> tuple[float, float, float]:
 
 
 def growth_by_requests(folder: Path, requests: int) -> list[float]:
-    """Return web's megabytes beyond those after the warm-up: at each tenth of the requests, and the peak."""
+    """Return web's growth in megabytes since the warm-up: after each tenth of the requests, and the peak."""
     with run_service(folder, ASGI_LOOK_LOG_LEVEL="ERROR") as service:
         web = web_of(service)
         asks = mix(service, [photograph((1200, 800)), photograph((640, 480))])
@@ -74,7 +74,7 @@ def growth_by_requests(folder: Path, requests: int) -> list[float]:
 
 
 def mix(service: Service, pictures: Sequence[bytes]) -> list[Ask]:
-    """Upload some images; return requests of every kind about them, pictures and thumbnails mostly."""
+    """Upload images; return requests of every kind for them, mostly pictures and thumbnails."""
     ids = [service.upload(pictures[number % len(pictures)]) for number in range(IMAGES)]
     with closing(Client(service.web_port)) as client:
         records = []
@@ -90,7 +90,7 @@ def mix(service: Service, pictures: Sequence[bytes]) -> list[Ask]:
         asks += [Ask(path, 404, {}) for path in missing[:5]]
         lists = [f"/images?limit={limit}" for limit in (5, 10, 20)] + ["/images?order=desc", "/images?status=failed"]
         asks += [Ask(path, 200, {}) for path in lists]
-    # Strides of a prime: kinds alternate, and no two clients ask for the same at the same time.
+    # Strides of a prime, so that kinds alternate and clients ask for different things.
     return [asks[number * 7919 % len(asks)] for number in range(len(asks))]
 
 
