@@ -1,8 +1,8 @@
-"""What a look into the response cache costs: `python -m bench.redis_clients [rounds]`, in time of this process's CPU.
+"""The CPU of a read of the response cache, by the client of Redis: `python -m bench.redis_clients [rounds]`.
 
-A look is one `MGET` of a token and of an entry of 13 KB, by as many at once as are named: by each client alone, and by
-the response cache as a whole, with the shared connection that it has and by redis-py alone.
-Clients that are not installed (coredis, valkey-glide) are skipped with a notice.
+A read is one `MGET` of a token and of an entry of 13 KB, with 1, 10 and 50 readers at once. Measured are each client
+alone, and the whole response cache by the shared connection and by redis-py's client. Clients that are not installed
+(coredis, valkey-glide) are skipped with a notice.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from bench.figures import ROUNDS, Figure, in_turns, ratio, rounds_asked_for, show
+from bench.service import end, until
 from launch.processes import Part, free_port, is_valkey_up, valkey_command
 from shared.cancellation import cancel
 from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
@@ -30,13 +31,13 @@ from shared.redis.clients import web_client
 from shared.redis.response_cache import PICTURE_SECONDS, Copy, ResponseCache, Slot
 from shared.redis.shared_connection import SharedConnection, connection_beside
 
-#: How many look at once, and how often each side looks a round.
+#: Readers at once, and reads of each side in a round.
 CONCURRENCIES = (1, 10, 50)
-LOOKS = 3_000
+READS = 3_000
 
 ID = "0192f0c1-7c1e-7b1e-8b1e-0192f0c17c1e"
 SLOT = Slot(f"/thumbnails/{ID}/320x180.jpeg", ID, PICTURE_SECONDS)
-KEYS = (f"asgilook:5ca1ab1e:token:{ID}", f"asgilook:5ca1ab1e:response:{SLOT.path}")
+KEYS = (f"asgiread:5ca1ab1e:token:{ID}", f"asgiread:5ca1ab1e:response:{SLOT.path}")
 HEADERS = (
     ("etag", '"2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"'),
     ("last-modified", "Wed, 25 Nov 2026 20:00:00 GMT"),
@@ -45,17 +46,17 @@ HEADERS = (
     ("x-content-type-options", "nosniff"),
     ("content-type", "image/jpeg"),
 )
-#: What stands for the thumbnail: bytes that nothing can make smaller.
+#: Random bytes of the size of a thumbnail.
 BODY = os.urandom(13_000)
 
-Look = Callable[[], Awaitable[Any]]
+Read = Callable[[], Awaitable[Any]]
 
 WHOLE, WHOLE_BEFORE = "response cache", "response cache by redis-py"
 SHARED, CLIENT = "shared connection", "redis-py"
 
 
 class JoinedPipelines:
-    """redis-py's own pipeline, one for each turn of the event loop."""
+    """redis-py's pipeline, one for each turn of the event loop."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client
@@ -87,29 +88,23 @@ def running_valkey() -> Iterator[int]:
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         valkey = Part("Valkey", valkey_command(Path(folder), port), dict(os.environ)).start()
-        process = valkey.process
-        if process is None:
-            raise SystemExit("Valkey does not start")
         try:
-            deadline = time.monotonic() + 30
-            while not is_valkey_up(port, process.pid):
-                if time.monotonic() > deadline:
-                    raise SystemExit("Valkey does not come up")
-                time.sleep(0.01)
+            until(
+                lambda: valkey.process is not None and is_valkey_up(port, valkey.process.pid), "Valkey does not start"
+            )
             yield port
         finally:
-            process.terminate()
-            process.wait()
+            end([valkey])
 
 
 @asynccontextmanager
-async def looks(port: int) -> AsyncIterator[dict[str, Look]]:
-    """Yield every way to look that there is here."""
+async def clients(port: int) -> AsyncIterator[dict[str, Read]]:
+    """Yield every client's read."""
     url = f"redis://127.0.0.1:{port}/0"
     async with AsyncExitStack() as opened:
         client = web_client(url)
         opened.push_async_callback(client.aclose)
-        breaker = CircuitBreaker(client, WORKER_DEADLINE)  # on a busy machine, too
+        breaker = CircuitBreaker(client, WORKER_DEADLINE)  # long enough for a busy machine
         opened.push_async_callback(breaker.close)
         shared = connection_beside(client)
         if shared is None:
@@ -117,7 +112,7 @@ async def looks(port: int) -> AsyncIterator[dict[str, Look]]:
         opened.push_async_callback(cancel, await running(shared))
         cache, before = (ResponseCache(client, breaker, lambda: "5ca1ab1e", each) for each in (shared, None))
         await cache.fill(SLOT, (await cache.read(SLOT)).token, Copy.of(200, HEADERS, BODY))
-        ways: dict[str, Look] = {
+        ways: dict[str, Read] = {
             WHOLE: lambda: cache.read(SLOT),
             WHOLE_BEFORE: lambda: before.read(SLOT),
             SHARED: lambda: shared.execute(("MGET", *KEYS), seconds=5.0),
@@ -132,10 +127,10 @@ async def looks(port: int) -> AsyncIterator[dict[str, Look]]:
         yield ways
 
 
-async def keep_looks(port: int, opened: asyncio.Future[dict[str, Look]], is_over: asyncio.Event) -> None:
-    """Open every way to look, and close it in the same task, which coredis insists on."""
+async def keep_clients(port: int, opened: asyncio.Future[dict[str, Read]], is_over: asyncio.Event) -> None:
+    """Open and close every client in one task, as coredis requires."""
     try:
-        async with looks(port) as ways:
+        async with clients(port) as ways:
             opened.set_result(ways)
             await is_over.wait()
     except BaseException as exc:
@@ -152,12 +147,12 @@ async def running(shared: SharedConnection) -> asyncio.Task[None]:
     return task
 
 
-async def coredis_client(opened: AsyncExitStack, port: int) -> Look:
+async def coredis_client(opened: AsyncExitStack, port: int) -> Read:
     client = await opened.enter_async_context(import_module("coredis").Redis(host="127.0.0.1", port=port))
     return lambda: client.mget(KEYS)
 
 
-async def glide_client(opened: AsyncExitStack, port: int) -> Look:
+async def glide_client(opened: AsyncExitStack, port: int) -> Read:
     glide = import_module("glide")
     address = glide.NodeAddress("127.0.0.1", port)
     client = await glide.GlideClient.create(glide.GlideClientConfiguration([address]))
@@ -165,34 +160,34 @@ async def glide_client(opened: AsyncExitStack, port: int) -> Look:
     return lambda: client.mget(list(KEYS))
 
 
-async def microseconds(look: Look, concurrency: int) -> float:
-    """Return the CPU time of this process for one look, where so many look at once."""
-    each = LOOKS // concurrency
+async def microseconds(read: Read, concurrency: int) -> float:
+    """Return the CPU microseconds of this process for one read, with so many readers at once."""
+    each = READS // concurrency
 
-    async def go_on_looking() -> None:
+    async def go_on_reading() -> None:
         for _ in range(each):
-            if not await look():
+            if not await read():
                 raise SystemExit("nothing was found")
 
     begun = time.process_time()
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
-            group.create_task(go_on_looking())
+            group.create_task(go_on_reading())
     return (time.process_time() - begun) / (each * concurrency) * 1e6
 
 
 def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
-    """Yield what the shared connection makes of a look, alone and as a part of the response cache."""
+    """Yield the gain of the shared connection, alone and as a part of the response cache."""
     with running_valkey() as port, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        opened: asyncio.Future[dict[str, Look]] = runner.get_loop().create_future()
+        opened: asyncio.Future[dict[str, Read]] = runner.get_loop().create_future()
         is_over = asyncio.Event()
-        keeping = runner.get_loop().create_task(keep_looks(port, opened, is_over))
+        keeping = runner.get_loop().create_task(keep_clients(port, opened, is_over))
         ways = runner.get_loop().run_until_complete(opened)
         for concurrency in CONCURRENCIES:
-            sides = {name: partial(side, runner, look, concurrency) for name, look in ways.items()}
+            sides = {name: partial(side, runner, read, concurrency) for name, read in ways.items()}
             runs = in_turns(sides, rounds, f"{concurrency} at once")
             for what, before, after, others in (
-                ("a look into the response cache", WHOLE_BEFORE, WHOLE, ()),
+                ("a read of the response cache", WHOLE_BEFORE, WHOLE, ()),
                 ("the MGET alone", CLIENT, SHARED, set(ways) - {WHOLE, WHOLE_BEFORE}),
             ):
                 yield Figure(
@@ -206,8 +201,8 @@ def figures(rounds: int = ROUNDS) -> Iterator[Figure]:
         runner.get_loop().run_until_complete(keeping)
 
 
-def side(runner: asyncio.Runner, look: Look, concurrency: int) -> float:
-    return runner.run(microseconds(look, concurrency))
+def side(runner: asyncio.Runner, read: Read, concurrency: int) -> float:
+    return runner.run(microseconds(read, concurrency))
 
 
 if __name__ == "__main__":
