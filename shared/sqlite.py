@@ -1,14 +1,16 @@
-"""SQLite behind the ledger: durable at each commit, one writer at a time, few hops between loop and thread.
+"""SQLite behind the ledger: durable at each commit, one writer at a time, few hops between event loop and thread.
 
-A connection has a thread of its own (aiosqlite), and each word to it costs two wake-ups and a turn of the event loop:
-more than most statements. So a statement is one word, its rows included, and brings the transaction's beginning along.
+Each connection has a thread of its own (aiosqlite). A hop to it costs two wake-ups and a turn of the event loop: more
+than most statements. So one hop runs a statement, fetches its rows, and begins the transaction if it is the first one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -24,7 +26,7 @@ _BUSY_SECONDS = 10.0
 
 
 def create_engine(settings: Settings, existing: bool = False) -> AsyncEngine:
-    """Create the engine of a ledger on SQLite; where it is to be an `existing` one, no file is made."""
+    """Create the engine of a ledger on SQLite. With `existing`, a missing file is not created."""
     url = make_url(settings.database_url).set(drivername="sqlite+aiosqlite")
     database = url.database or ""
     engine = create_async_engine(
@@ -40,74 +42,100 @@ def create_engine(settings: Settings, existing: bool = False) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
-        # Single reads need no transaction at all.
+        # A single read needs no transaction.
         if not connection.get_execution_options().get("reading"):
-            connection.connection.driver_connection.begins = True
+            connection.connection.driver_connection.begin()
 
     return engine
 
 
 async def _connected(database: str, existing: bool) -> _Connection:
-    if existing:
-        database = f"file:{quote(database)}?mode=rw"
-    connection = _Connection(
-        lambda: sqlite3.connect(database, uri=existing, timeout=_BUSY_SECONDS, isolation_level=None)
-    )
-    try:
-        await connection
-    except BaseException:
-        # Its thread tells its end to our event loop, and prints a traceback where that has been closed meanwhile.
-        if connection._thread.is_alive():
-            await to_the_end(asyncio.to_thread(connection._thread.join))
-        raise
+    def connect() -> _SqliteConnection:
+        return sqlite3.connect(
+            f"file:{quote(database)}?mode=rw" if existing else database,
+            uri=existing,
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_SqliteConnection,
+        )
+
+    # Opened before aiosqlite starts its thread: a thread that cannot open its file would outlive the error, and print a
+    # traceback if the event loop is closed by then.
+    connection = _Connection(await to_the_end(asyncio.to_thread(connect)))
+    await connection
     return connection
 
 
-class _Connection(aiosqlite.Connection):
-    """A connection whose statements are one word each to its thread."""
+@dataclass(frozen=True)
+class _Outcome:
+    """What a statement has brought, with all of its rows."""
 
-    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
-        super().__init__(connector, iter_chunk_size=64)
-        # As SQLAlchemy does it: a thread keeps no process from ending.
+    description: Any
+    rows: list[Any]
+    rowcount: int
+    lastrowid: int | None
+
+    def fetchall(self) -> _Outcome:
+        """Return all of it: whatever this returns, aiosqlite's `execute_fetchall` passes to the event loop."""
+        return self
+
+
+class _SqliteConnection(sqlite3.Connection):
+    """The connection as its thread uses it."""
+
+    #: Whether the next statement begins a transaction.
+    begins = False
+
+    def execute(self, statement: str, parameters: Any = ()) -> _Outcome:  # type: ignore[override] # see fetchall
+        if self.begins and not self.in_transaction:
+            # IMMEDIATE: a transaction that reads first and writes later would fail if another wrote in between.
+            super().execute("BEGIN IMMEDIATE")
+        with closing(super().execute(statement, parameters)) as cursor:
+            rows = cursor.fetchall() if cursor.description else []
+            return _Outcome(cursor.description, rows, cursor.rowcount, cursor.lastrowid)
+
+
+class _Connection(aiosqlite.Connection):
+    """The connection as the event loop uses it. Each statement is one hop to the thread."""
+
+    def __init__(self, connection: _SqliteConnection) -> None:
+        super().__init__(lambda: connection, iter_chunk_size=64)
+        # As SQLAlchemy does it: this thread must not keep the process from ending.
         self._thread.daemon = True
-        #: Whether the next statement is a transaction's first.
-        self.begins = False
+        self._sqlite = connection
         self._may_be_in_transaction = False
 
-    def cursor(self) -> _Cursor:  # type: ignore[override] # it is no awaitable: SQLAlchemy only enters it
+    def begin(self) -> None:
+        """Make the next statement the first of a transaction."""
+        self._sqlite.begins = True
+
+    def cursor(self) -> _Cursor:  # type: ignore[override] # not awaitable: SQLAlchemy only enters it
         return _Cursor(self)
 
     async def commit(self) -> None:
-        # After a mere read, too: there is nothing to be committed then.
+        # SQLAlchemy calls it after a mere read too. Then there is nothing to commit.
         if self._may_be_in_transaction:
             await super().commit()
-        self.begins = self._may_be_in_transaction = False
+        self._sqlite.begins = self._may_be_in_transaction = False
 
     async def rollback(self) -> None:
-        # Asked for whenever a connection goes back to its pool: mostly there is nothing left.
+        # SQLAlchemy calls it whenever a connection returns to the pool. Mostly there is nothing to roll back.
         if self._may_be_in_transaction:
             await super().rollback()
-        self.begins = self._may_be_in_transaction = False
+        self._sqlite.begins = self._may_be_in_transaction = False
 
-    async def run(self, statement: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Have a statement run in the thread, as the transaction's first where that is to begin."""
-        connection, begins = self._conn, self.begins
-
-        def work() -> Any:
-            if begins and not connection.in_transaction:
-                # A transaction that reads first and writes later fails at once on SQLite when another wrote between.
-                connection.execute("BEGIN IMMEDIATE")
-            return statement(connection)
-
-        # Who is cancelled meanwhile, or fails, does not know how far it came: what has not begun begins with the next.
+    async def run(self, statement: str, parameters: Iterable[Any]) -> _Outcome:
+        # If it fails or is cancelled, nobody knows how far it came; a transaction that did not begin begins with the
+        # next statement.
         self._may_be_in_transaction = True
-        result = await self._execute(work)  # type: ignore[no-untyped-call] # aiosqlite's own way to its thread
-        self.begins, self._may_be_in_transaction = False, self.in_transaction
-        return result
+        outcome: _Outcome = await self.execute_fetchall(statement, parameters)  # type: ignore[assignment] # see fetchall
+        self._sqlite.begins, self._may_be_in_transaction = False, self.in_transaction
+        return outcome
 
 
 class _Cursor:
-    """What SQLAlchemy needs of a cursor; its rows have come with its statement."""
+    """What SQLAlchemy needs of a cursor. The rows have come with the statement."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
@@ -121,23 +149,12 @@ class _Cursor:
         return self
 
     async def execute(self, statement: str, parameters: Iterable[Any] = ()) -> None:
-        await self._run(lambda connection: connection.execute(statement, parameters))  # type: ignore[arg-type] # a sequence, always
-
-    async def executemany(self, statement: str, parameters: Iterable[Any]) -> None:
-        await self._run(lambda connection: connection.executemany(statement, parameters))
-
-    async def _run(self, execute: Callable[[sqlite3.Connection], sqlite3.Cursor]) -> None:
-        def work(connection: sqlite3.Connection) -> tuple[Any, list[Any], int, int | None]:
-            cursor = execute(connection)
-            rows = cursor.fetchall() if cursor.description else []
-            description, lastrowid = cursor.description, cursor.lastrowid
-            cursor.close()
-            return description, rows, cursor.rowcount, lastrowid
-
-        self.description, self._rows, self.rowcount, self.lastrowid = await self._connection.run(work)
+        outcome = await self._connection.run(statement, parameters)
+        self.description, self._rows = outcome.description, outcome.rows
+        self.rowcount, self.lastrowid = outcome.rowcount, outcome.lastrowid
 
     async def fetchall(self) -> list[Any]:
         return self._rows
 
     async def close(self) -> None:
-        """It is closed since its statement was run."""
+        """Nothing is open: the statement has brought all of its rows."""
