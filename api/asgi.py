@@ -10,7 +10,6 @@ import signal
 import sys
 
 from api.app import create_app
-from api.problems import raw_problem
 from api.server.connection import Connection
 from api.server.graceful_shutdown import EndAtOnce
 from api.server.guard import Guard
@@ -28,7 +27,7 @@ def create_application() -> Guard:
     settings = Settings.from_env()
     logs.configure(settings.log_level)
     app = create_app(settings, middleware=[EndAtOnce()])
-    guard = Guard(app, settings, raw_problem, at_once=app.at_once)
+    guard = Guard(app, settings, at_once=app.at_once)
     Connection.configure(settings, guard)
     return guard
 

@@ -12,7 +12,7 @@ import falcon
 import falcon.asgi
 from falcon.media.multipart import MultipartParseError
 
-from api.server.guard import ClientDisconnected, UploadStalled
+from api.server.request_body import ClientDisconnected, UploadStalled
 from shared.errors import LedgerUnavailable, StorageFull, StorageUnavailable
 
 logger = logging.getLogger(__name__)
@@ -107,16 +107,16 @@ class Problem(Exception):
             problem["detail"] = self.detail
         return json.dumps(problem | self.extra).encode()
 
+    @property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of an answer that falcon does not give."""
+        headers = {"content-type": MEDIA_TYPE, "content-length": str(len(self.body)), "cache-control": "no-store"}
+        return [(name.lower().encode(), value.encode()) for name, value in (headers | self.headers).items()]
+
 
 def problem_type(name: str) -> str:
     """Return the URI that identifies a kind of problem."""
     return f"urn:asgilook:problem:{name}"
-
-
-def raw_problem(status: int, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return the headers and the body of one of the guard's problems, told before falcon has the request."""
-    problem = Problem({404: "not-found", 503: "shutting-down"}[status], detail)
-    return [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")], problem.body
 
 
 def unavailable(detail: str) -> Problem:

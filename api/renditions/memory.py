@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.renditions.x_accel import HEADERS
-from api.server.guard import SAFETY_HEADERS
+from api.server.headers import SAFETY_HEADERS
 from shared.images import Image
 from shared.redis.response_cache import Copy
 

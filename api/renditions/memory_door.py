@@ -10,8 +10,8 @@ from functools import lru_cache
 from api import conditional
 from api.problems import Problem
 from api.renditions.memory import Entry, Recent
+from api.server.asgi_types import Headers
 from api.server.at_once import Answer
-from api.server.cors import Headers
 
 #: Raises Problem where a request for an image is refused: by its route, the image's id, its query and its headers.
 Authorize = Callable[[str, str | None, str, Headers], None]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from api.renditions.memory import Entry, Found, Recent, put_into
 from api.renditions.memory_door import FULL_ROUTE, THUMBNAIL_ROUTE
 from api.renditions.resources import Pictures
+from api.server.asgi_types import Application, Receive, Scope, Send
 from api.server.at_once import AtOnce
-from api.server.guard import Application, Receive, Scope, Send
 from api.urls import picture_at
 from shared.images import FULL, Size, thumbnail_name
 from shared.redis.circuit_breaker import RedisAway

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from api.server.cors import Headers
+from api.server.asgi_types import Headers
 
 
 class Answer(NamedTuple):

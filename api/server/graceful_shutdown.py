@@ -10,7 +10,7 @@ from typing import Any
 
 from uvicorn.server import HANDLED_SIGNALS, Server
 
-from api.server.guard import LINGER_SECONDS
+from api.server.request_body import LINGER_SECONDS
 from shared.shutdown_signals import Requests
 
 

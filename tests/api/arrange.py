@@ -22,8 +22,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
 from api.app import create_app
-from api.problems import MEDIA_TYPE, TITLES, problem_type, raw_problem
-from api.server.guard import Event, Guard
+from api.problems import MEDIA_TYPE, TITLES, problem_type
+from api.server.asgi_types import Event
+from api.server.guard import Guard
 from shared.identity import check_storage
 from shared.images import (
     FULL,
@@ -320,7 +321,7 @@ async def serve(template: Path, settings: Settings, redises: Redises, **injected
     if not settings.storage_path.exists():
         shutil.copytree(template, settings.storage_path)
     created = create_app(settings, redis_from_url=redises, **injected)
-    guard = Guard(created, settings, raw_problem, at_once=created.at_once)
+    guard = Guard(created, settings, at_once=created.at_once)
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         # Falcon's test client gives headers that can be read only once, on purpose; servers give lists.

@@ -15,20 +15,15 @@ from typing import Any, Protocol
 import pytest
 import uvicorn
 
+from api.server.asgi_types import Application, Headers, Receive, Scope, Send
 from api.server.at_once import AtOnce
 from api.server.connection import Connection
-from api.server.cors import Headers
-from api.server.guard import Application, Guard, Receive, Scope, Send
+from api.server.guard import Guard
 from shared.settings import Settings
 from shared.telemetry import logs
 
 #: Far more than any of these tests needs; only a failure ever waits for it.
 PATIENCE = 20
-
-
-def problem(status: int, detail: str) -> tuple[Headers, bytes]:
-    headers = [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")]
-    return headers, json.dumps({"status": status, "detail": detail}).encode()
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers | None = None) -> None:
@@ -59,12 +54,11 @@ class RunningServer:
 
     def __init__(self, app: Application, settings: Settings, at_once: AtOnce) -> None:
         class Limited(Connection):
-            """Has limits of its own, and shares nothing with another server's."""
+            """Shares nothing with another server's connections."""
 
-        Limited.settings, Limited.most_connections = settings, settings.max_connections
-        Limited._idle, Limited._unsent = {}, {}
+        guard = Guard(app, settings, at_once=at_once)
+        Limited.configure(settings, guard)
         self.protocol = Limited
-        guard = Limited._guard = Guard(app, settings, problem, at_once=at_once)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._listener.getsockname()
         self._server = uvicorn.Server(
@@ -111,30 +105,33 @@ def serve() -> Iterator[Serve]:
         yield start
 
 
-class Lines(logging.Handler):
-    """Keeps the records of a logger, to be waited for."""
+class Lines:
+    """A stream that keeps the lines of the access log, to be waited for."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        record.request = logs.request_id.get()
-        self._records.put(record)
+    def write(self, text: str) -> None:
+        line = json.loads(text)
+        if line["logger"] == "api.server.access_log":
+            self._lines.put(line)
 
-    def next(self) -> Any:
-        return self._records.get(timeout=PATIENCE)
+    def flush(self) -> None:
+        """It has no buffer."""
+
+    def next(self) -> dict[str, Any]:
+        return self._lines.get(timeout=PATIENCE)
 
 
 @pytest.fixture
 def access() -> Iterator[Lines]:
     lines, logger = Lines(), logging.getLogger("api.server.access_log")
-    level = logger.level
-    logger.addHandler(lines)
+    handler, level = logs.JsonHandler(lines), logger.level
+    logging.getLogger().addHandler(handler)
     logger.setLevel(logging.INFO)
     yield lines
     logger.setLevel(level)
-    logger.removeHandler(lines)
+    logging.getLogger().removeHandler(handler)
 
 
 def until_closed(client: socket.socket) -> bytes:

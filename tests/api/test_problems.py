@@ -9,8 +9,8 @@ import falcon.testing
 import pytest
 
 from api import problems
-from api.problems import TITLES, Problem, raw_problem
-from api.server.guard import ClientDisconnected, UploadStalled
+from api.problems import TITLES, Problem
+from api.server.request_body import ClientDisconnected, UploadStalled
 from shared.errors import LedgerUnavailable, StorageFull, StorageUnavailable
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Redises, Service, problem_of
 from tests.api.conftest import Start
@@ -118,11 +118,16 @@ def test_what_nobody_foresaw_is_logged_with_its_traceback(caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize(("status", "name"), [(404, "not-found"), (503, "shutting-down")])
-def test_the_guards_own_problems_look_like_all_others(status: int, name: str) -> None:
-    headers, body = raw_problem(status, "So it is.")
+def test_what_the_server_refuses_by_itself_looks_like_all_other_problems(status: int, name: str) -> None:
+    raised = Problem(name, "So it is.", headers={"Retry-After": "1"})
 
-    problem = json.loads(body)
-    assert dict(headers) == {b"content-type": b"application/problem+json", b"cache-control": b"no-store"}
+    problem = json.loads(raised.body)
+    assert dict(raised.raw_headers) == {
+        b"content-type": b"application/problem+json",
+        b"content-length": b"%d" % len(raised.body),
+        b"cache-control": b"no-store",
+        b"retry-after": b"1",
+    }
     assert (problem["type"], problem["status"], problem["detail"]) == (
         f"urn:asgilook:problem:{name}",
         status,

@@ -3,8 +3,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
-import logging
 import re
 import sqlite3
 import struct
@@ -22,9 +20,9 @@ from shared.errors import LedgerUnavailable
 from shared.images import Image, Original, Status, original_key
 from shared.ledger import Ledger
 from shared.redis.queue import unpack
-from shared.telemetry.logs import JsonFormatter
 from tests.api.arrange import PHOTO, Service, form, until
 from tests.api.conftest import Start
+from tests.api.http_server import Lines
 
 FIRST_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -279,28 +277,10 @@ async def test_the_request_that_brought_an_image_is_kept_with_it(service: Servic
     assert (await service.image(response.json["id"])).request == "request-17"
 
 
-class Lines(logging.Handler):
-    """Keeps each line as it is when it is written, its request and its image included."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[dict[str, Any]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(json.loads(JsonFormatter().format(record)))
-
-
-async def test_the_access_line_of_an_upload_names_its_request_and_its_image(service: Service) -> None:
-    access, written = logging.getLogger("api.server.access_log"), Lines()
-    access.addHandler(written)
-    before = access.level
-    access.setLevel(logging.INFO)
-
+async def test_the_access_line_of_an_upload_names_its_request_and_its_image(service: Service, access: Lines) -> None:
     await service.client.simulate_post("/images", body=PHOTO, headers={"X-Request-Id": "request-17"})
 
-    access.removeHandler(written)
-    access.setLevel(before)
-    (line,) = written.lines
+    line = access.next()
     assert (line["status"], line["request"]) == (202, "request-17")
     assert [line["image"]] == service.rows()
 

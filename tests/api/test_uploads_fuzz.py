@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.server.guard import Event
+from api.server.asgi_types import Event
 from shared.images import Image
 from tests.api.arrange import PATIENCE, PHOTO, UNKNOWN_ID, Service
 from tests.api.conftest import Start

@@ -12,7 +12,7 @@ import pytest_asyncio
 from falcon.testing import Result
 
 from api.renditions.memory import MOST_SECONDS, Entry, Recent
-from api.server.guard import Event
+from api.server.asgi_types import Event
 from shared.images import Image
 from shared.ledger import Ledger
 from shared.redis.notices import Announcer, Listener

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from api.server.asgi_types import Headers, Receive, Scope, Send
 from api.server.at_once import Answer
-from api.server.cors import Headers
-from api.server.guard import SAFETY_HEADERS, Receive, Scope, Send
+from api.server.headers import SAFETY_HEADERS
 from tests.api.http_server import GET, LAST_GET, Lines, Serve, answer, post, read, tracebacks, until, until_closed
 
 LINES = b'etag: "1"\r\nx-asgilook-cache: Hit\r\ncontent-length: 9\r\n'
@@ -57,8 +57,8 @@ def test_what_is_ready_is_answered_and_logged(serve: Serve, access: Lines) -> No
 
     assert answered.startswith(b"HTTP/1.1 200 ")
     assert ready.asked == [("GET", "/images", "a=b")]
-    assert (line.method, line.path, line.status, line.bytes) == ("GET", "/images", 200, 9)
-    assert (line.cache, line.client, line.request) == ("Hit", "127.0.0.1", "mine")
+    assert (line["method"], line["path"], line["status"], line["bytes"]) == ("GET", "/images", 200, 9)
+    assert (line["cache"], line["client"], line["request"]) == ("Hit", "127.0.0.1", "mine")
 
 
 @pytest.mark.parametrize("origins", [(), (ORIGIN,), ("*",)], ids=["", "CORS", "CORS for all"])

@@ -15,15 +15,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from api.server.connection import MOST_HEADERS, MOST_PIPELINED, Connection, Deadline, allow_connections
-from api.server.guard import Receive, Scope, Send
+from api.server import connection, descriptors
+from api.server.asgi_types import Receive, Scope, Send
+from api.server.connection import MOST_PIPELINED, Connection
+from api.server.guard import Guard
+from api.server.headers import SAFETY_HEADERS
+from api.server.request_head import MOST_HEADERS
+from api.server.transport import AnswerTransport
+from shared.settings import Settings
 from tests.api.http_server import (
     GET,
     LAST_GET,
@@ -108,16 +114,15 @@ async def test_uvicorn_has_what_the_connection_stands_on() -> None:
     """Whoever raises uvicorn's version reads here what has to be looked at."""
     config = Config(echo, http=Connection, ws="none", log_config=None)
     config.load()
+    Connection.configure(Settings(), Guard(echo, Settings()))
     protocol = Connection(config=config, server_state=ServerState(), app_state={})
 
     ours = {name for name, value in vars(Connection).items() if inspect.isfunction(value) and not name.startswith("_")}
     assert ours <= {name for name in dir(HttpToolsProtocol) if callable(getattr(HttpToolsProtocol, name))}
     assert {
-        *("connections", "cycle", "flow", "headers", "loop", "parser", "pipeline", "scope", "transport"),
-        *("timeout_keep_alive", "timeout_keep_alive_task"),
+        *("client", "config", "connections", "cycle", "flow", "headers", "loop", "parser", "pipeline"),
+        *("root_path", "server_state", "transport", "url"),
     } <= vars(protocol).keys()
-    assert callable(protocol._unset_keepalive_if_required)
-    assert callable(HttpToolsProtocol._start_asgi_task)
     in_a_cycle = inspect.getsource(RequestResponseCycle.__init__) + inspect.getsource(RequestResponseCycle.send)
     for name in ("disconnected", "message_event", "more_body", "response_started", "response_complete", "keep_alive"):
         assert f"self.{name}" in in_a_cycle
@@ -327,12 +332,12 @@ def test_a_fault_of_ours_in_a_head_is_told_apart_from_its_clients(
 ) -> None:
     """The parser makes one error of both: where uvicorn has changed, everything would be refused in silence."""
 
-    def fail(connection: Connection) -> None:
+    def fail(*_: object) -> None:
         raise KeyError("something that uvicorn had")
 
     server = serve(echo)
     if told:
-        monkeypatch.setattr(Connection, "_judge_head", fail)
+        monkeypatch.setattr(connection, "check_head", fail)
 
     with socket.create_connection(server.address, PATIENCE) as client:
         client.sendall(b"GET %s HTTP/1.1\r\nhost: door\r\n\r\n" % target)
@@ -360,6 +365,55 @@ def test_who_goes_away_in_an_answer_leaves_no_traceback(serve: Serve, caplog: py
     assert ended.acquire(timeout=PATIENCE)
     server.stop()
     assert tracebacks(caplog) == []
+
+
+# --- Answers ---
+
+
+@pytest.mark.parametrize("head", [GET, GET.replace(b"GET", b"HEAD"), post(4, "Expect: 100-continue") + b"body"])
+@pytest.mark.parametrize("status", [200, 204, 304])
+def test_a_head_is_sent_before_its_body_is_begun(serve: Serve, head: bytes, status: int) -> None:
+    """As an event stream's is: its first event may come much later."""
+    begin_body = threading.Event()
+
+    async def wait_after_the_head(scope: Scope, receive: Receive, send: Send) -> None:
+        await read(receive)
+        length = [(b"content-length", b"5")] if status == 200 else []
+        await send({"type": "http.response.start", "status": status, "headers": [(b"connection", b"close"), *length]})
+        await asyncio.to_thread(begin_body.wait, PATIENCE)
+        has_body = status == 200 and scope["method"] != "HEAD"
+        await send({"type": "http.response.body", "body": b"begun" if has_body else b""})
+
+    with serve(wait_after_the_head).connect() as client:
+        client.sendall(head)
+        received = until(client, b"%b: %b\r\n\r\n" % SAFETY_HEADERS[-1])
+        begin_body.set()
+        received += until_closed(client)
+
+    assert statuses_in(received)[-1] == b"%d" % status
+    assert (b"begun" in received) == (status == 200 and not head.startswith(b"HEAD"))
+
+
+async def test_a_head_and_its_body_are_sent_in_one_piece() -> None:
+    """Two would take two system calls and two packets."""
+    writes: list[bytes] = []
+
+    class Transport(asyncio.Transport):
+        def writelines(self, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
+            writes.append(b"".join(pieces))
+
+        def is_closing(self) -> bool:
+            return False
+
+    transport = AnswerTransport(Transport(), asyncio.get_running_loop())
+    transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    transport.write(b"body")
+    transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+    assert writes == [b"HTTP/1.1 200 OK\r\n\r\nbody"]
+    await asyncio.sleep(0)
+
+    assert writes[1:] == [b"HTTP/1.1 204 No Content\r\n\r\n"]
+    assert transport.bytes == sum(map(len, writes))
 
 
 # --- Readers ---
@@ -501,7 +555,8 @@ def connections_of(server: RunningServer) -> int:
 def test_there_are_no_more_connections_than_descriptors() -> None:
     """In a process of its own, whose limit may be changed."""
     program = (
-        "import resource, api.server.connection as c; resource.setrlimit(7, (200, 300)); print(c.allow_connections({}))"
+        "import resource; from api.server.descriptors import allow_connections; "
+        "resource.setrlimit(7, (200, 300)); print(allow_connections({}))"
     )
 
     allowed = [
@@ -511,37 +566,4 @@ def test_there_are_no_more_connections_than_descriptors() -> None:
 
     assert resource.RLIMIT_NOFILE == 7
     assert allowed == [10, 100, 118]
-    assert allow_connections(1) == 1
-
-
-# --- Time ---
-
-
-async def test_a_process_that_stood_still_hears_what_came_meanwhile() -> None:
-    over: list[float] = []
-    deadline = Deadline(asyncio.get_running_loop())
-    deadline.start(0.2, lambda: over.append(time.monotonic()))
-
-    time.sleep(0.5)  # noqa: ASYNC251 - the process stands still
-    woken = time.monotonic()
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert over == []
-
-    async with asyncio.timeout(PATIENCE):
-        while not over:  # noqa: ASYNC110 - it is a list
-            await asyncio.sleep(0.01)
-    assert over[0] - woken > 0.09
-
-
-async def test_a_deadline_that_is_stopped_never_comes() -> None:
-    over: list[bool] = []
-    deadline = Deadline(asyncio.get_running_loop())
-    deadline.start(0.01, lambda: over.append(True))
-    deadline.start(0.02, lambda: over.append(True))
-    deadline.stop()
-
-    await asyncio.sleep(0.1)
-
-    assert over == []
-    assert not deadline.is_set
+    assert descriptors.allow_connections(1) == 1

@@ -7,7 +7,7 @@ import threading
 import pytest
 from falcon.testing import Result
 
-from api.server.guard import Receive, Scope, Send
+from api.server.asgi_types import Receive, Scope, Send
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Service
 from tests.api.conftest import Start
 from tests.api.http_server import GET, PATIENCE, Serve, echo, until_closed

@@ -3,32 +3,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import io
 import json
-import logging
 import queue
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import falcon.asgi
 import pytest
 
-from api.server.cors import Headers
-from api.server.guard import (
-    LINGER_BYTES,
-    SAFETY_HEADERS,
-    Application,
-    ClientDisconnected,
-    Event,
-    Guard,
-    Receive,
-    Scope,
-    Send,
-    UploadStalled,
-)
+from api.server.asgi_types import Application, Event, Headers, Receive, Scope, Send
+from api.server.guard import Guard
+from api.server.headers import SAFETY_HEADERS
+from api.server.request_body import LINGER_BYTES, ClientDisconnected, UploadStalled
 from shared.settings import Settings
 from shared.telemetry import logs
 from tests.api.http_server import (
@@ -42,7 +32,6 @@ from tests.api.http_server import (
     finish,
     post,
     post_chunked,
-    problem,
     read,
     reset,
     tracebacks,
@@ -169,7 +158,7 @@ def test_a_truncated_upload_is_noticed_and_ends_quietly(
         line = access.next()
 
     assert isinstance(outcome, ClientDisconnected)
-    assert (line.status, line.bytes, line.msg) == (None, 0, "client went away")
+    assert (line["status"], line["bytes"], line["message"]) == (None, 0, "client went away")
     assert tracebacks(caplog) == []
 
 
@@ -281,6 +270,14 @@ class Clock:
         return self.now
 
 
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The event loop's time."""
+    clock = Clock()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
+    return clock
+
+
 def arriving(clock: Clock, *, every: float, size: int, count: int) -> Receive:
     """Make a server's `receive` whose body comes as `count` chunks of `size` bytes, each after `every` seconds."""
     left = count
@@ -305,10 +302,9 @@ def arriving(clock: Clock, *, every: float, size: int, count: int) -> Receive:
         (2**-10, 0, False),
     ],
 )
-async def test_a_body_must_come_at_the_least_rate(every: float, size: int, bearable: bool) -> None:
-    clock = Clock()
+async def test_a_body_must_come_at_the_least_rate(clock: Clock, every: float, size: int, bearable: bool) -> None:
     settings = Settings(upload_stall_seconds=10, upload_least_rate=1000)
-    guard = Guard(time_out_politely, settings, problem, clock=clock)
+    guard = Guard(time_out_politely, settings)
     sent = Sent()
 
     await guard(scope(), arriving(clock, every=every, size=size, count=int(20 / every)), sent)
@@ -316,11 +312,10 @@ async def test_a_body_must_come_at_the_least_rate(every: float, size: int, beara
     assert sent.status == (200 if bearable else 408)
 
 
-async def test_a_body_has_its_first_seconds_for_itself() -> None:
+async def test_a_body_has_its_first_seconds_for_itself(clock: Clock) -> None:
     """A mean over a moment says nothing: a slow start is no trickle before the stall time is over."""
-    clock = Clock()
     settings = Settings(upload_stall_seconds=10, upload_least_rate=1000)
-    guard = Guard(time_out_politely, settings, problem, clock=clock)
+    guard = Guard(time_out_politely, settings)
     sent = Sent()
 
     await guard(scope(), arriving(clock, every=1.0, size=1, count=9), sent)
@@ -328,11 +323,10 @@ async def test_a_body_has_its_first_seconds_for_itself() -> None:
     assert sent.status == 200
 
 
-async def test_a_quick_beginning_buys_no_slow_end() -> None:
+async def test_a_quick_beginning_buys_no_slow_end(clock: Clock) -> None:
     """Else 40 MB sent at once would hold a draft and a connection for hours, a byte at a time."""
-    clock = Clock()
     settings = Settings(upload_stall_seconds=10, upload_least_rate=1000)
-    guard = Guard(time_out_politely, settings, problem, clock=clock)
+    guard = Guard(time_out_politely, settings)
     sizes = [40_000_000, *[1] * 30]
 
     async def receive() -> Event:
@@ -345,10 +339,9 @@ async def test_a_quick_beginning_buys_no_slow_end() -> None:
     assert sent.status == 408
 
 
-async def test_a_body_that_is_there_at_last_is_taken() -> None:
-    clock = Clock()
+async def test_a_body_that_is_there_at_last_is_taken(clock: Clock) -> None:
     settings = Settings(upload_stall_seconds=10, upload_least_rate=1000)
-    guard = Guard(time_out_politely, settings, problem, clock=clock)
+    guard = Guard(time_out_politely, settings)
     sent = Sent()
 
     await guard(scope(), arriving(clock, every=4.0, size=1, count=3), sent)
@@ -356,8 +349,7 @@ async def test_a_body_that_is_there_at_last_is_taken() -> None:
     assert (sent.status, sent.body) == (200, b"xxx")
 
 
-async def test_a_slow_application_is_not_blamed_on_the_client() -> None:
-    clock = Clock()
+async def test_a_slow_application_is_not_blamed_on_the_client(clock: Clock) -> None:
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         async def after_a_minute() -> Event:
@@ -367,28 +359,28 @@ async def test_a_slow_application_is_not_blamed_on_the_client() -> None:
         await time_out_politely(scope, after_a_minute, send)
 
     sent = Sent()
-    guard = Guard(slow, Settings(upload_stall_seconds=10, upload_least_rate=1000), problem, clock=clock)
+    guard = Guard(slow, Settings(upload_stall_seconds=10, upload_least_rate=1000))
     await guard(scope(), arriving(clock, every=0.0, size=1, count=100), sent)
 
     assert sent.status == 200
 
 
 async def test_a_process_that_stood_still_does_not_blame_the_client() -> None:
-    """A frozen process finds its timer over before it could read what came meanwhile: it must look once more."""
-    clock = Clock()
+    """It finds its timers expired before it has read what arrived meanwhile."""
+    loop = asyncio.get_running_loop()
     calls = 0
 
     async def receive() -> Event:
         nonlocal calls
         calls += 1
         if calls == 1:
-            clock.now += 3600
-            await asyncio.Event().wait()
+            loop.call_soon(time.sleep, 1)  # the process stands still
+            for _ in range(10):
+                await asyncio.sleep(0)
         return chunk(b"x", more=calls < 4)
 
     sent = Sent()
-    guard = Guard(time_out_politely, Settings(upload_stall_seconds=0.1, upload_least_rate=1000), problem, clock=clock)
-    await guard(scope(), receive, sent)
+    await Guard(time_out_politely, Settings(upload_stall_seconds=0.5, upload_least_rate=1000))(scope(), receive, sent)
 
     assert sent.status == 200
 
@@ -420,7 +412,7 @@ def test_the_rest_of_a_refused_upload_is_not_read(serve: Serve, access: Lines) -
             client.sendall(b"x" * 40_000_000)
         line = access.next()
 
-    assert line.status == 413
+    assert line["status"] == 413
 
 
 async def test_lingering_reads_little() -> None:
@@ -433,7 +425,7 @@ async def test_lingering_reads_little() -> None:
         return chunk(b"x" * 65536)
 
     sent = Sent()
-    await Guard(refuse, Settings(), problem)(scope(), receive, sent)
+    await Guard(refuse, Settings())(scope(), receive, sent)
 
     assert given == LINGER_BYTES
     assert sent.bodies == [(REFUSAL, True), (b"", False)]
@@ -446,7 +438,7 @@ async def test_the_whole_answer_is_sent_before_the_lingering() -> None:
         assert sent.bodies == [(REFUSAL, True)]
         return DISCONNECT
 
-    await Guard(refuse, Settings(), problem)(scope(), receive, sent)
+    await Guard(refuse, Settings())(scope(), receive, sent)
 
     assert sent.bodies == [(REFUSAL, True), (b"", False)]
 
@@ -454,7 +446,7 @@ async def test_the_whole_answer_is_sent_before_the_lingering() -> None:
 async def test_a_client_that_sends_nothing_more_is_not_waited_for_long() -> None:
     sent = Sent()
 
-    await Guard(refuse, Settings(), problem)(scope(), Script([]), sent)
+    await Guard(refuse, Settings())(scope(), Script([]), sent)
 
     assert sent.bodies == [(REFUSAL, True), (b"", False)]
 
@@ -473,7 +465,7 @@ async def test_a_cancellation_ends_the_lingering_but_not_the_answer() -> None:
         return await asyncio.Future()
 
     sent = Sent()
-    task = asyncio.create_task(_run(Guard(refuse, Settings(), problem), receive, sent))
+    task = asyncio.create_task(_run(Guard(refuse, Settings()), receive, sent))
     async with asyncio.timeout(PATIENCE):
         await lingers.wait()
     task.cancel()
@@ -490,7 +482,7 @@ async def test_an_answer_streamed_before_the_body_was_read_is_held_at_its_end_on
         await send({"type": "http.response.body"})
 
     sent = Sent()
-    await Guard(stream, Settings(), problem)(scope(), Script([DISCONNECT]), sent)
+    await Guard(stream, Settings())(scope(), Script([DISCONNECT]), sent)
 
     assert sent.headers == [*SAFETY_HEADERS, (b"connection", b"close")]
     assert sent.bodies == [(b"a", True), (b"b", True), (b"", True), (b"", False)]
@@ -501,7 +493,7 @@ async def test_a_connection_header_of_the_application_stays_alone() -> None:
         await answer(send, 408, b"", [(b"connection", b"close")])
 
     sent = Sent()
-    await Guard(app, Settings(), problem)(scope(), Script([DISCONNECT]), sent)
+    await Guard(app, Settings())(scope(), Script([DISCONNECT]), sent)
 
     assert [value for name, value in sent.headers if name == b"connection"] == [b"close"]
 
@@ -602,7 +594,7 @@ def test_a_request_that_outstays_the_grace_is_told_to_come_back(
     assert b"retry-after: 1" in head
     assert b"content-type: application/problem+json" in head
     assert json.loads(body)["status"] == 503
-    assert access.next().status == 503
+    assert access.next()["status"] == 503
     assert tracebacks(caplog) == []
 
 
@@ -620,7 +612,7 @@ def test_a_cancelled_answer_just_ends(serve: Serve, access: Lines, caplog: pytes
         rest = until_closed(client)
 
     assert rest == b""
-    assert access.next().status == 200
+    assert access.next()["status"] == 200
     assert tracebacks(caplog) == []
 
 
@@ -631,7 +623,7 @@ async def test_any_other_exception_is_the_servers_to_report(access: Lines) -> No
     with pytest.raises(ZeroDivisionError):
         await call(app, [], method="GET")
 
-    assert access.next().status == 500
+    assert access.next()["status"] == 500
 
 
 # --- Paths ---------------------------------------------------------------------------------------------------
@@ -647,7 +639,7 @@ async def unreachable(scope: Scope, receive: Receive, send: Send) -> None:
 async def test_a_path_with_another_spelling_is_not_found(path: bytes) -> None:
     sent = Sent()
 
-    await Guard(unreachable, Settings(), problem)(scope(method="GET", raw_path=path), Script([]), sent)
+    await Guard(unreachable, Settings())(scope(method="GET", raw_path=path), Script([]), sent)
 
     assert sent.status == 404
     assert (b"content-type", b"application/problem+json") in sent.headers
@@ -669,7 +661,7 @@ async def test_a_refused_head_has_the_length_but_not_the_body() -> None:
     sent = Sent()
     asked = scope(method="HEAD", raw_path=b"/%", headers=[])
 
-    await Guard(unreachable, Settings(), problem)(asked, Script([]), sent)
+    await Guard(unreachable, Settings())(asked, Script([]), sent)
 
     assert dict(sent.headers)[b"content-length"] != b"0"
     assert sent.bodies == [(b"", False)]
@@ -679,7 +671,7 @@ async def test_a_query_may_hold_escapes() -> None:
     sent = Sent()
     asked = scope(method="GET", raw_path=b"/images", query_string=b"after=%C3%A4")
 
-    await Guard(echo, Settings(), problem)(asked, Script([]), sent)
+    await Guard(echo, Settings())(asked, Script([]), sent)
 
     assert sent.status == 200
 
@@ -694,9 +686,9 @@ async def test_an_answer_is_one_line_in_the_log(access: Lines) -> None:
     clock = Clock()
     sent = Sent()
     asked = scope(method="GET", query_string=b"secret=1", headers=[(b"x-request-id", b"Abc-1._")])
-    await Guard(app, Settings(), problem, clock=clock)(asked, Script([]), sent)
+    await Guard(app, Settings(), clock=clock)(asked, Script([]), sent)
 
-    line = json.loads(logs.JsonFormatter().format(access.next()))
+    line = access.next()
     wanted = {"method": "GET", "path": "/images", "status": 200, "bytes": 5, "milliseconds": 0.0, "cache": "Hit"}
     assert line["level"] == "INFO"
     assert line["request"] == "Abc-1._"
@@ -704,64 +696,42 @@ async def test_an_answer_is_one_line_in_the_log(access: Lines) -> None:
     assert "secret" not in json.dumps(line)
 
 
-@pytest.mark.parametrize("headers", [[], [(b"x-asgilook-cache", b"Hit")]], ids=["", "with a copy"])
-@pytest.mark.parametrize("client", [None, ("203.0.113.7", 1), ('"odd" é', 1)])
-@pytest.mark.parametrize("path", ["/images", '/"quoted" é\n'])
-async def test_a_line_is_the_same_whether_somebody_else_listens_or_not(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    headers: Headers,
-    client: tuple[str, int] | None,
-    path: str,
-) -> None:
-    """Where nobody does, it is written without a record."""
+async def test_what_a_client_makes_up_does_not_break_its_line(access: Lines) -> None:
+    path, client = '/"quoted" é\n', '"odd" é\n'
+    asked = scope(method="GET", path=path, headers=[], client=(client, 1), raw_path=b"/")
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        logs.image_id.set("an image")
-        await answer(send, 200, b"x", headers)
+    await Guard(echo, Settings())(asked, Script([]), Sent())
 
-    stream = io.StringIO()
-    monkeypatch.setattr(logging.getLogger(), "handlers", [logs.JsonHandler(stream)])
-    caplog.set_level(logging.INFO, "api.server.access_log")
-    asked = scope(method="GET", path=path, headers=[(b"x-request-id", b"one")], client=client, raw_path=b"/")
-    guard = Guard(app, Settings(), problem, clock=Clock())
-    await guard(asked, Script([]), Sent())
-    monkeypatch.setattr(logging.getLogger("api"), "handlers", [logging.NullHandler()])
-
-    await guard(asked, Script([]), Sent())
-
-    direct, recorded = (json.loads(line) for line in stream.getvalue().splitlines())
-    assert list(direct) == list(recorded)
-    assert {**direct, "time": ""} == {**recorded, "time": ""}
-    assert (direct["request"], direct["image"], direct["status"]) == ("one", "an image", 200)
+    line = access.next()
+    assert (line["path"], line["client"]) == (path, client)
 
 
 async def test_a_long_path_is_cut_in_the_log(access: Lines) -> None:
-    await Guard(echo, Settings(), problem)(scope(method="GET", path="/" + "x" * 5000), Script([]), Sent())
+    await Guard(echo, Settings())(scope(method="GET", path="/" + "x" * 5000), Script([]), Sent())
 
-    assert access.next().path == "/" + "x" * 199
+    assert access.next()["path"] == "/" + "x" * 199
 
 
 async def test_without_a_copy_in_the_response_cache_the_log_names_none(access: Lines) -> None:
-    await Guard(echo, Settings(), problem)(scope(method="GET"), Script([]), Sent())
+    await Guard(echo, Settings())(scope(method="GET"), Script([]), Sent())
 
-    assert not hasattr(access.next(), "cache")
+    assert "cache" not in access.next()
 
 
 @pytest.mark.parametrize("given", [b"a", b"x" * 128, b"0aZ.-_"])
 async def test_a_request_keeps_the_id_it_came_with(access: Lines, given: bytes) -> None:
-    await Guard(echo, Settings(), problem)(scope(method="GET", headers=[(b"x-request-id", given)]), Script([]), Sent())
+    await Guard(echo, Settings())(scope(method="GET", headers=[(b"x-request-id", given)]), Script([]), Sent())
 
-    assert access.next().request == given.decode()
+    assert access.next()["request"] == given.decode()
 
 
 @pytest.mark.parametrize("given", [None, b"", b"x" * 129, b"a b", b"a\n", b"a/b", b'"a"', "ä".encode()])
 async def test_a_request_without_a_proper_id_is_given_one(access: Lines, given: bytes | None) -> None:
     headers = [] if given is None else [(b"x-request-id", given)]
 
-    await Guard(echo, Settings(), problem)(scope(method="GET", headers=headers), Script([]), Sent())
+    await Guard(echo, Settings())(scope(method="GET", headers=headers), Script([]), Sent())
 
-    assert re.fullmatch(r"[0-9a-f]{32}", access.next().request)
+    assert re.fullmatch(r"[0-9a-f]{32}", access.next()["request"])
 
 
 async def test_the_id_is_not_sent_back() -> None:
@@ -769,7 +739,7 @@ async def test_the_id_is_not_sent_back() -> None:
     asked = scope(method="GET", headers=[(b"x-request-id", b"mine")])
     sent = Sent()
 
-    await Guard(echo, Settings(), problem)(asked, Script([]), sent)
+    await Guard(echo, Settings())(asked, Script([]), sent)
 
     assert sent.headers == [(b"content-length", b"0"), *SAFETY_HEADERS]
 
@@ -780,7 +750,7 @@ async def test_the_id_is_not_sent_back() -> None:
 async def test_a_websocket_is_refused() -> None:
     sent = Sent()
 
-    await Guard(unreachable, Settings(), problem)({"type": "websocket"}, Script([]), sent)
+    await Guard(unreachable, Settings())({"type": "websocket"}, Script([]), sent)
 
     assert sent.events == [{"type": "websocket.close", "code": 1000}]
 
@@ -793,7 +763,7 @@ async def test_lifespan_passes_through_untouched() -> None:
         await send({"type": "lifespan.startup.complete"})
 
     asked, receive, send = {"type": "lifespan"}, Script([]), Sent()
-    await Guard(app, Settings(), problem)(asked, receive, send)
+    await Guard(app, Settings())(asked, receive, send)
 
     assert seen == [asked, receive]
     assert send.events == [{"type": "lifespan.startup.complete"}]
@@ -858,7 +828,7 @@ class Sent:
 
 async def call(app: Application, events: list[Event], **more: Any) -> list[Event]:
     sent = Sent()
-    await Guard(app, Settings(), problem)(scope(**more), Script(events), sent)
+    await Guard(app, Settings())(scope(**more), Script(events), sent)
     return sent.events
 
 
@@ -881,6 +851,6 @@ async def test_a_failed_start_is_told_in_one_line() -> None:
     async def send(event: Event) -> None:
         sent.append(event)
 
-    await Guard(app, Settings(), problem)({"type": "lifespan"}, receive, send)
+    await Guard(app, Settings())({"type": "lifespan"}, receive, send)
 
     assert sent == [{"type": "lifespan.startup.failed", "message": "the web process cannot run: run the migrations"}]

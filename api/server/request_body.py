@@ -1,0 +1,85 @@
+"""A request's body as the application receives it: how fast it must come, and what happens to one that nobody read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from api.server.asgi_types import Event, Receive
+from shared.errors import AsgilookError
+from shared.settings import Settings
+from shared.stalls import timeout
+
+#: How much of a body that was not read is dropped, and for how long, before the connection is closed.
+LINGER_BYTES = 256 * 1024
+LINGER_SECONDS = 1.0
+
+
+class ClientDisconnected(AsgilookError):
+    """The client went away before the end of the body that it had announced."""
+
+
+class UploadStalled(AsgilookError):
+    """The body stopped coming, or comes too slowly. The message is fit for the client."""
+
+
+class RequestBody:
+    """The receiving side of a request.
+
+    The first event is empty and does not ask the server, so that the server sends no `100 Continue` before the
+    application reads the body. A body that ends early raises ClientDisconnected, one that stalls or is slower than
+    ASGI_LOOK_UPLOAD_LEAST_RATE raises UploadStalled.
+    """
+
+    def __init__(self, receive: Receive, settings: Settings, *, announced: bool) -> None:
+        self._receive = receive
+        self._patience = settings.upload_stall_seconds
+        self._least_rate = settings.upload_least_rate
+        self._opened = False
+        #: Since the rate was last judged.
+        self._received = 0
+        self._waited = 0.0
+        #: Whether more of the body is to come.
+        self.unread = announced
+        self.client_gone = False
+
+    async def receive(self) -> Event:
+        if not self._opened:
+            self._opened = True
+            return {"type": "http.request", "body": b"", "more_body": self.unread}
+        if self.unread:
+            return await self._receive_in_time()
+        # The server also sends an event for the end of a body that never was.
+        while (event := await self._receive())["type"] != "http.disconnect":
+            pass
+        return event
+
+    async def drop_some(self) -> None:
+        """Read and drop the rest of the body, up to LINGER_BYTES and LINGER_SECONDS. A cancellation ends it early."""
+        dropped = 0
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self.unread and dropped < LINGER_BYTES:
+                    event = await self._receive()
+                    dropped += len(event.get("body", b""))
+                    self.unread = event.get("more_body", False)
+
+    async def _receive_in_time(self) -> Event:
+        try:
+            async with timeout(self._patience) as deadline:
+                event = await self._receive()
+        except TimeoutError:
+            raise UploadStalled(f"Nothing came for {self._patience:g} seconds.") from None
+        self._waited += deadline.elapsed
+        if event["type"] == "http.disconnect":
+            self.client_gone = True
+            raise ClientDisconnected("the client went away in the middle of its upload")
+        self._received += len(event.get("body", b""))
+        self.unread = event.get("more_body", False)
+        # Only the time spent waiting counts: a slow disk of ours does not make the client slow.
+        if self.unread and self._waited >= self._patience:
+            if self._received < self._least_rate * self._waited:
+                raise UploadStalled(f"Only {self._received} bytes came in {self._waited:.1f} seconds.")
+            # Begin again: a fast beginning must not make up for a slow end.
+            self._received, self._waited = 0, 0.0
+        return event

@@ -1,0 +1,73 @@
+"""What a request's head may be. Pure functions, which raise Problem."""
+
+from __future__ import annotations
+
+import re
+
+import httptools
+
+from api.problems import Problem
+from api.server.asgi_types import Headers
+
+#: Of a head; and of a chunked body without its content, which is extensions and trailers. A little more is held for a
+#: moment: the rest of the piece that exceeded it.
+MOST_HEAD_BYTES = 32 * 1024
+MOST_TARGET_BYTES = 8 * 1024
+MOST_HEADERS = 100
+
+#: RFC 3986, section 3.2, without user information.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+
+
+def check_head(version: str, target: bytes, headers: Headers) -> None:
+    """Raise Problem if a complete head is too long or ambiguous."""
+    if len(target) > MOST_TARGET_BYTES:
+        raise Problem("target-too-long")
+    if len(headers) > MOST_HEADERS:
+        raise Problem("head-too-large", f"At most {MOST_HEADERS} headers are taken.")
+    if version not in ("1.1", "1.0"):
+        raise Problem("unsupported-version")
+    # uvicorn takes a path for granted.
+    if not target.startswith(b"/") and httptools.parse_url(target).path is None:
+        raise Problem("malformed-request", "The target has no path.")
+    if b"#" in target:
+        raise Problem("malformed-request", "The target has a fragment.")
+    size = len(target)
+    hosts: list[bytes] = []
+    codings: list[bytes] = []
+    has_length = False
+    for name, value in headers:
+        size += len(name) + len(value)
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value)
+        elif name == b"content-length":
+            has_length = True
+    if size > MOST_HEAD_BYTES:
+        raise Problem("head-too-large")
+    # RFC 9112, section 3.2
+    if len(hosts) > 1 or (version == "1.1" and not hosts) or not all(map(_is_host, hosts)):
+        raise Problem("malformed-request", "There must be one Host.")
+    if codings:
+        # RFC 9112, section 6.1: an older proxy may have found another end of the body.
+        if version == "1.0" or has_length:
+            raise Problem("malformed-request", "Its body could be framed in two ways.")
+        if len(codings) > 1 or codings[0].strip(b" \t").lower() != b"chunked":
+            raise Problem("unsupported-coding")
+
+
+def check_partial_head(size: int, target: bytes, headers: Headers) -> None:
+    """Raise Problem if a head of which `size` bytes have arrived is too long already."""
+    if size > MOST_HEAD_BYTES or len(headers) > MOST_HEADERS:
+        raise Problem("target-too-long" if len(target) > MOST_TARGET_BYTES else "head-too-large")
+
+
+def check_framing(size: int) -> None:
+    """Raise Problem if a body has had too many bytes besides its content."""
+    if size > MOST_HEAD_BYTES:
+        raise Problem("malformed-request", "The body has more framing than content.")
+
+
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value.strip(b" \t")) is not None
