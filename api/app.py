@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import falcon.asgi
 import uuid_utils
-from redis.asyncio import Redis
 
 from api import problems, urls
 from api.health import Alive, Ready
@@ -26,12 +25,11 @@ from api.wait import Waiting
 from shared.cancellation import cancel
 from shared.identity import check_redis, check_storage, keep_standing
 from shared.ledger import Identity, Ledger
-from shared.redis.circuit_breaker import WEB_DEADLINE, CircuitBreaker
-from shared.redis.clients import RedisFactory, check_access, listening_client, redis_from_url, web_client
+from shared.redis.clients import RedisFactory, redis_from_url
+from shared.redis.connections import RedisConnections, open_redis
 from shared.redis.notices import Announcer, Listener
 from shared.redis.queue import Queue
 from shared.redis.response_cache import ResponseCache
-from shared.redis.shared_connection import connection_beside
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import KeepsCopies, Storage
@@ -63,22 +61,29 @@ def create_app(
     ledger = traced(timed(Ledger.connect(settings), LEDGER_SECONDS), "ledger")
     storage = traced(timed(open_storage(settings, cached=True), STORAGE_SECONDS), "storage")
 
-    # To Redis there is the listener's connection, to the one of the cache the reader's.
-    reads_apart, has_cache_redis = settings.redis_max_connections > 2, settings.cache_redis_url != settings.redis_url
-    others = 1 if has_cache_redis else 1 + reads_apart
-    redis = cache_redis = web_client(settings.redis_url, redis_from_url, settings, others)
-    breaker = cache_breaker = CircuitBreaker(redis, WEB_DEADLINE)
-    if has_cache_redis:
-        cache_redis = web_client(settings.cache_redis_url, redis_from_url, settings)
-        cache_breaker = CircuitBreaker(cache_redis, WEB_DEADLINE)
-    reader = connection_beside(cache_redis) if reads_apart else None
-    listening = listening_client(settings.redis_url, redis_from_url, settings)
-    lifespan = Lifespan(settings, ledger, storage, redis, breaker)
+    # Before the cache is trusted again, it must be told what was committed while it was away.
+    redis = open_redis(
+        settings, "web", redis_from_url, before_closing=lambda: settling.settle_all_tokens(even_if_open=True)
+    )
+    lifespan = Lifespan(settings, ledger, storage, redis)
 
-    queue = traced(Queue(redis, breaker, lifespan.ledger_name), "queue")
-    response_cache = ResponseCache(cache_redis, cache_breaker, lifespan.ledger_name, reader)
-    announcer = Announcer(redis, breaker, lifespan.ledger_name)
-    listener = Listener(listening, lifespan.ledger_name)
+    queue = traced(Queue(redis.queue, redis.queue_breaker, lifespan.ledger_name), "queue")
+    response_cache = ResponseCache(redis.cache, redis.cache_breaker, lifespan.ledger_name, redis.shared)
+    announcer = Announcer(redis.queue, redis.queue_breaker, lifespan.ledger_name)
+    copies = Copies(ledger, storage) if isinstance(storage, KeepsCopies) else None
+
+    def notices_missed() -> None:
+        serving.forget_all()
+        if copies is not None:
+            copies.notices_missed()
+
+    listener = Listener(
+        redis.listening,
+        lifespan.ledger_name,
+        on_change=lambda image_id: serving.forget(image_id),
+        after_change=storage.forget_copies if isinstance(storage, KeepsCopies) else None,
+        on_gap=notices_missed,
+    )
     settling = Settling(
         ledger,
         storage,
@@ -87,26 +92,9 @@ def create_app(
         settings.keep_originals,
         on_change=lambda image_id: serving.forget(image_id),
     )
-    # Before the cache is trusted again, what was committed while it was away must be told to it.
-    cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
-    lifespan.to_check = [lambda: check_access(redis, breaker, "REDIS_URL")]
-    if cache_redis is not redis:
-        lifespan.to_check.append(lambda: check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL"))
-    lifespan.background = [listener.run]
-    if isinstance(storage, KeepsCopies):
-        lifespan.background.append(Copies(ledger, storage, listener).run)
-    if reader is not None:
-        cache_breaker.on_opening.append(reader.drop)
-        lifespan.background.append(reader.run)
-    lifespan.to_close = [
-        breaker.close,
-        cache_breaker.close,
-        redis.aclose,
-        cache_redis.aclose,
-        listening.aclose,
-        storage.close,
-        tracing.close,
-    ]
+    lifespan.background = [redis.run, listener.run]
+    if copies is not None:
+        lifespan.background.append(copies.run)
 
     enqueueing = Enqueueing(ledger, queue)
     waiting = Waiting(ledger, settling, listener)
@@ -117,8 +105,6 @@ def create_app(
     memory = Recent(settings.memory_cache_bytes, clock)
     door = MemoryDoor(memory, lambda route, image_id, query, headers: None)
     serving = Serving(app, memory, pictures, response_cache, door.answer, clock)
-    listener.on_change.append(serving.forget)
-    listener.on_gap.append(serving.forget_all)
     app.add_middleware([lifespan, *middleware])
     if exposition is not None or settings.tracing:
         app.add_middleware(RouteNoting())
@@ -133,26 +119,20 @@ def create_app(
     app.add_route("/images/{image_id:image_id}.jpeg", Jpeg(pictures))
     app.add_route("/thumbnails/{image_id:image_id}/{size:size}.jpeg", Thumbnail(pictures))
     app.add_route("/healthz", Alive())
-    app.add_route(
-        "/readyz", Ready(ledger, storage, queue, redis, breaker, cache_redis, cache_breaker, lifespan.identity)
-    )
+    servers = (redis.queue, redis.queue_breaker, redis.cache, redis.cache_breaker)
+    app.add_route("/readyz", Ready(ledger, storage, queue, *servers, lifespan.identity))
     return serving
 
 
 class Lifespan:
     """Falcon middleware that opens what the app needs, makes sure that its parts belong together, and closes them."""
 
-    def __init__(
-        self, settings: Settings, ledger: Ledger, storage: Storage, redis: Redis, breaker: CircuitBreaker
-    ) -> None:
-        self.to_check: list[Callable[[], Any]] = []
-        self.background: list[Callable[[], Any]] = []
-        self.to_close: list[Callable[[], Any]] = []
+    def __init__(self, settings: Settings, ledger: Ledger, storage: Storage, redis: RedisConnections) -> None:
+        self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._settings = settings
         self._ledger = ledger
         self._storage = storage
         self._redis = redis
-        self._breaker = breaker
         self._identity = Identity("", None)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -167,14 +147,13 @@ class Lifespan:
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         await self._storage.prepare()
         self._identity = await check_storage(self._ledger, self._storage, self._settings)
-        for check in self.to_check:
-            await check()
-        await check_redis(self._redis, self._breaker, self._identity.name, self._settings)
-        standing = keep_standing(self._redis, self._breaker, self._identity.name)
+        await self._redis.check()
+        client, breaker = self._redis.queue, self._redis.queue_breaker
+        await check_redis(client, breaker, self._identity.name, self._settings)
+        standing = keep_standing(client, breaker, self._identity.name)
         self._tasks = [asyncio.create_task(coroutine) for coroutine in (standing, *(run() for run in self.background))]
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         await cancel(*self._tasks)
-        for close in self.to_close:
+        for close in (self._redis.close, self._storage.close, tracing.close, self._ledger.close):
             await close()
-        await self._ledger.close()

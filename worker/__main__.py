@@ -18,8 +18,8 @@ from shared.cancellation import cancel
 from shared.errors import AsgilookError
 from shared.identity import check_redis, check_storage, keep_standing
 from shared.ledger import Ledger
-from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker, RedisAway
-from shared.redis.clients import check_access, worker_client
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.connections import open_redis
 from shared.redis.notices import Announcer
 from shared.redis.queue import Queue
 from shared.redis.response_cache import ResponseCache
@@ -67,27 +67,16 @@ async def run(settings: Settings) -> None:
         identity = await check_storage(ledger, storage, settings)
         ledger_name = identity.name
 
-        redis = worker_client(settings.redis_url, settings=settings)
-        stack.push_async_callback(redis.aclose)
-        breaker = CircuitBreaker(redis, WORKER_DEADLINE)
-        stack.push_async_callback(breaker.close)
-        cache_redis, cache_breaker = redis, breaker
-        if settings.cache_redis_url != settings.redis_url:
-            cache_redis = worker_client(settings.cache_redis_url, settings=settings)
-            stack.push_async_callback(cache_redis.aclose)
-            cache_breaker = CircuitBreaker(cache_redis, WORKER_DEADLINE)
-            stack.push_async_callback(cache_breaker.close)
-        await check_access(redis, breaker, "REDIS_URL")
-        if cache_redis is not redis:
-            await check_access(cache_redis, cache_breaker, "CACHE_REDIS_URL")
-        await check_redis(redis, breaker, ledger_name, settings)
-
-        queue = traced(Queue(redis, breaker, lambda: ledger_name), "queue")
-        cache = ResponseCache(cache_redis, cache_breaker, lambda: ledger_name)
-        announcer = Announcer(redis, breaker, lambda: ledger_name)
-        settling = Settling(ledger, storage, cache, announcer, settings.keep_originals)
         # A web process that did not notice its absence goes on trusting this Redis: no pass of the sweep is awaited.
-        cache_breaker.before_closing.append(lambda: settling.settle_all_tokens(even_if_open=True))
+        redis = open_redis(settings, "worker", before_closing=lambda: settling.settle_all_tokens(even_if_open=True))
+        stack.push_async_callback(redis.close)
+        await redis.check()
+        await check_redis(redis.queue, redis.queue_breaker, ledger_name, settings)
+
+        queue = traced(Queue(redis.queue, redis.queue_breaker, lambda: ledger_name), "queue")
+        cache = ResponseCache(redis.cache, redis.cache_breaker, lambda: ledger_name)
+        announcer = Announcer(redis.queue, redis.queue_breaker, lambda: ledger_name)
+        settling = Settling(ledger, storage, cache, announcer, settings.keep_originals)
         renderer = Renderer(settings, slots, capacity.pixel_budget(slots), child_bytes=capacity.child_memory(slots))
         await renderer.start()
         stack.push_async_callback(renderer.close)
@@ -97,7 +86,7 @@ async def run(settings: Settings) -> None:
         def make_consumer() -> Consumer:
             return Consumer(
                 jobs.functions,
-                redis=redis,
+                redis=redis.queue,
                 queue=queue,
                 slots=slots,
                 # Its own, and that of the picture before it in its child.
@@ -114,7 +103,7 @@ async def run(settings: Settings) -> None:
         background = [
             asyncio.create_task(consumers.run()),
             asyncio.create_task(sweep.run()),
-            asyncio.create_task(keep_standing(redis, breaker, ledger_name)),
+            asyncio.create_task(keep_standing(redis.queue, redis.queue_breaker, ledger_name)),
         ]
         if exposition is not None:
             background.append(asyncio.create_task(MetricsPort(settings, exposition, ledger, queue).run()))
@@ -137,14 +126,12 @@ async def run(settings: Settings) -> None:
 async def check(settings: Settings) -> int:
     """Tell whether a worker of this host is alive: 0 if so, 1 if not. Raises AsgilookError where it cannot be told."""
     ledger = Ledger.connect(settings)
-    redis = worker_client(settings.redis_url, settings=settings)
-    breaker = CircuitBreaker(redis, WORKER_DEADLINE)
+    redis = open_redis(settings, "worker")
     try:
         identity = await ledger.identity()
-        names = await Queue(redis, breaker, lambda: identity.name).workers_alive()
+        names = await Queue(redis.queue, redis.queue_breaker, lambda: identity.name).workers_alive()
     finally:
-        await breaker.close()
-        await redis.aclose()
+        await redis.close()
         await ledger.close()
     host = f"{socket.gethostname()}:"
     ours = [name for name in names if name.startswith(host)]

@@ -8,7 +8,6 @@ import logging
 
 from shared.errors import AsgilookError
 from shared.ledger import Ledger
-from shared.redis.notices import Listener
 from shared.storage import KeepsCopies
 
 logger = logging.getLogger(__name__)
@@ -23,12 +22,14 @@ _LEAST_SECONDS = 5.0
 class Copies:
     """Asks the ledger about every image that has copies: at the start, after each gap in the notices, now and then."""
 
-    def __init__(self, ledger: Ledger, storage: KeepsCopies, listener: Listener) -> None:
+    def __init__(self, ledger: Ledger, storage: KeepsCopies) -> None:
         self._ledger = ledger
         self._storage = storage
         self._missed = asyncio.Event()
-        listener.on_notice.append(storage.forget_copies)
-        listener.on_gap.append(self._missed.set)
+
+    def notices_missed(self) -> None:
+        """Check soon, because notices may have been missed."""
+        self._missed.set()
 
     async def run(self) -> None:
         """Check until cancelled."""

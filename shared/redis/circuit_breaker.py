@@ -38,20 +38,27 @@ class CircuitBreaker:
     """Guards one Redis: an exchange that fails or overstays opens it, and nobody asks again until it has closed.
 
     While it is open a task of its own asks, after an eighth of a second, a quarter … and then every second, whether
-    Redis is back; before it closes, everything in `before_closing` is awaited, so that what was missed can be made
-    good before anybody trusts Redis again. When it opens, everything in `on_opening` is called.
+    Redis is back; before it closes, `before_closing` is awaited, so that what was missed can be made
+    good before anybody trusts Redis again. When it opens, `on_opening` is called.
 
     Where all of the client's connections are taken, an exchange waits for its turn, within its deadline. If that ends
     in vain it is we who are busy, and Redis is not left alone for it.
     """
 
-    def __init__(self, client: Redis, deadline: float) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        deadline: float,
+        *,
+        on_opening: Callable[[], None] | None = None,
+        before_closing: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._client = client
         self._deadline = deadline
         self._turns = asyncio.Semaphore(client.connection_pool.max_connections)
         self._probe: asyncio.Task[None] | None = None
-        self.on_opening: list[Callable[[], None]] = []
-        self.before_closing: list[Callable[[], Awaitable[None]]] = []
+        self._on_opening = on_opening
+        self._before_closing = before_closing
 
     @property
     def deadline(self) -> float:
@@ -108,8 +115,8 @@ class CircuitBreaker:
             metrics.REDIS_LEFT_ALONE.add()
             logger.warning("redis is left alone", extra={"reason": f"{type(reason).__name__}: {reason}"})
             self._probe = asyncio.get_running_loop().create_task(self._ask_until_back())
-            for act in self.on_opening:
-                act()
+            if self._on_opening is not None:
+                self._on_opening()
 
     async def _ask_until_back(self) -> None:
         pause = PAUSE_SECONDS * _FIRST_PAUSE
@@ -118,8 +125,8 @@ class CircuitBreaker:
             pause = min(2 * pause, PAUSE_SECONDS)
             try:
                 await self.call(self._client.ping, even_if_open=True)
-                for catch_up in self.before_closing:
-                    await catch_up()
+                if self._before_closing is not None:
+                    await self._before_closing()
             except AsgilookError as exc:
                 logger.debug("redis is still left alone", extra={"reason": str(exc)})
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
 
 from arq.connections import ArqRedis
@@ -48,7 +48,7 @@ def redis_from_url(url: str, **options: Any) -> Redis:
             tls = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
             options |= {"connection_class": _TlsConnection, "context": _tls_context(**tls)}
         # Nobody waits for ever: whoever has a connection has a time limit.
-        pool = _Pool(timeout=None, **options)
+        pool = Pool(timeout=None, **options)
         pool.make_connection()  # type: ignore[no-untyped-call] # redis-py; an option that nobody knows is found here, not when there is something to do
     except (TypeError, ValueError, RedisError, OSError) as exc:
         raise SettingsError(f"REDIS_URL, CACHE_REDIS_URL, ASGI_LOOK_REDIS_CA_CERTS: {exc}") from exc
@@ -66,13 +66,15 @@ def web_client(
     return _client(url, factory, settings, most, retry=Retry(NoBackoff(), 0), retry_on_error=[ReadOnlyError])
 
 
-def worker_client(url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS) -> Redis:
+def worker_client(
+    url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS, others: int = 0
+) -> Redis:
     """Return a client that retries once: nobody is waiting, and a dropped connection is no reason to hand back."""
     return _client(
         url,
         factory,
         settings,
-        settings.redis_max_connections,
+        settings.redis_max_connections - others,
         socket_timeout=WORKER_DEADLINE,
         socket_connect_timeout=WORKER_DEADLINE,
         retry=Retry(ExponentialBackoff(cap=1, base=0.05), 1),
@@ -94,18 +96,12 @@ def _client(url: str, factory: RedisFactory, settings: Settings, most: int, **op
     return factory(url, max_connections=most, socket_keepalive=True, **options)
 
 
-def maker_of_connections(client: Redis) -> Callable[[], AbstractConnection] | None:
-    """Return what makes a connection to the client's server that is none of the client's; None where it is a fake."""
-    pool = client.connection_pool
-    return pool.make_connection if isinstance(pool, _Pool) else None
-
-
 def is_tls(url: str) -> bool:
     """Tell whether this address asks for TLS."""
     return url.startswith("rediss:")
 
 
-class _Pool(BlockingConnectionPool):
+class Pool(BlockingConnectionPool):
     """A pool whose connections are made to the end, also where those who asked for them do not wait so long.
 
     TCP, TLS, the password and the database are five exchanges before the first command. Where each takes ten

@@ -43,17 +43,27 @@ class Announcer:
 
 
 class Listener:
-    """Hears notices, over one connection for the whole process."""
+    """Receives notices, over one connection for the whole process.
 
-    def __init__(self, client: Redis, ledger_name: LedgerName) -> None:
+    At each notice it calls `on_change` with the image's id, wakes the waiting requests, and then awaits `after_change`.
+    It calls `on_gap` whenever notices may have been missed: at every subscription, the first one included.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        ledger_name: LedgerName,
+        *,
+        on_change: Callable[[str], None] | None = None,
+        after_change: Callable[[str], Awaitable[None]] | None = None,
+        on_gap: Callable[[], None] | None = None,
+    ) -> None:
         self._client = client
         self._ledger_name = ledger_name
+        self._on_change = on_change
+        self._after_change = after_change
+        self._on_gap = on_gap
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
-        #: Called with the id of every image of which there is a notice, at once; then what takes its time.
-        self.on_change: list[Callable[[str], None]] = []
-        self.on_notice: list[Callable[[str], Awaitable[None]]] = []
-        #: Called whenever notices may have been missed: at every subscription, the first among them.
-        self.on_gap: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def listen(self, image_id: str) -> Iterator[asyncio.Event]:
@@ -88,14 +98,14 @@ class Listener:
         if message["type"] == "subscribe":
             for event in [event for events in self._waiting.values() for event in events]:
                 event.set()
-            for missed in self.on_gap:
-                missed()
+            if self._on_gap is not None:
+                self._on_gap()
             return
         data = message["data"]
         image_id = data.decode("ascii", "replace") if isinstance(data, bytes) else str(data)
-        for change in self.on_change:
-            change(image_id)
+        if self._on_change is not None:
+            self._on_change(image_id)
         for event in list(self._waiting.get(image_id, ())):
             event.set()
-        for hear in self.on_notice:
-            await hear(image_id)
+        if self._after_change is not None:
+            await self._after_change(image_id)

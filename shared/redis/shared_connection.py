@@ -21,7 +21,7 @@ from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError, Respons
 
 from shared.cancellation import cancel
 from shared.redis.circuit_breaker import PARTS, WORKER_DEADLINE
-from shared.redis.clients import maker_of_connections
+from shared.redis.clients import Pool
 from shared.stalls import Deadline
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ Command = tuple[bytes | str | int, ...]
 
 def connection_beside(client: Redis) -> SharedConnection | None:
     """Return a connection to the client's server that is not one of the client's; None beside a fake."""
-    make_connection = maker_of_connections(client)
-    return None if make_connection is None else SharedConnection(make_connection)
+    pool = client.connection_pool
+    return SharedConnection(pool.make_connection) if isinstance(pool, Pool) else None
 
 
 @dataclass(frozen=True, slots=True)

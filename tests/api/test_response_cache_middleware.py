@@ -585,7 +585,7 @@ async def test_copies_are_read_over_a_connection_of_their_own_where_there_may_be
     template: Path, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, most: int, expected: str
 ) -> None:
     """The other two are the one on which notices are listened for, and that of everything else."""
-    monkeypatch.setattr("api.app.WEB_DEADLINE", WORKER_DEADLINE)  # on a busy machine, too
+    monkeypatch.setattr("shared.redis.connections.WEB_DEADLINE", WORKER_DEADLINE)  # on a busy machine, too
     shutil.copytree(template, tmp_path / "data")
     settings = Settings(
         storage_path=tmp_path / "data", free_disk_floor=0, redis_url=valkey.url, redis_max_connections=most

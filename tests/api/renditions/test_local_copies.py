@@ -6,15 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
-from redis.asyncio import Redis
 
 from api.renditions import local_copies
 from api.renditions.local_copies import Copies
 from shared.cancellation import cancel
 from shared.errors import StorageUnavailable
 from shared.ledger import Ledger
-from shared.redis.notices import Listener
-from tests.services import ledger_name
 from tests.waiting import until
 
 
@@ -36,37 +33,34 @@ class Copied:
 
 
 @pytest.fixture
-async def listener(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Listener:
-    monkeypatch.setattr(local_copies, "_LEAST_SECONDS", 0.0)
-    return Listener(redis, ledger_name)
+def storage() -> Copied:
+    return Copied()
 
 
 @pytest.fixture
-async def storage(ledger: Ledger, listener: Listener) -> AsyncIterator[Copied]:
-    storage = Copied()
-    running = asyncio.create_task(Copies(ledger, storage, listener).run())
-    yield storage
+async def copies(ledger: Ledger, storage: Copied, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Copies]:
+    monkeypatch.setattr(local_copies, "_LEAST_SECONDS", 0.0)
+    copies = Copies(ledger, storage)
+    running = asyncio.create_task(copies.run())
+    yield copies
     await cancel(running)
 
 
 async def test_at_every_subscription_copies_are_checked_though_it_failed_before(
-    storage: Copied, listener: Listener
+    storage: Copied, copies: Copies
 ) -> None:
     for times in (1, 2):
-        await until(lambda: listener.on_gap)
-        for missed in listener.on_gap:
-            missed()
+        copies.notices_missed()
         await until(lambda times=times: storage.checked == times)  # type: ignore[misc] # a default is no argument
 
     assert storage.cleared == 0
 
 
 async def test_now_and_then_copies_are_checked_and_abandoned_ones_cleared(
-    monkeypatch: pytest.MonkeyPatch, storage: Copied, listener: Listener
+    monkeypatch: pytest.MonkeyPatch, storage: Copied, copies: Copies
 ) -> None:
     monkeypatch.setattr(local_copies, "_EVERY_SECONDS", 0.01)
-    await until(lambda: listener.on_gap)
-    listener.on_gap[0]()
+    copies.notices_missed()
 
     await until(lambda: storage.cleared >= 1)
 

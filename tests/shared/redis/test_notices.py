@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from shared.cancellation import cancel
 from shared.redis.circuit_breaker import CircuitBreaker, RedisAway
 from shared.redis.clients import listening_client, worker_client
 from shared.redis.notices import Announcer, Listener, channel_of
 from tests.services import LEDGER_NAME, ledger_name
 from tests.valkey import Valkey
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -98,6 +100,29 @@ async def test_every_new_subscription_wakes_all_who_wait(
         one.clear()
         await announcer.announce("image-1")
         await heard(one)
+
+
+async def test_callbacks_get_each_image_that_changed_and_each_gap(valkey: Valkey, announcer: Announcer) -> None:
+    told: list[str] = []
+
+    async def take_long(image_id: str) -> None:
+        told.append(f"after {image_id}")
+
+    client = listening_client(valkey.url)
+    listener = Listener(
+        client, ledger_name, on_change=told.append, after_change=take_long, on_gap=lambda: told.append("gap")
+    )
+    running = asyncio.create_task(listener.run())
+    await until(lambda: told)
+
+    await announcer.announce("image-1", "image-2")
+    await until(lambda: len(told) == 5)
+    valkey.cut_connections()
+    await until(lambda: len(told) == 6)
+
+    assert told == ["gap", "image-1", "after image-1", "image-2", "after image-2", "gap"]
+    await cancel(running)
+    await client.aclose()
 
 
 async def test_odd_messages_wake_nobody_and_do_no_harm(

@@ -54,9 +54,10 @@ async def test_a_change_for_which_all_connections_were_taken_leaves_redis_alone_
 ) -> None:
     """That we were busy is no reason to trust a copy which nobody could make worthless."""
     client = fakeredis.FakeAsyncRedis(server=redis_server, max_connections=1)
-    breaker = CircuitBreaker(client, WEB_DEADLINE)
+    breaker = CircuitBreaker(
+        client, WEB_DEADLINE, before_closing=lambda: cache.change_tokens("image-1", even_if_open=True)
+    )
     cache = ResponseCache(client, breaker, ledger_name)
-    breaker.before_closing.append(lambda: cache.change_tokens("image-1", even_if_open=True))
     await fill(cache)
     taken, may_go_on = asyncio.Event(), asyncio.Event()
 
@@ -290,11 +291,10 @@ class Web:
 
     def __init__(self, valkey: Valkey, deadline: float) -> None:
         self.client = web_client(valkey.url)
-        self.breaker = CircuitBreaker(self.client, deadline)
         reader = connection_beside(self.client)
         assert reader is not None
         self.reader: SharedConnection = reader
-        self.breaker.on_opening.append(reader.drop)
+        self.breaker = CircuitBreaker(self.client, deadline, on_opening=reader.drop)
         self.cache = ResponseCache(self.client, self.breaker, ledger_name, reader)
         self.read_by_client = 0
         mget = self.client.mget

@@ -14,12 +14,13 @@ import hiredis
 import pytest
 import uvloop
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import NoPermissionError, OutOfMemoryError, RedisError, ResponseError
 
 from shared.cancellation import cancel
 from shared.redis.circuit_breaker import WEB_DEADLINE
-from shared.redis.clients import maker_of_connections, web_client
+from shared.redis.clients import web_client
 from shared.redis.shared_connection import SharedConnection, connection_beside
 from shared.settings import Settings
 from tests.doors import Doors
@@ -563,10 +564,9 @@ async def test_a_failure_that_nobody_has_foreseen_is_told_and_followed_by_anothe
             """There is nothing to end."""
 
     client = web_client(valkey.url)
-    real = maker_of_connections(client)
-    assert real is not None
+    make_connection: Callable[[], AbstractConnection] = client.connection_pool.make_connection
     odd: list[Any] = [Odd()]
-    shared = SharedConnection(lambda: odd.pop() if odd else real())
+    shared = SharedConnection(lambda: odd.pop() if odd else make_connection())
     task = asyncio.create_task(shared.run())
 
     await until(lambda: shared.is_free)
