@@ -88,6 +88,10 @@ def serving(stack: ExitStack, code: Path, folder: Path) -> Turn:
     def turn() -> dict[str, float]:
         images.forget()
         cold, second = images.cold().values()
+        if cold.copies < 0.95 * len(images.records):
+            raise SystemExit(
+                f"{len(images.records)} cold views left {cold.copies} copies: their fills are not in the CPU"
+            )
         before = web.cpu_seconds()
         seconds = drive(port, streamed, STREAMS)
         return {
