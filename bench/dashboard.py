@@ -25,7 +25,8 @@ from typing import Any
 from bench.panels import Event, Panel, draw, fill
 from bench.prometheus import HURRY, Prometheus, run_prometheus
 from bench.service import Service, run_service, until
-from launch.processes import HERE, Part, free_port, is_valkey_up
+from launch.processes import HERE, Part, free_port
+from launch.valkey import is_valkey_up
 from tests.corpus.formats import flat_jpeg, flat_png, with_frame_header
 from tests.integration.service import children_of
 from tests.worker.pictures import encoded, photo

@@ -24,7 +24,8 @@ from redis.asyncio import Redis
 
 from bench.figures import ROUNDS, Figure, in_turns, ratio, rounds_asked_for, show
 from bench.service import end, until
-from launch.processes import Part, free_port, is_valkey_up, valkey_command
+from launch.processes import Part, free_port
+from launch.valkey import is_valkey_up, valkey_command
 from shared.cancellation import cancel
 from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
 from shared.redis.clients import web_client

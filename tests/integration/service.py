@@ -41,7 +41,8 @@ from typing import Any, Self
 
 import pytest
 
-from launch.processes import HERE, free_port, is_valkey_up, read_procfile, valkey_command
+from launch.processes import HERE, free_port, read_procfile
+from launch.valkey import is_valkey_up, valkey_command
 
 #: The variable that has each process of a deployed service live on a machine of its own: `tests/apart`.
 APART = "ASGI_LOOK_TEST_APART"
