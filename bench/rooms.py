@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.service import until
-from launch.processes import HERE, Part, free_port, is_valkey_up, valkey_command
+from launch.processes import HERE, Part, free_port
+from launch.valkey import is_valkey_up, valkey_command
 
 Call = tuple[str, "str | None"]
 

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from shared.errors import (
     AsgilookError,
@@ -19,17 +19,17 @@ from shared.errors import (
     StorageUnavailable,
 )
 from shared.images import Image, Owed, Status, attempt_prefix
-from shared.ledger import LEASE_SECONDS, Ledger
+from shared.ledger import Ledger
 from shared.redis.circuit_breaker import RedisAway
 from shared.redis.queue import Queue
 from shared.settling import Settling
 from shared.storage import Storage
 from shared.telemetry import logs, metrics, tracing
+from worker.lease import held_lease
+from worker.pause import Pause
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two renewals of a lease.
-RENEWED_EVERY_SECONDS = LEASE_SECONDS / 4
 #: Seconds after which an image that we had trouble with is tried again.
 _AGAIN_IN_SECONDS = 2.0
 
@@ -38,128 +38,33 @@ Claim = Callable[[], Awaitable[Image | None]]
 Work = Callable[[Image], Awaitable[Image]]
 
 
-class Pause:
-    """Keeps a worker in trouble from taking anything new: 1 s, 2, 4 … 60; the first success ends it."""
-
-    MOST_SECONDS = 60.0
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._until = 0.0
-
-    @property
-    def seconds_left(self) -> float:
-        return max(0.0, self._until - time.monotonic())
-
-    def begin(self) -> None:
-        """Begin a pause, twice as long as the one before."""
-        if self.seconds_left:
-            return
-        self._seconds = min(self._seconds * 2 or 1.0, self.MOST_SECONDS)
-        self._until = time.monotonic() + self._seconds
-        logger.warning("this worker takes nothing new for a while", extra={"seconds": self._seconds})
-
-    def forget(self) -> None:
-        """Note a success."""
-        self._seconds = self._until = 0.0
-
-
-@dataclass(frozen=True)
-class Lent:
-    """What a consumer has to do with a slot in which its job runs."""
-
-    #: Whether more jobs waited than were taken, when the queue was last looked at.
-    is_wanted: Callable[[], bool]
-    #: Tells it that the job goes on without its slot.
-    left: Callable[[], None]
-
-
-class Slot:
-    """What an attempt holds from before its claim: room to render, then room to store, of which there is as much.
-
-    So the next picture is rendered while this one's files are on their way to the disk.
-    """
-
-    def __init__(self, rendering: asyncio.Semaphore, storing: asyncio.Semaphore, lent: Lent | None) -> None:
-        self._rendering = rendering
-        self._storing = storing
-        self._lent = lent
-        self._held: asyncio.Semaphore | None = None
-
-    async def __aenter__(self) -> Slot:
-        await self._rendering.acquire()
-        self._held = self._rendering
-        return self
-
-    async def leave(self) -> None:
-        """Make room for another picture's rendering, as soon as there is room for storing this one's."""
-        if self._held is self._rendering:
-            await self._storing.acquire()
-            self._rendering.release()
-            self._held = self._storing
-            if self._lent is not None:
-                self._lent.left()
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether somebody would take the room to render at once, and it could be left at once."""
-        return self._lent is not None and self._lent.is_wanted() and not self._storing.locked()
-
-    async def __aexit__(self, *error: object) -> None:
-        if self._held is not None:
-            self._held.release()
-
-
 class Attempts:
-    """Runs attempts in the process's slots. `run` never raises: the ledger alone issues work again, arq never."""
+    """Runs attempts. `run` never raises: the ledger alone issues work again, arq never."""
 
     def __init__(
-        self, ledger: Ledger, storage: Storage, queue: Queue, settling: Settling, slots: int, worker: str
+        self, ledger: Ledger, storage: Storage, queue: Queue, settling: Settling, pause: Pause, worker: str
     ) -> None:
         self.worker = worker
-        self.pause = Pause()
         self._ledger = ledger
         self._storage = storage
         self._queue = queue
         self._settling = settling
-        self._rendering = asyncio.Semaphore(slots)
-        self._storing = asyncio.Semaphore(slots)
-        self._running: dict[asyncio.Task[object], Slot] = {}
+        self._pause = pause
+        self._running: set[asyncio.Task[Any]] = set()
 
-    def may_take(self) -> bool:
-        """Whether a job taken now would start: a slot is free, also of jobs that an earlier consumer took."""
-        return not self._rendering.locked() and not self.pause.seconds_left
-
-    async def run(self, claim: Claim, work: Work, lent: Lent | None = None) -> None:
-        """Take a slot, claim an image, do the work; settle, count or hand back, whatever comes of it."""
+    async def run(self, claim: Claim, work: Work) -> None:
+        """Claim an image, do the work; settle, count or hand back, whatever comes of it."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for mypy: a coroutine always runs in a task
-        slot = self._running[task] = Slot(self._rendering, self._storing, lent)
+        self._running.add(task)
         try:
-            async with slot:
-                await self._run(claim, work)
+            await self._run(claim, work)
         except asyncio.CancelledError:
             logger.debug("cancelled outside of an attempt")
         except Exception:
             logger.exception("an attempt was left to the sweep by an unforeseen error")
         finally:
-            del self._running[task]
-
-    async def leave_slot(self) -> None:
-        """Tell, from within an attempt's work, that it renders nothing any more."""
-        task = asyncio.current_task()
-        if task in self._running:
-            await self._running[task].leave()
-
-    async def leave_slot_if_wanted(self) -> None:
-        """Tell, from within an attempt's work, that its child has only thumbnails left.
-
-        The next image is then claimed, and its original opened, while the child does the rest: only where more wait
-        than were taken, since a worker that has nothing to do would begin sooner.
-        """
-        task = asyncio.current_task()
-        if task in self._running and self._running[task].is_wanted:
-            await self.leave_slot()
+            self._running.remove(task)
 
     async def finish(self, seconds: float) -> None:
         """Wait so long for running attempts to end."""
@@ -177,7 +82,7 @@ class Attempts:
             image = await self._claimed(claim)
         except LedgerUnavailable as exc:
             logger.warning("nothing could be claimed", extra={"reason": str(exc)})
-            self.pause.begin()
+            self._pause.begin()
             return
         if image is None:
             return
@@ -195,7 +100,7 @@ class Attempts:
             # The lease runs out, or the sweep settles: nothing is lost by leaving it there.
             logger.warning("an attempt was left to the sweep", extra={"reason": str(exc), "attempt": image.attempt})
             _count("left to the sweep", type(exc).__name__)
-            self.pause.begin()
+            self._pause.begin()
 
     async def _claimed(self, claim: Claim) -> Image | None:
         claiming = asyncio.ensure_future(claim())
@@ -212,9 +117,9 @@ class Attempts:
         blame = {"attempt": image.attempt}
         began = time.monotonic()
         try:
-            async with self._lease(image):
+            async with held_lease(self._ledger, image):
                 row: Image | None = await work(image)
-            self.pause.forget()
+            self._pause.forget()
             seconds = time.monotonic() - began
             logger.info("published", extra=blame | {"seconds": round(seconds, 3)})
             _count("published", "")
@@ -256,7 +161,7 @@ class Attempts:
         row = await self._ledger.hand_back(image, _AGAIN_IN_SECONDS)
         if row is not None:
             # Where others have taken the image, by a DELETE say, its folders went under our hands: no trouble of ours.
-            self.pause.begin()
+            self._pause.begin()
         return row
 
     async def _without_own_folder(self, image: Image, row: Image | None, outcome: str, why: str) -> Image | None:
@@ -281,41 +186,6 @@ class Attempts:
             # Leftovers alone are thumbnails given up: owing them keeps requests away until the sweep pays.
             with tracing.span("settle"):
                 await self._settling.settle(row)
-
-    @contextlib.asynccontextmanager
-    async def _lease(self, image: Image) -> AsyncIterator[None]:
-        """Renew the lease while the body runs. Raises LeaseLost in the body's place once it is gone."""
-        owner = asyncio.current_task()
-        assert owner is not None  # noqa: S101 - for mypy, as above
-        lost = False
-
-        async def renew() -> None:
-            nonlocal lost
-            while True:
-                await asyncio.sleep(RENEWED_EVERY_SECONDS)
-                try:
-                    if await self._ledger.renew(image) is not None:
-                        continue
-                    latest = await self._ledger.get(image.id)
-                except LedgerUnavailable as exc:
-                    logger.warning("the lease could not be renewed", extra={"reason": str(exc)})
-                    continue
-                if latest is None or latest.published != image.attempt:
-                    lost = True
-                    owner.cancel()
-                return
-
-        renewing = asyncio.create_task(renew())
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not lost:
-                raise
-            owner.uncancel()
-            raise LeaseLost("the lease is gone") from None
-        finally:
-            renewing.cancel()
-            await asyncio.wait([renewing])
 
 
 def _count(outcome: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""What arq runs: one coroutine a job, each in four steps: claim, compute off the loop, store, record."""
+"""What arq runs: one coroutine for each kind of job, in four steps: claim, render, store, record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from shared.redis.queue import CONVERT_IMAGE, MAKE_THUMBNAILS
 from shared.settings import Settings
 from shared.storage import Draft, Storage
 from worker.attempts import Attempts
-from worker.renderer.pool import Opened, Renderer
+from worker.renderer.pool import Renderer
+from worker.renderer.session import RenderSession
+from worker.slots import Slot
 
 
 class Jobs:
@@ -40,7 +42,7 @@ class Jobs:
 
     @property
     def functions(self) -> list[Function]:
-        """The functions to register with arq, under the names by which they are enqueued."""
+        """The functions to register with arq, by the names under which they are enqueued."""
         return [
             func(self.convert_image, name=CONVERT_IMAGE, max_tries=1),
             func(self.make_thumbnails, name=MAKE_THUMBNAILS, max_tries=1),
@@ -49,46 +51,46 @@ class Jobs:
     async def convert_image(self, ctx: dict[str, Any], image_id: str) -> None:
         """Make an image's JPEG and thumbnails from its original."""
         await self._attempts.run(
-            lambda: self._ledger.claim(image_id, self._attempts.worker), self._convert, ctx.get("lent")
+            lambda: self._ledger.claim(image_id, self._attempts.worker),
+            lambda image: self._convert(image, ctx["slot"]),
         )
 
     async def make_thumbnails(self, ctx: dict[str, Any], image_id: str, wake: int) -> None:
         """Make the thumbnails of a ready image, which is served meanwhile."""
         await self._attempts.run(
             lambda: self._ledger.claim_thumbnails(image_id, wake, self._attempts.worker),
-            self._make_thumbnails,
-            ctx.get("lent"),
+            lambda image: self._make_thumbnails(image, ctx["slot"]),
         )
 
-    async def _convert(self, image: Image) -> Image:
+    async def _convert(self, image: Image, slot: Slot) -> Image:
         async with contextlib.AsyncExitStack() as stack:
             original = stack.enter_context(await self._open(original_key(image.id)))
-            async with self._renderer.open(original.fileno()) as opened:
-                size = opened.size
+            async with self._renderer.open(original.fileno()) as session:
+                size = session.size
                 drafts = await self._drafts(stack, [size, *ladder(size, self._settings.min_thumb_size)])
-                await self._render(opened, drafts)
-            renditions = await self._keep(image, size, drafts, opened.written)
+                await self._render(session, drafts, slot)
+            renditions = await self._keep(image, size, drafts, session.written)
         return _committed(await self._ledger.publish(image, size, renditions))
 
-    async def _make_thumbnails(self, image: Image) -> Image:
+    async def _make_thumbnails(self, image: Image, slot: Slot) -> Image:
         assert image.size is not None  # noqa: S101 - for mypy: a ready image has a size
         assert image.published is not None  # noqa: S101 - for mypy: a ready image is published
         published = rendition_key(image.id, image.published, FULL)
         has_original = await self._storage.exists(original_key(image.id))
         has_full = await self._storage.exists(published)
         if has_full and has_original:
-            # What is torn is not carried over, where there is something to make another of.
+            # A torn file is not carried over where the original is left to make it again.
             full = image.renditions[FULL]
             has_full = await self._storage.digest(published) == (full.bytes, full.sha256)
         sizes = ladder(image.size, self._settings.min_thumb_size)
         async with contextlib.AsyncExitStack() as stack:
             source = stack.enter_context(await self._open(original_key(image.id) if has_original else published))
-            async with self._renderer.open(source.fileno()) as opened:
-                if opened.size != image.size:
+            async with self._renderer.open(source.fileno()) as session:
+                if session.size != image.size:
                     raise UnreadableImage("The stored picture is not the one that was published.")
                 drafts = await self._drafts(stack, sizes if has_full else [image.size, *sizes])
-                await self._render(opened, drafts)
-            renditions = await self._keep(image, image.size, drafts, opened.written)
+                await self._render(session, drafts, slot)
+            renditions = await self._keep(image, image.size, drafts, session.written)
         if has_full:
             await self._storage.carry_over(published, rendition_key(image.id, image.attempt, FULL))
             renditions = {FULL: image.renditions[FULL]} | renditions
@@ -108,9 +110,9 @@ class Jobs:
             stack.push_async_callback(draft.discard)
         return drafts
 
-    async def _render(self, opened: Opened, drafts: Mapping[Size, Draft]) -> None:
+    async def _render(self, session: RenderSession, drafts: Mapping[Size, Draft], slot: Slot) -> None:
         outputs = {size: draft.fileno() for size, draft in drafts.items()}
-        await opened.render(outputs, self._attempts.leave_slot_if_wanted, self._attempts.leave_slot)
+        await session.render(outputs, largest_written=slot.leave_if_wanted, rendered=slot.leave)
 
     async def _keep(
         self, image: Image, full: Size, drafts: Mapping[Size, Draft], written: Mapping[Size, tuple[int, str]]

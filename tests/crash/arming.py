@@ -41,7 +41,7 @@ class Arm:
 
 
 #: For a worker that is to have one image in its hands, and not another one besides while it stores the first.
-ONE_AT_A_TIME = Arm("worker.attempts:Attempts.leave_slot", "before", "skip")
+ONE_AT_A_TIME = Arm("worker.slots:Slot.leave", "before", "skip")
 
 
 class Ambush:

@@ -37,6 +37,7 @@ _SERVE = "api.server.guard:Guard._serve"
 _DELETE = "api.images:ImageRecord.on_delete"
 _RETRY = "api.images:Retry.on_post"
 _MISSING = "api.renditions.resources:Pictures._missing"
+_SESSION = "worker.renderer.session:RenderSession"
 CONVERT = "worker.jobs:Jobs.convert_image"
 _THUMBNAILS = "worker.jobs:Jobs.make_thumbnails"
 _ORIGINAL = "originals"
@@ -155,22 +156,22 @@ def _lost(
 
 #: A worker converts an image.
 CONVERTING = _here(
-    Point("conversion: taken from the queue", "before", "worker.consumer:Consumer.run_job"),
+    Point("conversion: taken from the queue", "before", "worker.consumer:Consumer._run_job"),
     Point("conversion: begun, not claimed", "before", CONVERT),
     Point("conversion: claimed, not committed", "before", _COMMIT, f"{_LEDGER}.claim"),
     CLAIMED,
     _lost("the original is open", "after", f"{_STORAGE}.open_local"),
-    _lost("the child has read the header", "after", "worker.renderer.pool:Opened._read_header"),
+    _lost("the child has read the header", "after", f"{_SESSION}.read_header"),
     _lost("one draft is made", "after", f"{_DRAFT}.begin", "drafts originals"),
     _lost("all drafts are made", "after", "worker.jobs:Jobs._drafts", "drafts originals"),
     _lost(
         "the child has only thumbnails left",
         "before",
-        "worker.attempts:Attempts.leave_slot_if_wanted",
+        "worker.slots:Slot.leave_if_wanted",
         "drafts originals",
     ),
-    _lost("the full-size JPEG is copied", "after", "worker.renderer.pool:Opened._take_over", "drafts originals"),
-    _lost("the child has rendered", "after", "worker.renderer.pool:Opened.render", "drafts originals"),
+    _lost("the full-size JPEG is copied", "after", f"{_SESSION}._take_over", "drafts originals"),
+    _lost("the child has rendered", "after", f"{_SESSION}.render", "drafts originals"),
     _lost("its slot is left", "before", f"{_STORAGE}.keep", "drafts originals"),
     _lost("one draft is fsynced, perhaps more", "after", f"{_DRAFT}.sync", "drafts originals", only="disk"),
     _lost("the drafts are fsynced, their folder made", "before", f"{_DRAFT}.rename", "drafts originals", only="disk"),
@@ -223,7 +224,7 @@ CONVERTING = _here(
         CONVERT,
         files=_ALL,
     ),
-    Point("conversion: settled, arq not told", "before", "worker.consumer:Consumer.finish_job", files=_ALL),
+    Point("conversion: settled, arq not told", "before", "arq.worker:Worker.finish_job", files=_ALL),
     Point(
         "lease: renewed, not committed",
         "before",

@@ -16,7 +16,7 @@ from tests.worker.pictures import encoded, photo
 pytestmark = pytest.mark.processes
 
 #: The child's first two answers are of the header and the largest size; its third is never read.
-ONLY_THUMBNAILS_LEFT = Arm("worker.renderer.pool:Opened._in_time", "before", "hold", call=3)
+ONLY_THUMBNAILS_LEFT = Arm("worker.renderer.session:RenderSession._in_time", "before", "hold", call=3)
 
 
 @pytest.fixture

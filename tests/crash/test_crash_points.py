@@ -232,11 +232,13 @@ def deadly_arm(point: Point, image_id: str) -> Arm:
 def worker_arms(point: Point, image_id: str) -> list[Arm]:
     arms = [
         ONE_AT_A_TIME,
-        Arm("worker.consumer:Consumers.run", "before", "stop"),
-        Arm("worker.consumer:Consumer.main", "before", "note" if point.consumes else "hold"),
+        Arm("worker.consumer:Consumer.run", "before", "stop"),
+        Arm("worker.consumer:Consumer._consume", "before", "note" if point.consumes else "hold"),
     ]
     if point.trouble:
-        arms.append(Arm("worker.renderer.pool:Opened._read_header", "before", "stop", within=CONVERT, about=image_id))
+        arms.append(
+            Arm("worker.renderer.session:RenderSession.read_header", "before", "stop", within=CONVERT, about=image_id)
+        )
     return arms
 
 

@@ -46,7 +46,7 @@ class Stalled:
 def start_stalling(service: Deployed, folder: Path, image_id: str, *where: Arm) -> Stalled:
     """Start a worker that waits to be woken, then stops over the image, and may die when it goes on."""
     arms = (replace(arm, about=image_id) for arm in where)
-    ambush = Ambush(folder, ONE_AT_A_TIME, Arm("worker.consumer:Consumers.run", "before", "stop"), *arms)
+    ambush = Ambush(folder, ONE_AT_A_TIME, Arm("worker.consumer:Consumer.run", "before", "stop"), *arms)
     return Stalled(image_id, service.start_worker(ASGI_LOOK_RENDER_SLOTS="1", **ambush.env))
 
 

@@ -48,14 +48,15 @@ from tests.ledgers import (
 )
 from tests.services import LEDGER_NAME, put_rendition
 from tests.waiting import until
-from worker.attempts import Attempts, Lent, Work
+from worker.attempts import Attempts, Work
+from worker.pause import Pause
 
 __all__ = ["database"]
 
 
 @pytest.fixture
 def attempts(ledger: Ledger, storage: Storage, queue: Queue, settling: Settling) -> Attempts:
-    return Attempts(ledger, storage, queue, settling, slots=1, worker="host:1")
+    return Attempts(ledger, storage, queue, settling, Pause(), "host:1")
 
 
 async def convert(attempts: Attempts, image: Image, work: Work) -> None:
@@ -155,11 +156,11 @@ async def test_an_image_that_somebody_else_has_is_left_alone(ledger: Ledger, att
 
 
 async def test_a_success_ends_a_pause(ledger: Ledger, attempts: Attempts) -> None:
-    attempts.pause.begin()
+    attempts._pause.begin()
 
     await convert(attempts, await queued(ledger), publishing(attempts))
 
-    assert attempts.pause.seconds_left == 0
+    assert attempts._pause.seconds_left == 0
 
 
 async def test_lines_written_during_an_attempt_name_its_image_and_request(ledger: Ledger, attempts: Attempts) -> None:
@@ -191,7 +192,7 @@ async def test_what_the_file_did_is_final_at_once(
     assert (row.owed, row.due) == (None, None)
     assert await folders_of(storage, image) == []
     assert await queue_of(redis) == []
-    assert attempts.pause.seconds_left == 0
+    assert attempts._pause.seconds_left == 0
 
 
 async def test_a_crashed_decoder_is_final_at_the_second_time(
@@ -239,7 +240,7 @@ async def test_what_was_lost_is_queued_again_at_once(
     assert (row.status, row.losses, row.failures) == (Status.QUEUED, 1, 0)
     assert await queue_of(redis) == [f"convert:{LEDGER_NAME}:{image.id}:2".encode()]
     assert await folders_of(storage, image) == []
-    assert attempts.pause.seconds_left == 0
+    assert attempts._pause.seconds_left == 0
 
 
 async def test_what_is_lost_for_the_twentieth_time_fails_and_is_settled(ledger: Ledger, attempts: Attempts) -> None:
@@ -290,7 +291,7 @@ async def test_trouble_counts_nowhere_and_pauses_the_worker(
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures, row.worker) == (Status.QUEUED, 0, 0, None)
     assert 1 < await seconds_until_due(ledger, row) <= 2
-    assert 0 < attempts.pause.seconds_left <= 1
+    assert 0 < attempts._pause.seconds_left <= 1
     assert await folders_of(storage, image) == []
     assert await queue_of(redis) == []
 
@@ -306,7 +307,7 @@ async def test_a_delete_in_the_middle_of_storing_is_no_trouble_of_the_workers(
 
     await convert(attempts, await queued(ledger), work)
 
-    assert attempts.pause.seconds_left == 0
+    assert attempts._pause.seconds_left == 0
 
 
 async def test_an_image_stays_with_whoever_cannot_hand_it_back_until_its_lease_is_over(
@@ -323,7 +324,7 @@ async def test_an_image_stays_with_whoever_cannot_hand_it_back_until_its_lease_i
 
     row = await latest(ledger, image)
     assert row.status is Status.PROCESSING
-    assert attempts.pause.seconds_left > 0
+    assert attempts._pause.seconds_left > 0
     # What became of the commit is not known: nothing is removed.
     assert await folders_of(storage, image) == ["1"]
 
@@ -335,7 +336,7 @@ async def test_a_ledger_that_cannot_be_asked_pauses_the_worker(attempts: Attempt
     await attempts.run(claim, gate)
 
     assert gate.begun == []
-    assert attempts.pause.seconds_left > 0
+    assert attempts._pause.seconds_left > 0
 
 
 async def test_no_error_whatever_reaches_arq(attempts: Attempts, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
@@ -366,7 +367,7 @@ async def test_who_is_cancelled_hands_back_at_once_without_blame(
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures) == (Status.QUEUED, 0, 0)
     assert await seconds_until_due(ledger, row) <= 0
-    assert attempts.pause.seconds_left == 0
+    assert attempts._pause.seconds_left == 0
     assert await folders_of(storage, image) == []
     assert gate.cancelled == 1
 
@@ -413,20 +414,6 @@ async def test_what_was_claimed_by_somebody_who_was_cancelled_is_handed_back(
     assert (row.status, row.attempt, row.losses, gate.begun) == (Status.QUEUED, 1, 0, [])
 
 
-async def test_who_waits_for_a_slot_when_cancelled_has_claimed_nothing(
-    ledger: Ledger, attempts: Attempts, gate: Gate
-) -> None:
-    first, second = await queued(ledger), await queued(ledger)
-    running = [asyncio.create_task(convert(attempts, image, gate)) for image in (first, second)]
-    await until(lambda: gate.begun)
-
-    attempts.cancel()
-    await asyncio.gather(*running)
-
-    assert await latest(ledger, second) == second
-    assert [image.id for image in gate.begun] == [first.id]
-
-
 # The lease
 
 
@@ -461,7 +448,7 @@ async def with_ledger(
 
     async def make(kind: type[Ledger]) -> Attempts:
         ledgers.append(kind.connect(settings))
-        return Attempts(ledgers[-1], storage, queue, settling, slots=1, worker="host:1")
+        return Attempts(ledgers[-1], storage, queue, settling, Pause(), "host:1")
 
     yield make
 
@@ -475,7 +462,7 @@ WithLedger = Callable[[type[Ledger]], Awaitable[Attempts]]
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Renew leases a hundred times a second."""
-    monkeypatch.setattr("worker.attempts.RENEWED_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("worker.lease.RENEWED_EVERY_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("often")
@@ -564,7 +551,7 @@ async def test_a_lost_lease_stops_the_work_and_only_its_own_folder_goes(
     assert gate.cancelled == 1
     assert await latest(ledger, image) == before
     assert await folders_of(storage, image) == ["2"]
-    assert attempts.pause.seconds_left == 0
+    assert attempts._pause.seconds_left == 0
 
 
 @pytest.mark.parametrize("rival", [take_over, publish_over, delete])
@@ -665,183 +652,6 @@ async def test_nothing_is_removed_while_nobody_can_say_what_was_committed(
 
     assert (await latest(ledger, image)).published == 1
     assert await folders_of(storage, image) == ["1"]
-
-
-# Slots
-
-
-async def test_a_slot_is_taken_before_the_claim(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
-    """An image claimed by somebody who waits would be nobody's for as long."""
-    images = [await queued(ledger) for _ in range(3)]
-    running = [asyncio.create_task(convert(attempts, image, gate)) for image in images]
-    await until(lambda: gate.begun)
-
-    waiting = [(await latest(ledger, image)).status for image in images[1:]]
-    gate.open()
-    await asyncio.gather(*running)
-
-    assert waiting == [Status.QUEUED, Status.QUEUED]
-    assert [(await latest(ledger, image)).status for image in images] == [Status.READY] * 3
-
-
-async def test_a_worker_takes_only_what_it_can_start(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
-    """A job taken in vain is hidden from an idle worker until the sweep wakes it again."""
-    before = attempts.may_take()
-    running = asyncio.create_task(convert(attempts, await queued(ledger), gate))
-    await until(lambda: gate.begun)
-    while_busy = attempts.may_take()
-    gate.open()
-    await running
-    attempts.pause.begin()
-
-    assert (before, while_busy, attempts.may_take()) == (True, False, False)
-
-
-async def test_a_slot_that_is_left_is_free_for_the_next_picture_while_this_one_is_stored(
-    ledger: Ledger, attempts: Attempts, gate: Gate
-) -> None:
-    """A child that waits for the disk of the picture before renders nothing."""
-    left: list[str] = []
-    storing = [await queued(ledger), await queued(ledger)]
-    next_one = await queued(ledger)
-
-    async def store(image: Image) -> Image:
-        await attempts.leave_slot()
-        return await gate(image)
-
-    async def run(image: Image, work: Work) -> None:
-        await attempts.run(
-            lambda: ledger.claim(image.id, "host:1"), work, Lent(lambda: False, lambda: left.append(image.id))
-        )
-
-    first = asyncio.create_task(run(storing[0], store))
-    await until(lambda: gate.begun)
-    may_take = attempts.may_take()
-    second = asyncio.create_task(run(storing[1], store))
-    third = asyncio.create_task(run(next_one, gate))
-    # The second has no room for storing while the first one is at it, and keeps its slot: the third is not claimed.
-    await until(lambda: not attempts.may_take())
-    claimed_meanwhile = (await latest(ledger, storing[1])).status, (await latest(ledger, next_one)).status
-    stored_meanwhile = [image.id for image in gate.begun]
-    gate.open()
-    await asyncio.gather(first, second, third)
-
-    assert may_take
-    assert stored_meanwhile == [storing[0].id]
-    assert claimed_meanwhile[1] is Status.QUEUED
-    assert left == [image.id for image in storing]
-    assert [(await latest(ledger, image)).status for image in (*storing, next_one)] == [Status.READY] * 3
-    assert attempts.may_take()
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-async def test_a_slot_is_left_early_only_where_more_images_wait(
-    ledger: Ledger, attempts: Attempts, gate: Gate, wanted: bool
-) -> None:
-    """Claimed ahead, the last one in the queue would wait here, and a worker with nothing to do would wait for it."""
-    image, next_one = await queued(ledger), await queued(ledger)
-    left: list[str] = []
-
-    async def only_thumbnails_left(image: Image) -> Image:
-        await attempts.leave_slot_if_wanted()
-        return await gate(image)
-
-    lent = Lent(lambda: wanted, lambda: left.append(image.id))
-    first = asyncio.create_task(attempts.run(lambda: ledger.claim(image.id, "host:1"), only_thumbnails_left, lent))
-    await until(lambda: gate.begun)
-    second = asyncio.create_task(convert(attempts, next_one, gate))
-    may_take = attempts.may_take()
-    if wanted:
-        await until(lambda: len(gate.begun) == 2)
-    meanwhile = (await latest(ledger, next_one)).status
-    gate.open()
-    await asyncio.gather(first, second)
-
-    assert (may_take, meanwhile) == ((True, Status.PROCESSING) if wanted else (False, Status.QUEUED))
-    assert left == ([image.id] if wanted else [])
-    assert [(await latest(ledger, each)).status for each in (image, next_one)] == [Status.READY] * 2
-
-
-async def test_no_slot_is_left_early_while_others_store(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
-    """It would wait for its room while its child waits for it."""
-    storing, image = await queued(ledger), await queued(ledger)
-    lent = Lent(lambda: True, lambda: None)
-
-    async def store(image: Image) -> Image:
-        await attempts.leave_slot()
-        return await gate(image)
-
-    async def only_thumbnails_left(image: Image) -> Image:
-        await attempts.leave_slot_if_wanted()
-        return await gate(image)
-
-    first = asyncio.create_task(convert(attempts, storing, store))
-    await until(lambda: gate.begun)
-    second = asyncio.create_task(attempts.run(lambda: ledger.claim(image.id, "host:1"), only_thumbnails_left, lent))
-    await until(lambda: len(gate.begun) == 2)
-
-    may_take = attempts.may_take()
-    gate.open()
-    await asyncio.gather(first, second)
-
-    assert not may_take
-
-
-async def test_an_attempt_that_is_cancelled_while_it_stores_hands_its_image_back(
-    ledger: Ledger, attempts: Attempts, gate: Gate
-) -> None:
-    image = await queued(ledger)
-
-    async def store(image: Image) -> Image:
-        await attempts.leave_slot()
-        return await gate(image)
-
-    running = asyncio.create_task(convert(attempts, image, store))
-    await until(lambda: gate.begun)
-    attempts.cancel()
-    await running
-
-    assert (await latest(ledger, image)).status is Status.QUEUED
-    assert attempts.may_take()
-
-
-async def test_whoever_is_cancelled_while_others_store_hands_its_image_back_and_keeps_no_room(
-    ledger: Ledger, attempts: Attempts, gate: Gate
-) -> None:
-    """One is stored, the next is rendered and waits for room, the third waits for that one's slot."""
-    storing, waiting, last = [await queued(ledger) for _ in range(3)]
-
-    async def store(image: Image) -> Image:
-        await attempts.leave_slot()
-        return await gate(image)
-
-    running = [asyncio.create_task(convert(attempts, image, store)) for image in (storing, waiting, last)]
-    await until(lambda: gate.begun and not attempts.may_take())
-    await until(lambda: attempts._storing._waiters)
-    attempts.cancel()
-    await asyncio.gather(*running)
-
-    assert [(await latest(ledger, image)).status for image in (storing, waiting, last)] == [Status.QUEUED] * 3
-    gate.open()
-    await asyncio.gather(*[convert(attempts, await queued(ledger), store) for _ in range(2)])
-    assert not attempts._rendering.locked()
-    assert not attempts._storing.locked()
-
-
-async def test_finishing_waits_for_what_runs_and_no_longer_than_told(
-    ledger: Ledger, attempts: Attempts, gate: Gate
-) -> None:
-    await attempts.finish(30)
-    running = asyncio.create_task(convert(attempts, await queued(ledger), gate))
-    await until(lambda: gate.begun)
-
-    await attempts.finish(0.01)
-    still_running = not running.done()
-    gate.open()
-    await attempts.finish(30)
-
-    assert still_running
-    assert running.done()
 
 
 # Thumbnails of a ready image

@@ -27,7 +27,9 @@ from tests.services import LEDGER_NAME, ledger_name
 from tests.valkey import Valkey
 from tests.waiting import until
 from worker.attempts import Attempts
-from worker.consumer import Consumer, Consumers
+from worker.consumer import Consumer
+from worker.pause import Pause
+from worker.slots import Slots
 
 SLOTS = 2
 
@@ -92,35 +94,36 @@ async def worked() -> Worked:
     return Worked()
 
 
+class Children:
+    """Child processes as a consumer sees them."""
+
+    unfiltered_for = ""
+    is_idle = True
+
+    def has_idle_child(self) -> bool:
+        return self.is_idle
+
+
 class Running:
-    """Consumers that run, and all that were made."""
+    """A consumer that runs."""
 
     def __init__(self, redis: Redis, queue: Queue, convert: Any, thumbnails: Any) -> None:
-        self.made: list[Consumer] = []
-        self.may_take = self.may_listen = True
-
-        def make() -> Consumer:
-            functions = [func(convert, name=CONVERT_IMAGE), func(thumbnails, name=MAKE_THUMBNAILS)]
-            consumer = Consumer(
-                functions,
-                redis=redis,
-                queue=queue,
-                slots=SLOTS,
-                job_seconds=100.0,
-                worker="host:1",
-                may_take=lambda: self.may_take,
-                may_listen=lambda: self.may_listen,
-            )
-            self.made.append(consumer)
-            return consumer
-
-        self.consumers = Consumers(make)
-        self.task = asyncio.create_task(self.consumers.run())
+        self.slots, self.pause, self.children = Slots(SLOTS), Pause(), Children()
+        self.consumer = Consumer(
+            [func(convert, name=CONVERT_IMAGE), func(thumbnails, name=MAKE_THUMBNAILS)],
+            redis=redis,
+            queue=queue,
+            slots=self.slots,
+            pause=self.pause,
+            children=self.children,
+            worker="host:1",
+            job_seconds=100.0,
+        )
+        self.task = asyncio.create_task(self.consumer.run())
 
     async def end(self) -> None:
         await cancel(self.task)
-        for consumer in self.made:
-            await cancel(*consumer.tasks.values())
+        await cancel(*(task for task in self.consumer._running if task is not None))
 
 
 @pytest.fixture
@@ -169,7 +172,7 @@ async def test_an_idle_worker_starts_at_the_bell(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
     """It would not look for itself for an hour: that it starts is the bell's doing."""
-    running = start()
+    start()
     await until(is_listening(redis))
     image = await some_image(ledger)
 
@@ -177,7 +180,6 @@ async def test_an_idle_worker_starts_at_the_bell(
 
     await until(lambda: worked.ended)
     assert worked.ended == [image.id]
-    assert len(running.made) == 1
 
 
 @pytest.mark.usefixtures("deaf_to_time")
@@ -221,7 +223,7 @@ async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once
     async def convert(ctx: dict[str, Any], image_id: str) -> None:
         worked.started.append(image_id)
         await leaving.wait()
-        ctx["lent"].left()
+        await ctx["slot"].leave()
         await worked.open.wait()
         worked.ended.append(image_id)
 
@@ -234,13 +236,13 @@ async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once
     await until(lambda: len(worked.started) == SLOTS)
 
     leaving.set()
-    await until(lambda: len(worked.started) == len(images))
-    free_while_storing = running.made[0].job_counter
+    await until(lambda: len(worked.started) == 2 * SLOTS)
     worked.open.set()
 
     await until(lambda: len(worked.ended) == len(images))
-    await until(lambda: not any(not task.done() for task in running.made[0].tasks.values()))
-    assert (free_while_storing, running.made[0].job_counter) == (0, 0)
+    await until(lambda: not running.consumer._running)
+    assert running.slots.free == SLOTS
+    assert not running.slots.storing.locked()
 
 
 @pytest.mark.usefixtures("deaf_to_time")
@@ -250,7 +252,7 @@ async def test_who_has_no_free_child_does_not_hear_the_bell(
     """A ring that a busy worker hears is lost for an idle one, also where a slot was left early."""
     looked_before = await looks(redis)
     busy = Worked()
-    start(busy.convert_image).may_listen = False
+    start(busy.convert_image).children.is_idle = False
     start()
     await until(is_listening(redis))
     await until(has_looked(redis, looked_before + 2))
@@ -268,13 +270,13 @@ async def test_who_has_a_free_child_again_looks_and_listens(
 ) -> None:
     looked_before = await looks(redis)
     running = start()
-    running.may_listen = False
+    running.children.is_idle = False
     await until(has_looked(redis, looked_before + 1))
     first = await some_image(ledger)
     await queue.enqueue(first)
-    running.may_listen = True
+    running.children.is_idle = True
 
-    running.consumers.look()
+    running.slots.freed.set()
 
     await until(lambda: worked.ended == [first.id])
     await until(is_listening(redis))
@@ -289,14 +291,14 @@ async def test_a_slot_is_wanted_where_more_jobs_wait_than_were_taken(
     async def convert(ctx: dict[str, Any], image_id: str) -> None:
         worked.started.append(image_id)
         await worked.open.wait()
-        wanted.append(ctx["lent"].is_wanted())
+        wanted.append(running.slots.jobs_wait)
 
     worked.open.clear()
     for image in [await some_image(ledger) for _ in range(SLOTS + more)]:
         await queue.enqueue(image)
     running = start(convert)
     await until(lambda: len(worked.started) == SLOTS)
-    running.may_take = False
+    running.consumer.stop()
 
     worked.open.set()
 
@@ -432,16 +434,22 @@ async def test_a_pickled_job_is_never_run_and_hinders_nobody(
 
 
 async def test_a_lost_connection_leaves_the_running_job_alone_and_the_queue_goes_on(
-    ledger: Ledger, valkey: Valkey, queue: Queue, redis: Redis, breaker: CircuitBreaker, worked: Worked, start: Start
+    ledger: Ledger,
+    valkey: Valkey,
+    queue: Queue,
+    breaker: CircuitBreaker,
+    worked: Worked,
+    start: Start,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     before, after = await some_image(ledger), await some_image(ledger)
     worked.open.clear()
-    running = start()
+    start()
     await queue.enqueue(before)
     await until(lambda: worked.started == [before.id])
 
     valkey.end()
-    await until(lambda: len(running.made) >= 3)
+    await until(lambda: caplog.messages.count("the queue is away") >= 3)
     valkey.start_again()
     await until(lambda: not breaker.is_open)
     await queue.enqueue(after)
@@ -473,34 +481,31 @@ async def test_a_job_that_ends_while_redis_is_away_has_ended(
     running = start()
     await queue.enqueue(await some_image(ledger))
     await until(lambda: worked.started)
-    consumer = running.made[0]
-    [task] = consumer.tasks.values()
 
     valkey.end()
-    await until(lambda: len(running.made) >= 2)
+    await until(lambda: "the queue is away" in caplog.messages)
     worked.open.set()
-    await until(task.done)
+    await until(lambda: not running.consumer._running)
 
     assert worked.ended == worked.started
-    assert task.exception() is None
+    assert running.slots.free == SLOTS
     assert [record for record in caplog.records if record.exc_info] == []
 
 
 # Taking nothing new
 
 
-def turns(running: Running) -> Callable[[], bool]:
-    """Tell whether the consumer's loop has turned some times from now on."""
+def turns(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Tell whether a restless consumer's loop has turned some times from now on."""
     count = 0
-    consumer = running.made[-1]
-    real = consumer.record_health
+    real = queue.beat
 
-    async def record_health() -> None:
+    async def beat(worker: str, *, is_filtered: bool = True) -> None:
         nonlocal count
         count += 1
-        await real()
+        await real(worker, is_filtered=is_filtered)
 
-    consumer.record_health = record_health  # type: ignore[method-assign] # counted, for this test
+    monkeypatch.setattr(queue, "beat", beat)
     return lambda: count >= 5
 
 
@@ -512,8 +517,8 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("restless")
-async def test_who_stops_picking_takes_nothing_new_and_lets_running_jobs_end(
-    ledger: Ledger, queue: Queue, worked: Worked, start: Start
+async def test_who_is_told_to_stop_takes_nothing_new_and_lets_running_jobs_end(
+    ledger: Ledger, queue: Queue, worked: Worked, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = await some_image(ledger), await some_image(ledger)
     worked.open.clear()
@@ -521,12 +526,12 @@ async def test_who_stops_picking_takes_nothing_new_and_lets_running_jobs_end(
     await queue.enqueue(first)
     await until(lambda: worked.started)
 
-    running.consumers.stop_picking()
+    running.consumer.stop()
     await queue.enqueue(second)
-    await until(turns(running))
+    await until(turns(queue, monkeypatch))
     worked.open.set()
     await until(lambda: worked.ended)
-    await until(turns(running))
+    await until(turns(queue, monkeypatch))
 
     assert worked.started == worked.ended == [first.id]
     assert await queue.depth() == 1
@@ -534,38 +539,46 @@ async def test_who_stops_picking_takes_nothing_new_and_lets_running_jobs_end(
 
 
 @pytest.mark.usefixtures("restless")
-async def test_who_has_stopped_picking_does_not_begin_again_when_made_anew(
-    ledger: Ledger, queue: Queue, worked: Worked, start: Start, monkeypatch: pytest.MonkeyPatch
+async def test_who_was_told_to_stop_takes_nothing_when_redis_is_back_either(
+    ledger: Ledger,
+    valkey: Valkey,
+    queue: Queue,
+    breaker: CircuitBreaker,
+    worked: Worked,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    running = start()
-    await until(lambda: running.made)
-    running.consumers.stop_picking()
+    start().consumer.stop()
+    valkey.end()
 
-    async def fail() -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise OSError("away")
 
-    monkeypatch.setattr(running.made[0], "heart_beat", fail)
-    await until(lambda: len(running.made) == 2)
+    with monkeypatch.context() as broken:
+        broken.setattr(queue, "beat", fail)
+        await until(lambda: "the queue is away" in caplog.messages)
+    valkey.start_again()
+    await until(lambda: not breaker.is_open)
     await queue.enqueue(await some_image(ledger))
-    await until(turns(running))
+    await until(turns(queue, monkeypatch))
 
     assert worked.started == []
     assert await queue.depth() == 1
 
 
 @pytest.mark.usefixtures("restless")
-async def test_a_worker_that_may_not_take_anything_is_still_alive(
-    ledger: Ledger, queue: Queue, worked: Worked, start: Start
+async def test_a_worker_that_pauses_takes_nothing_and_is_still_alive(
+    ledger: Ledger, queue: Queue, worked: Worked, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = start()
-    running.may_take = False
+    running.pause._until = float("inf")
     await queue.enqueue(await some_image(ledger))
 
-    await until(lambda: running.made)
-    await until(turns(running))
+    await until(turns(queue, monkeypatch))
     started_meanwhile = list(worked.started)
     alive_meanwhile = await queue.workers_alive()
-    running.may_take = True
+    running.pause.forget()
 
     await until(lambda: worked.ended)
     assert started_meanwhile == []
@@ -593,7 +606,7 @@ async def test_arq_logs_no_traceback_however_an_attempt_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    attempts = Attempts(ledger, storage, queue, settling, SLOTS, "host:1")
+    attempts = Attempts(ledger, storage, queue, settling, Pause(), "host:1")
     ends = [UnreadableImage("No."), ChildLost("killed"), StorageUnavailable("stale"), asyncio.CancelledError()]
     images = [await queued(ledger) for _ in range(4)]
     by_id = {image.id: end for image, end in zip(images, ends, strict=True)}
@@ -613,24 +626,20 @@ async def test_arq_logs_no_traceback_however_an_attempt_ends(
         return all(row.attempt >= 1 and row.status is not Status.PROCESSING for row in rows)
 
     await until(all_have_ended)
-    await until(lambda: running.made[0].jobs_complete >= 4)
+    await until(lambda: running.consumer._arq.jobs_complete >= 4)
     assert [record for record in caplog.records if record.name.startswith("arq") and record.exc_info] == []
     assert [record for record in caplog.records if record.name.startswith("arq") and record.levelno > 20] == []
-    assert len(running.made) == 1
 
 
 async def test_a_consumer_leaves_every_decision_to_the_ledger(start: Start) -> None:
-    running = start()
-    await until(lambda: running.made)
+    arq = start().consumer._arq
 
-    names = ("max_tries", "retry_jobs", "keep_result_s", "keep_result_forever", "max_jobs", "job_timeout_s")
-    options = {name: getattr(running.made[0], name) for name in names}
+    names = ("max_tries", "retry_jobs", "keep_result_s", "keep_result_forever", "job_timeout_s")
 
-    assert options == {
+    assert {name: getattr(arq, name) for name in names} == {
         "max_tries": 1,
         "retry_jobs": False,
         "keep_result_s": 0,
         "keep_result_forever": False,
-        "max_jobs": SLOTS,
         "job_timeout_s": 100.0,
     }

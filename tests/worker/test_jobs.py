@@ -24,9 +24,14 @@ from tests.services import put, put_original
 from tests.worker.pictures import encoded, photo
 from worker.attempts import Attempts
 from worker.jobs import Jobs
+from worker.pause import Pause
 from worker.renderer.pool import Renderer
+from worker.slots import Slots
 
-CTX: dict[str, Any] = {}
+
+def ctx() -> dict[str, Any]:
+    """What a consumer hands to a job: a slot."""
+    return {"slot": Slots(1).take()}
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ async def renderer(settings: Settings) -> AsyncIterator[Renderer]:
 
 @pytest.fixture
 def attempts(ledger: Ledger, storage: Storage, queue: Queue, settling: Settling) -> Attempts:
-    return Attempts(ledger, storage, queue, settling, slots=1, worker="host:1")
+    return Attempts(ledger, storage, queue, settling, Pause(), "host:1")
 
 
 @pytest.fixture
@@ -67,7 +72,7 @@ async def uploaded(ledger: Ledger, storage: Storage, content: bytes) -> Image:
 
 async def converted(ledger: Ledger, storage: Storage, jobs: Jobs) -> Image:
     image = await uploaded(ledger, storage, tutorials_picture())
-    await jobs.convert_image(CTX, image.id)
+    await jobs.convert_image(ctx(), image.id)
     return await latest(ledger, image)
 
 
@@ -111,7 +116,7 @@ async def test_an_upload_becomes_a_jpeg_and_its_ladder_of_thumbnails(
 async def test_a_small_picture_has_no_thumbnails(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
     image = await uploaded(ledger, storage, encoded(photo((100, 60)), "WEBP").getvalue())
 
-    await jobs.convert_image(CTX, image.id)
+    await jobs.convert_image(ctx(), image.id)
 
     assert (await stored_pictures(storage, await latest(ledger, image))).keys() == {FULL}
 
@@ -121,7 +126,7 @@ async def test_what_is_no_picture_fails_with_its_reason_and_leaves_its_original_
 ) -> None:
     image = await uploaded(ledger, storage, tutorials_picture()[:5000])
 
-    await jobs.convert_image(CTX, image.id)
+    await jobs.convert_image(ctx(), image.id)
 
     row = await latest(ledger, image)
     assert (row.status, row.error_type, row.renditions) == (Status.FAILED, "unreadable-image", {})
@@ -134,7 +139,7 @@ async def test_what_is_no_picture_fails_with_its_reason_and_leaves_its_original_
 async def test_an_original_that_is_gone_is_our_loss(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
     image = await queued(ledger)
 
-    await jobs.convert_image(CTX, image.id)
+    await jobs.convert_image(ctx(), image.id)
 
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures) == (Status.QUEUED, 1, 0)
@@ -147,17 +152,17 @@ async def test_a_storage_that_has_lost_all_it_held_is_trouble_and_costs_no_image
     image = await queued(ledger)
     await storage.delete(f"markers/{identity.marker}")
 
-    await jobs.convert_image(CTX, image.id)
+    await jobs.convert_image(ctx(), image.id)
 
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures) == (Status.QUEUED, 0, 0)
-    assert attempts.pause.seconds_left > 0
+    assert attempts._pause.seconds_left > 0
 
 
 async def test_a_job_that_is_run_twice_publishes_once(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
     image = await converted(ledger, storage, jobs)
 
-    await jobs.convert_image(CTX, image.id)
+    await jobs.convert_image(ctx(), image.id)
 
     assert await latest(ledger, image) == image
 
@@ -176,7 +181,7 @@ async def test_a_missing_thumbnail_is_made_again_and_the_jpeg_is_carried_over_un
     await storage.delete(rendition_key(before.id, 1, "320x180.jpeg"))
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(CTX, wanted.id, wanted.wake)
+    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
 
     image = await latest(ledger, before)
     assert (image.status, image.published, image.owed) == (Status.READY, 2, None)
@@ -199,7 +204,7 @@ async def test_a_ladder_that_was_set_longer_is_made_of_the_original(
     longer = Jobs(replace(settings, min_thumb_size=20), ledger, identity, storage, renderer, attempts)
     wanted = await request(ledger, before)
 
-    await longer.make_thumbnails(CTX, wanted.id, wanted.wake)
+    await longer.make_thumbnails(ctx(), wanted.id, wanted.wake)
 
     image = await latest(ledger, before)
     pictures = await stored_pictures(storage, image)
@@ -217,7 +222,7 @@ async def test_where_originals_are_not_kept_thumbnails_are_made_of_the_stored_jp
     await storage.delete(rendition_key(before.id, 1, "160x90.jpeg"))
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(CTX, wanted.id, wanted.wake)
+    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
 
     image = await latest(ledger, before)
     pictures = await stored_pictures(storage, image)
@@ -232,7 +237,7 @@ async def test_a_missing_jpeg_is_made_again_of_the_original(ledger: Ledger, stor
     await storage.delete(rendition_key(before.id, 1, FULL))
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(CTX, wanted.id, wanted.wake)
+    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
 
     image = await latest(ledger, before)
     assert image.published == 2
@@ -250,7 +255,7 @@ async def test_a_torn_jpeg_is_made_again_of_the_original_and_not_carried_over(
     await put(storage, rendition_key(before.id, 1, FULL), full[:-9] + (b"" if torn == "cut short" else bytes(9)))
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(CTX, wanted.id, wanted.wake)
+    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
 
     image = await latest(ledger, before)
     assert image.published == 2
@@ -265,7 +270,7 @@ async def test_a_torn_jpeg_without_an_original_stays_what_it_is(ledger: Ledger, 
     await storage.delete(original_key(before.id))
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(CTX, wanted.id, wanted.wake)
+    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
 
     image = await latest(ledger, before)
     assert (image.published, image.renditions[FULL]) == (2, before.renditions[FULL])
@@ -279,7 +284,7 @@ async def test_an_original_that_has_become_another_picture_publishes_nothing(
     await put(storage, original_key(before.id), encoded(photo((64, 64)), "PNG").getvalue())
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(CTX, wanted.id, wanted.wake)
+    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
 
     image = await latest(ledger, before)
     assert (image.status, image.published, image.owed) == (Status.READY, 1, Owed.LEFTOVERS)
@@ -294,7 +299,7 @@ async def test_thumbnails_of_an_image_without_any_source_are_lost_and_it_stays_r
     await storage.delete(original_key(before.id))
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(CTX, wanted.id, wanted.wake)
+    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
 
     image = await latest(ledger, before)
     assert (image.status, image.published, image.losses) == (Status.READY, 1, 1)
@@ -302,11 +307,11 @@ async def test_thumbnails_of_an_image_without_any_source_are_lost_and_it_stays_r
 
 async def test_a_retry_of_a_failed_image_converts_it(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
     image = await uploaded(ledger, storage, tutorials_picture()[:5000])
-    await jobs.convert_image(CTX, image.id)
+    await jobs.convert_image(ctx(), image.id)
     await put_original(storage, image, tutorials_picture())
     assert await ledger.retry(image.id) is not None
 
-    await jobs.convert_image(CTX, image.id)
+    await jobs.convert_image(ctx(), image.id)
 
     row = await latest(ledger, image)
     assert (row.status, row.published, row.error_type) == (Status.READY, 2, None)

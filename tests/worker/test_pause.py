@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.attempts import Pause
+from worker.pause import Pause
 
 
 class Clock:
@@ -19,7 +19,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock that goes on when it is told to."""
     clock = Clock()
-    monkeypatch.setattr("worker.attempts.time", clock)
+    monkeypatch.setattr("worker.pause.time", clock)
     return clock
 
 

@@ -37,7 +37,8 @@ from shared.images import Size, ladder
 from shared.settings import Settings
 from tests.worker.pictures import encoded, photo, quartered
 from worker.renderer.child import Child
-from worker.renderer.pool import PixelBudget, Renderer
+from worker.renderer.pixel_budget import PixelBudget
+from worker.renderer.pool import Renderer
 from worker.renderer.scratch import Scratch
 
 HOSTILE = (sys.executable, "-m", "tests.worker.hostile")
@@ -72,8 +73,9 @@ async def start_renderer() -> AsyncIterator[StartRenderer]:
         pixel_budget: int = 100_000_000,
         child_bytes: int | None = None,
         command: tuple[str, ...] = HOSTILE,
+        on_free: Callable[[], object] = lambda: None,
     ) -> Renderer:
-        renderer = Renderer(settings, slots, pixel_budget, child_bytes=child_bytes, command=command)
+        renderer = Renderer(settings, slots, pixel_budget, child_bytes=child_bytes, command=command, on_free=on_free)
         renderers.append(renderer)
         await renderer.start()
         return renderer
@@ -297,7 +299,6 @@ async def test_a_fault_costs_its_own_picture_only(
 
     A child that dies while a thread copies the largest size is found dead by others first.
     """
-    monkeypatch.setattr("worker.renderer.pool._COPIED_AT_ONCE", -1)
     copied_slowly(monkeypatch)
     renderer = await start_renderer()
 
@@ -341,14 +342,13 @@ async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
-async def test_it_is_told_when_a_turn_is_over(start_renderer: StartRenderer, original: Original) -> None:
-    """Nobody listens for work while others' pictures would be waited for."""
-    renderer = await start_renderer()
+async def test_it_is_told_when_a_child_is_idle_again(start_renderer: StartRenderer, original: Original) -> None:
+    """A worker does not listen for jobs while all its children are busy."""
     free: list[bool] = []
-    renderer.on_free.append(lambda: free.append(renderer.has_turn()))
+    renderer: Renderer = await start_renderer(on_free=lambda: free.append(renderer.has_idle_child()))
 
     async with renderer.open(original(GOOD)) as opened:
-        while_open = renderer.has_turn()
+        while_open = renderer.has_idle_child()
         with TemporaryFile() as draft:
             await opened.render({(200, 150): draft.fileno()})
         told_before = list(free)
@@ -400,19 +400,20 @@ async def test_without_a_child_an_image_is_handed_back_until_one_starts_again(
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
-async def test_a_worker_that_stood_still_does_not_blame_the_picture(
-    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
+async def test_a_worker_that_stood_still_past_the_limit_still_takes_its_childs_answer(
+    start_renderer: StartRenderer, original: Original
 ) -> None:
     """After a SIGSTOP, or a machine's pause, the time-out and the child's answer are there at the same moment."""
-    monkeypatch.setattr("worker.renderer.pool._FROZEN_SECONDS", 0.2)
-    renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=0.5))
-    rendering = asyncio.create_task(render(renderer, original(fault("render", "hang"))))
-    await asyncio.sleep(0.1)
+    renderer = await start_renderer(replace(SETTINGS, render_wall_seconds=2.0))
 
-    time.sleep(1.0)  # noqa: ASYNC251 - this is the standstill
+    with TemporaryFile() as full, TemporaryFile() as thumbnail:
+        async with renderer.open(original(GOOD)) as opened:
+            outputs = {(200, 150): full.fileno(), (50, 37): thumbnail.fileno()}
+            # The child has its order by then, and renders on.
+            asyncio.get_running_loop().call_soon(time.sleep, 2.5)
+            await opened.render(outputs)
 
-    with pytest.raises(ChildLost):
-        await rendering
+    assert opened.written.keys() == outputs.keys()
 
 
 async def test_spinning_ends_at_the_limit_of_computing_time(start_renderer: StartRenderer, original: Original) -> None:
@@ -516,7 +517,6 @@ async def test_a_child_that_hangs_up_and_stays_is_killed(
 async def test_who_is_cancelled_while_the_largest_size_is_copied_leaves_nothing(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.renderer.pool._COPIED_AT_ONCE", -1)
     copying = copied_slowly(monkeypatch)
     renderer = await start_renderer()
     (pid,) = children()

@@ -1,0 +1,211 @@
+"""One image's time in a child: the header, then the renditions, each checked before it is taken over."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import math
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+from shared.cancellation import to_the_end
+from shared.errors import (
+    ChildLost,
+    ImageTooLarge,
+    RenderFailure,
+    RenderOutOfMemory,
+    RenderTimedOut,
+    StorageFull,
+    StorageUnavailable,
+    UnreadableImage,
+)
+from shared.formats import PILLOW_FORMATS
+from shared.images import Size
+from shared.settings import Settings
+from shared.stalls import timeout
+from shared.telemetry import metrics, tracing
+from worker.renderer.child import Child
+from worker.renderer.pixel_budget import PixelBudget
+from worker.renderer.protocol import LARGEST_WRITTEN, BadFrame, Message
+from worker.renderer.scratch import NotOurs, Scratch
+
+_REPORTED: dict[str, type[RenderFailure]] = {
+    failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)
+}
+
+#: Bytes that are read at a time from an original of which a child says that it cannot be read.
+_READ_AT_ONCE = 1024 * 1024
+
+#: What rendering takes its time for.
+STAGES = frozenset({"decode", "colour", "scale", "encode"})
+
+#: What the job does at some point of a render.
+Step = Callable[[], Awaitable[None]]
+
+# A reader of the logs looks for the child, not for its parent.
+logger = logging.getLogger("worker.child")
+
+
+async def _no_step() -> None:
+    pass
+
+
+class RenderSession:
+    """An image in a child. Its oriented `size` and its `format` are known, its pixels are not decoded yet."""
+
+    size: Size
+    format: str
+
+    def __init__(self, child: Child, original: int, settings: Settings, budget: PixelBudget) -> None:
+        self._child = child
+        self._original = original
+        self._settings = settings
+        self._budget = budget
+        self._seconds_left = settings.render_wall_seconds
+        self._has_rendered = False
+        #: The length and SHA-256 (hex) of each rendition.
+        self.written: dict[Size, tuple[int, str]] = {}
+
+    async def read_header(self) -> None:
+        """Set `size` and `format`. Raises RenderFailure or ChildLost."""
+        settings = self._settings
+        order = {
+            "max_pixels": settings.max_pixels,
+            "max_side": settings.max_side,
+            "cpu_seconds": settings.render_cpu_seconds,
+        }
+        reply = await self._ask({"open": order}, [self._original])
+        size, name = _size_in(reply, settings), reply.get("format")
+        if size is None or name not in PILLOW_FORMATS:
+            raise self._child.distrust("answered nonsense about a header")
+        self.size, self.format = size, name
+
+    async def render(
+        self, outputs: Mapping[Size, int], largest_written: Step = _no_step, rendered: Step = _no_step
+    ) -> dict[str, float]:
+        """Write a JPEG of each size into its descriptor, empty and open for both reading and writing.
+
+        Returns the milliseconds of each stage. Sizes are the image's own and those on its ladder. Two steps are awaited
+        on the way: `largest_written` once the child has only smaller sizes left, and `rendered` once it has done its
+        part, before its last renditions are taken over.
+
+        Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable where an output cannot be written.
+        """
+        order = {"sizes": [list(size) for size in outputs], "background": list(self._settings.background)}
+        with ExitStack() as stack:
+            stack.enter_context(tracing.span("render"))
+            scratches = [stack.enter_context(Scratch(size)) for size in outputs]
+            async with self._budget.hold(math.prod(self.size)):
+                reply = await self._ask({"render": order}, (scratch.fileno() for scratch in scratches))
+                if reply == LARGEST_WRITTEN and len(outputs) > 1:
+                    await largest_written()
+                    # It has the most bytes: they are checked and copied while the child makes the other sizes.
+                    largest = max(scratches, key=lambda scratch: math.prod(scratch.size))
+                    await self._take_over([largest], outputs)
+                    reply = await self._in_time(self._child.receive())
+            stages = _stages_in(reply)
+            if stages is None:
+                raise self._child.distrust("claimed to have rendered what it had not")
+            await rendered()
+            self._has_rendered = True
+            await self._take_over([scratch for scratch in scratches if scratch.size not in self.written], outputs)
+            self._child.is_idle = True
+            # Unknown names are dropped: a child that was taken over must not invent labels.
+            seconds = {stage: stages[stage] / 1000 for stage in STAGES & stages.keys()}
+            tracing.note(format=self.format, **{f"{stage}_seconds": took for stage, took in seconds.items()})
+        for stage, took in seconds.items():
+            metrics.RENDER_SECONDS.observe(took, stage, self.format)
+        logger.info(
+            "rendered",
+            extra={"pid": self._child.process.pid, "format": self.format, "size": list(self.size), "stages": stages},
+        )
+        return stages
+
+    async def _take_over(self, scratches: Sequence[Scratch], outputs: Mapping[Size, int]) -> None:
+        def copy() -> None:
+            for scratch in scratches:
+                self.written[scratch.size] = scratch.copy_to(outputs[scratch.size])
+
+        try:
+            await to_the_end(asyncio.to_thread(copy))
+        except NotOurs as exc:
+            raise self._child.distrust(f"claimed to have rendered what it had not: {exc}") from exc
+        except OSError as exc:
+            self._child.is_idle = self._has_rendered
+            raise _storage_error(exc) from exc
+
+    async def _ask(self, message: Message, descriptors: Iterable[int]) -> Message:
+        return await self._in_time(self._child.exchange(message, descriptors))
+
+    async def _in_time(self, receiving: Awaitable[Message]) -> Message:
+        child = self._child
+        try:
+            async with timeout(self._seconds_left) as deadline:
+                reply = await receiving
+                self._seconds_left -= deadline.elapsed
+        except TimeoutError as exc:
+            child.kill()
+            raise RenderTimedOut("The picture took too long to render.") from exc
+        except (EOFError, ConnectionError) as exc:
+            raise await child.cause_of_death() from exc
+        except (BadFrame, OSError) as exc:
+            raise child.distrust(f"could not be talked to: {exc!r}") from exc
+        if "error" in reply:
+            raise await self._error_in(reply)
+        return reply
+
+    async def _error_in(self, reply: Message) -> Exception:
+        child, name, detail, cause = self._child, reply["error"], reply.get("detail"), reply.get("cause", "")
+        # The detail goes into the ledger and to clients: no NUL and nothing that moves a terminal's cursor.
+        if not isinstance(name, str) or not isinstance(detail, str) or len(detail) > 1000 or not detail.isprintable():
+            return child.distrust("reported an error that is none")
+        if not isinstance(cause, str):
+            return child.distrust("reported an error with a cause that is none")
+        logger.info("not rendered", extra={"pid": child.process.pid, "error": name[:500], "cause": cause[:500]})
+        # After a lack of memory it ends by itself.
+        child.is_idle = name != RenderOutOfMemory.type
+        if name in _REPORTED:
+            return _REPORTED[name](detail)
+        if name == "storage":
+            # A failing disk is not counted against the image, however often. So a child's word is not enough for it.
+            try:
+                await to_the_end(asyncio.to_thread(_read_through, self._original))
+            except OSError as exc:
+                return _storage_error(exc)
+        return ChildLost(f"the child failed: {detail}")
+
+
+def _read_through(original: int) -> None:
+    position = 0
+    while part := os.pread(original, _READ_AT_ONCE, position):
+        position += len(part)
+
+
+def _storage_error(error: OSError) -> StorageUnavailable:
+    kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageUnavailable
+    return kind(str(error))
+
+
+def _size_in(reply: Message, settings: Settings) -> Size | None:
+    match reply.get("size"):
+        case [int(width), int(height)] if not isinstance(width, bool) and not isinstance(height, bool):
+            if (
+                0 < min(width, height) <= max(width, height) <= settings.max_side
+                and width * height <= settings.max_pixels
+            ):
+                return width, height
+    return None
+
+
+def _stages_in(reply: Message) -> dict[str, float] | None:
+    stages = reply.get("stages")
+    if not isinstance(stages, dict) or len(stages) > 16:
+        return None
+    for name, milliseconds in stages.items():
+        if not isinstance(name, str) or len(name) > 32 or not isinstance(milliseconds, float):
+            return None
+        if not 0 <= milliseconds < math.inf:
+            return None
+    return stages
