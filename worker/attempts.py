@@ -1,4 +1,4 @@
-"""Attempts: claim an image, hold it by a lease, end in one outcome or hand it back."""
+"""Attempts: claim an image, hold it by a lease, and end in one outcome or hand it back."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from worker.pause import Pause
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which an image that we had trouble with is tried again.
+#: Seconds after which an image that was handed back in trouble is tried again.
 _AGAIN_IN_SECONDS = 2.0
 
 Claim = Callable[[], Awaitable[Image | None]]
-#: Renders and publishes; returns the row as committed. Raises LeaseLost where the commit found it gone.
+#: Renders and publishes. Returns the committed row, or raises LeaseLost where the commit found the lease gone.
 Work = Callable[[Image], Awaitable[Image]]
 
 
@@ -53,7 +53,7 @@ class Attempts:
         self._running: set[asyncio.Task[Any]] = set()
 
     async def run(self, claim: Claim, work: Work) -> None:
-        """Claim an image, do the work; settle, count or hand back, whatever comes of it."""
+        """Claim an image and do the work; then settle, count or hand back."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for mypy: a coroutine always runs in a task
         self._running.add(task)
@@ -67,7 +67,7 @@ class Attempts:
             self._running.remove(task)
 
     async def finish(self, seconds: float) -> None:
-        """Wait so long for running attempts to end."""
+        """Wait for running attempts to end, so long at the most."""
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
 
@@ -97,7 +97,7 @@ class Attempts:
             if outcome is not None:
                 await self._follow_up(image, outcome)
         except AsgilookError as exc:
-            # The lease runs out, or the sweep settles: nothing is lost by leaving it there.
+            # Nothing is lost: the lease runs out, or the sweep settles.
             logger.warning("an attempt was left to the sweep", extra={"reason": str(exc), "attempt": image.attempt})
             _count("left to the sweep", type(exc).__name__)
             self._pause.begin()
@@ -107,13 +107,13 @@ class Attempts:
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            # An image claimed all the same would wait for its lease's end, and that would count as a loss.
+            # The claim may be committed. Left alone, the image would wait for its lease to end, and count a loss.
             if (image := await claiming) is not None:
                 await self._ledger.hand_back(image, 0.0)
             raise
 
     async def _attempt(self, image: Image, work: Work) -> Image | None:
-        """Do the work under a lease; return the row as its outcome left it, or None where others have it."""
+        """Do the work under a lease. Return the row after the outcome, or None where another attempt has the image."""
         blame = {"attempt": image.attempt}
         began = time.monotonic()
         try:
@@ -152,7 +152,7 @@ class Attempts:
         if image.status is Status.READY:
             return await self._ledger.give_up_thumbnails(image)
         if isinstance(failure, DecoderCrashed) and not image.failures:
-            # Once may be chance: a cosmic ray, a library's race. Twice is the file.
+            # One crash may be chance (a bit flip, a race in a library). The second one is blamed on the file.
             return await self._ledger.count_failure(image)
         return await self._ledger.fail(image, failure.type, failure.detail)
 
@@ -160,30 +160,30 @@ class Attempts:
         logger.warning("handed back in trouble", extra={"reason": f"{type(trouble).__name__}: {trouble}"})
         row = await self._ledger.hand_back(image, _AGAIN_IN_SECONDS)
         if row is not None:
-            # Where others have taken the image, by a DELETE say, its folders went under our hands: no trouble of ours.
+            # Without a row another process has the image, or a DELETE removed its folders: that is no trouble.
             self._pause.begin()
         return row
 
     async def _without_own_folder(self, image: Image, row: Image | None, outcome: str, why: str) -> Image | None:
-        """Remove what this attempt stored, unless its commit went through after all; return the row to follow up."""
+        """Remove what this attempt stored, unless its commit succeeded after all. Return the row to follow up."""
         latest = await self._ledger.get(image.id)
         if latest is not None and latest.published == image.attempt:
             _count("published", "")
             return latest
         _count(*((outcome, why) if row is not None else ("taken", "")))
         if row is None:
-            # Whatever was said before: a file of theirs that is gone, say, is how this attempt may have noticed.
+            # The error that ended the attempt may come from this: a file was gone, for example.
             logger.info("others have taken the image from this attempt", extra={"attempt": image.attempt})
         await self._storage.delete_folder(attempt_prefix(image.id, image.attempt))
         return row
 
     async def _follow_up(self, image: Image, row: Image) -> None:
         if row.wake != image.wake:
-            # Counted and queued again: it goes on at once. What was handed back waits for its `due`.
+            # The image was counted and queued again, and goes on at once. One that was handed back waits for its `due`.
             with contextlib.suppress(RedisAway):
                 await self._queue.enqueue(row)
         elif row.owed is Owed.TOKENS:
-            # Leftovers alone are thumbnails given up: owing them keeps requests away until the sweep pays.
+            # Leftovers alone mean that thumbnails were given up. Until the sweep settles, the debt keeps requests away.
             with tracing.span("settle"):
                 await self._settling.settle(row)
 

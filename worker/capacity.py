@@ -1,4 +1,4 @@
-"""How much this machine, or this container, can render at once: slots by its cores, pixels by its memory."""
+"""How much this machine or container can render at once: slots by its cores, pixels by its memory."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-#: What a pixel costs at the worst, measured on 50 MP: a WebP with alpha, of which its decoder holds three copies.
+#: Bytes of memory for each pixel, at most. Measured on a WebP of 50 MP with alpha: its decoder holds three copies.
 BYTES_PER_PIXEL = 18
-#: What the worker itself needs, its buffers and its neighbours in the container included.
+#: Memory for the worker itself, its buffers, and other processes in the container.
 WORKER_RESERVE = 192 * 1024 * 1024
-#: What a child keeps between two pictures.
+#: Memory that a child keeps between two pictures.
 CHILD_RESERVE = 96 * 1024 * 1024
-#: With less a child renders no photograph of a telephone.
+#: With less, a child cannot render a photograph from a phone.
 LEAST_CHILD_MEMORY = 256 * 1024 * 1024
 
 
 def render_slots(root: Path = Path("/"), *, cores: int | None = None) -> int:
-    """Return how many pictures to render at once, unless somebody has set it: one a core, if their children fit in."""
+    """Return how many images to render at once by default: one a core, if memory allows."""
     cores = cores if cores is not None else len(os.sched_getaffinity(0))
     quota = min(_cpu_quotas(root), default=float(cores))
     room = (usable_memory(root) - WORKER_RESERVE) // (2 * CHILD_RESERVE)
@@ -25,14 +25,14 @@ def render_slots(root: Path = Path("/"), *, cores: int | None = None) -> int:
 
 
 def pixel_budget(slots: int, root: Path = Path("/")) -> int:
-    """Return how many pixels may be being decoded at once; a picture of more is to be rendered alone."""
+    """Return how many pixels may be decoded at once. A picture of more is rendered alone."""
     return max(1, (usable_memory(root) - WORKER_RESERVE - slots * CHILD_RESERVE) // BYTES_PER_PIXEL)
 
 
 def child_memory(slots: int, root: Path = Path("/")) -> int:
-    """Return the bytes that a child may take at the most: one alone may take what the others do not keep.
+    """Return the bytes that a child may take at the most: all that the worker and idle children leave.
 
-    Past it a picture fails by itself, in words; where the machine runs out of memory first, the kernel picks a victim.
+    Past it only this picture fails, with a reason. Past the machine's memory the kernel would kill some process.
     """
     return max(LEAST_CHILD_MEMORY, usable_memory(root) - WORKER_RESERVE - (slots - 1) * CHILD_RESERVE)
 
@@ -46,7 +46,7 @@ def _physical_memory(root: Path) -> int:
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
-    return 1024**3  # no /proc, no promise
+    return 1024**3  # there is no /proc: a guess
 
 
 def _memory_limits(root: Path) -> Iterator[int]:
@@ -58,7 +58,7 @@ def _memory_limits(root: Path) -> Iterator[int]:
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
     for folder in _cgroups(root, "cpu"):
-        # Version 2 says "150000 100000" or "max 100000"; version 1 has a file for each, and -1 for no limit.
+        # Version 2: "150000 100000" or "max 100000". Version 1: a file for each number, -1 for no limit.
         version_1 = (_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
         for words in (_read(folder / "cpu.max").split(), " ".join(version_1).split()):
             match words:
@@ -67,7 +67,7 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folders of our cgroups that may limit `controller`, and of all above: each limit holds."""
+    """Yield the folders of this process's cgroups for `controller`, and their parents: every limit counts."""
     mounts = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
@@ -77,7 +77,7 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
             mount = mounts / controllers
         else:
             continue
-        # In a container the path may be one of the host's, which is not to be seen here: then only the top is.
+        # In a container the path may be of the host, and is not visible here. Then only the root is read.
         inside = PurePosixPath(path.lstrip("/"))
         yield from (mount / folder for folder in (inside, *inside.parents) if ".." not in folder.parts)
 

@@ -14,9 +14,9 @@ from shared.telemetry.exposition import CONTENT_TYPE, Exposition
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a client has for its request, and between two tries at a port that somebody else has.
+#: Seconds that a client has for its request, and between two tries to listen on a port that is taken.
 _PATIENCE_SECONDS = 5.0
-#: Connections at once; more are hung up on, or strangers could use up the files that a worker may open.
+#: Connections at once; more are closed, since each takes one of the files that a worker may open.
 _MOST_CONNECTIONS = 16
 
 
@@ -31,7 +31,7 @@ class MetricsPort:
         self._open = 0
 
     async def run(self) -> None:
-        """Answer until cancelled. A port that is taken keeps no worker from working: it is tried again and again."""
+        """Answer until cancelled. Where the port is taken, tries again and again: the worker works without it."""
         host, port = self._settings.host, self._settings.metrics_port
         said = False
         while True:
@@ -62,7 +62,7 @@ class MetricsPort:
                 writer.write(body)
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # a scrape that went wrong; there will be another one
+            pass  # the next scrape will be tried anyway
         finally:
             self._open -= 1
             writer.close()

@@ -1,4 +1,4 @@
-"""The sweep: a pass over the ledger's due rows every two seconds, in every worker, also when all slots are busy."""
+"""The sweep: a pass over the due rows of the ledger every two seconds, in every worker, also a busy one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from shared.telemetry import metrics
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
-#: Jobs in the queue past which queued rows are left in the ledger, where they wait as well.
+#: With so many jobs in the queue, further queued rows wait in the ledger.
 _DEPTH_ENOUGH = 300
 _DRAFTS_EVERY_SECONDS = 600.0
 _DRAFT_SECONDS = 3600.0
 
 
 class Sweep:
-    """Finishes what was interrupted: debts, lost leases, lost wake-ups, forgotten drafts."""
+    """Finishes what was interrupted: debts, leases that ran out, lost wake-ups, forgotten drafts."""
 
     def __init__(self, ledger: Ledger, storage: Storage, queue: Queue, settling: Settling) -> None:
         self._ledger = ledger
@@ -39,7 +39,7 @@ class Sweep:
     async def run(self) -> None:
         """Pass until cancelled."""
         while True:
-            # Jitter, so that workers started together do not go on together.
+            # Jitter, so that workers that start together do not sweep together.
             await asyncio.sleep(EVERY_SECONDS * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
             try:
                 await self.pass_once()
@@ -49,11 +49,11 @@ class Sweep:
                 logger.exception("a pass of the sweep failed")
 
     async def pass_once(self) -> None:
-        """Serve what is due, 200 rows of a kind at the most. Raises LedgerUnavailable or StorageUnavailable."""
+        """Handle what is due, 200 rows of a kind at the most. Raises LedgerUnavailable or StorageUnavailable."""
         try:
             depth = await self._queue.depth()
         except RedisAway:
-            pass  # Nothing but leftovers can be paid without Redis; the rest stays due.
+            pass  # without Redis only leftovers can be settled; the rest stays due
         else:
             await self._serve("tokens", await self._ledger.take_owing(Owed.TOKENS), self._settle)
             await self._serve("lost", await self._ledger.take_lost(), self._go_on)
@@ -82,7 +82,7 @@ class Sweep:
             logger.debug("swept", extra={"what": what, "served": served, "given_back": given_back})
 
     async def _go_on(self, image: Image) -> None:
-        """Follow up a lost lease: most are queued again, the last of too many is failed."""
+        """Follow up a lease that ran out: the image was queued again, or failed after too many losses."""
         logger.warning("a lease was over", extra={"image": image.id, "request": image.request, "losses": image.losses})
         if image.status is Status.QUEUED:
             await self._queue.enqueue(image)

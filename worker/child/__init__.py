@@ -1,1 +1,1 @@
-"""The process that decodes, and the only place where Pillow is imported."""
+"""The child's side: confinement, decoding, rendering, encoding. The only place where Pillow is imported."""

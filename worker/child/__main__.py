@@ -26,7 +26,7 @@ from shared.images import Size
 from worker.child import confinement, opening, rendering
 from worker.renderer.protocol import HEADER, LARGEST_WRITTEN, MAX_DESCRIPTORS, Message, length_of, pack, unpack
 
-#: After so long without a picture, a child gives back the memory of the last.
+#: Seconds without a picture after which a child gives back the memory of the last one.
 IDLE_SECONDS = 1.0
 
 
@@ -38,7 +38,7 @@ def main(connection: socket.socket, parent: int, memory_bytes: int, file_bytes: 
             specimens = [files.enter_context(_specimen(name)) for name in PILLOW_FORMATS if name in Image.SAVE]
             _warm_up(specimens)
             missing = _filter_system_calls()
-            # What the filter takes from the decoders on this platform is to be found out now, not by anybody's picture.
+            # If the filter stops a decoder on this platform, it is found here, and not with an uploaded picture.
             _warm_up(specimens)
     except Exception as exc:
         _send(connection, {"ready": False, "reason": repr(exc.__cause__ or exc)[:500]})
@@ -49,10 +49,10 @@ def main(connection: socket.socket, parent: int, memory_bytes: int, file_bytes: 
         reply = _serve(connection)
         _send(connection, reply)
         if reply.get("error") == RenderOutOfMemory.type:
-            return  # what is left of the heap is anyone's guess: the parent starts another child
-        # Pillow's objects refer to each other in circles, and one of them may hold 200 MB.
+            return  # the heap cannot be relied on any more: the parent starts another child
+        # Pillow's objects have reference cycles, and one of them may hold 200 MB.
         gc.collect()
-        # Memory given back costs the next picture a fifth of its time: it is given back when none comes.
+        # Memory that was given back costs the next picture a fifth of its time. So this waits until none comes.
         if not select.select([connection], [], [], IDLE_SECONDS)[0]:
             confinement.give_back_memory()
 
@@ -64,7 +64,7 @@ def _serve(connection: socket.socket) -> Message:
         order = message["open"]
         confinement.limit_cpu(order["cpu_seconds"])
         try:
-            # Parent and child share one position in the file.
+            # The file's position is shared with the parent.
             original.seek(0)
             limits = {name: order[name] for name in ("max_pixels", "max_side")}
             picture = opening.open_picture(original, **limits)
@@ -91,7 +91,7 @@ def _serve(connection: socket.socket) -> Message:
 
 
 class _Original(io.BufferedReader):
-    """The file as decoders see it: asked for the 2 GB that a damaged header claims, it makes room for what there is."""
+    """The original as decoders see it. A read of 2 GB, by a damaged header, allocates only as much as the file has."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(io.FileIO(descriptor))
@@ -133,7 +133,7 @@ def _receive(connection: socket.socket) -> tuple[Message, list[int]]:
 
 
 def _filter_system_calls() -> str:
-    """Return what is missing for a filter, or nothing."""
+    """Return why there is no filter; empty if there is one."""
     try:
         confinement.filter_system_calls()
     except confinement.NoFilter as exc:
@@ -142,9 +142,9 @@ def _filter_system_calls() -> str:
 
 
 def _specimen(name: str) -> _Original:
-    """Return a small picture of a format, behind a descriptor as originals are: libtiff reads that by itself."""
+    """Return a small picture of a format, behind a descriptor as originals are, since libtiff reads from that."""
     file = io.BytesIO()
-    # Without a compression a TIFF is read by Pillow, and not by libtiff.
+    # Pillow reads uncompressed TIFFs itself, without libtiff.
     options = {"compression": "tiff_adobe_deflate"} if name == "TIFF" else {}
     Image.linear_gradient("L").convert("RGB").resize((16, 16)).save(file, name, **options)
     descriptor = os.memfd_create(name)
@@ -153,7 +153,7 @@ def _specimen(name: str) -> _Original:
 
 
 def _warm_up(specimens: Iterable[_Original]) -> None:
-    """Take each all the way, so that all code is loaded."""
+    """Render each, so that all code is loaded."""
     for specimen in specimens:
         specimen.seek(0)
         picture = opening.open_picture(specimen, max_pixels=256)
@@ -165,4 +165,4 @@ if __name__ == "__main__":
     try:
         main(socket.socket(fileno=arguments[0]), *arguments[1:])
     except (EOFError, ConnectionError):
-        sys.exit(0)  # the parent hung up
+        sys.exit(0)  # the parent closed the connection

@@ -1,4 +1,4 @@
-"""Colour: from a picture's own colours, depth and transparency to 8 bits of sRGB on a background."""
+"""Colour: converts any colour space, depth and transparency to 8 bits of sRGB on a background."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import cast
 
 from PIL import ExifTags, Image, ImageChops, ImageCms, TiffImagePlugin
 
-#: The mode in which Pillow hands pixels of an ICC profile's colour space to the colour engine.
+#: Pillow's mode for each colour space of an ICC profile.
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _SRGB = ImageCms.createProfile("sRGB")
-#: Bytes of a profile that is remembered until other ones come.
+#: Larger profiles are not cached.
 _MOST_KEPT_PROFILE = 1024 * 1024
-#: Colours on a grid over the whole cube, to find out what a profile does to them.
+#: A grid of colours over the whole cube, to test whether a profile changes any.
 _CUBE = Image.frombytes(
     "RGB",
     (17 * 17, 17),
@@ -29,7 +29,7 @@ def flatten_to_srgb(image: Image.Image, profile: bytes | None, background: tuple
     colour = _convert_to_srgb(colour, profile)
     if alpha is None or alpha.getextrema() == (255, 255):
         return _as_rgb(colour)
-    # Twice as fast as to paste the background over the picture.
+    # Twice as fast as pasting the background over the picture.
     canvas = Image.new("RGB", colour.size, background)
     canvas.paste(colour, mask=alpha)
     return canvas
@@ -65,8 +65,8 @@ def _separate_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    # A TIFF stays what it was opened as, since it is turned in its place. Its tags are still to be heeded: for 8 bits
-    # and fewer Pillow does it, for more it hands out the values as they lie in the file.
+    # Pillow applies a TIFF's tags to 8 bits and fewer. With more bits it returns the values as they are stored. (A TIFF
+    # keeps its class: it is turned in place.)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
     is_white_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0
@@ -76,7 +76,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     else:
         if image.mode == "I" and bits == 32 and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
             image = _unsigned(image)
-        # Nothing says what white is: the least customary range that holds all values, or the values' own.
+        # Nothing says what white is. Take the smallest usual range that holds all values, or else their own range.
         low, high = (float(value) for value in cast("tuple[float, float]", image.getextrema()))
         usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -90,7 +90,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _unsigned(image: Image.Image) -> Image.Image:
-    # Pillow has no mode for 32 bits without a sign: the upper half of the values comes out below zero.
+    # Pillow has no mode for unsigned 32 bits: it reads the upper half of the values as negative.
     low, _ = cast("tuple[int, int]", image.getextrema())
     return image if low >= 0 else Image.frombytes("F", image.size, image.tobytes(), "raw", "F;32N")
 
@@ -101,10 +101,10 @@ def _convert_to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
         try:
             return _through_profile(colour, profile)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            # A broken profile, or one of another kind of colour, is no reason to refuse the pixels.
+            # A broken profile, or one for another colour space, is no reason to refuse the pixels.
             if colour.mode == "LAB":
                 raise
-    # What has its alpha with it can be pasted as it is.
+    # RGBA can be pasted as it is.
     return colour if colour.mode == "RGBA" else _as_rgb(colour)
 
 
@@ -127,7 +127,7 @@ def _through_profile(colour: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return the profile's colour space, and what takes its colours in a picture of `mode` to sRGB, if they change."""
+    """Return the profile's colour space, and the transform from `mode` to sRGB, or None if it changes no colour."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = source.profile.xcolor_space.strip()
     if space == "RGB" and mode == "L":
@@ -138,11 +138,11 @@ def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransfo
     return space, transform if mode != "RGB" or _changes_colours(transform) else None
 
 
-#: The same few cameras, phones and presses come again and again.
+#: Most pictures have one of a few profiles, of cameras, phones and presses.
 _transform_met_before = functools.lru_cache(maxsize=4)(_transform)
 
 
 def _changes_colours(transform: ImageCms.ImageCmsTransform) -> bool:
-    # Most profiles are sRGB under one of its many names: no name is asked for, only what the profile does.
+    # Most profiles are sRGB under one of many names. So the colours are compared, not the names.
     difference = ImageChops.difference(_CUBE, transform.apply(_CUBE))
     return max(high for _, high in cast("tuple[tuple[int, int], ...]", difference.getextrema())) > 2

@@ -1,4 +1,4 @@
-"""What a child gives up before it reads anything, and once it has loaded all that it needs: each step for good."""
+"""Confinement of a child: limits before it reads anything, and a filter of system calls once it is loaded. For good."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ _CLONE_NEWNET = 0x40000000
 
 _NICENESS = 5
 
-#: Whose system calls the list below was tried on; others have more, and by other names.
+#: The processors on which the list below was tested. Others have further system calls, with other names.
 _PROCESSORS = ("x86_64", "aarch64")
 
-#: What a decoder needs once it is loaded. Reading, writing and measuring the descriptors that it was sent; talking to
-#: its worker; memory without code; the clock; its own end. Nothing that opens, connects, executes or starts anything.
+#: The system calls that a decoder needs once it is loaded: to read, write and measure the descriptors that it was sent,
+#: to talk to its worker, for memory that holds no code, for the clock, and to end. None opens, connects, executes or
+#: starts anything.
 _ALLOWED = (
     *("read", "write", "lseek", "fstat", "newfstatat", "ftruncate", "close"),
     *("recvmsg", "sendto", "poll", "ppoll", "select", "pselect6"),
     *("brk", "munmap", "mremap", "madvise", "futex", "sched_yield"),
     *("clock_gettime", "gettimeofday", "getrusage", "getrandom", "getpid", "gettid"),
     *("rt_sigprocmask", "rt_sigreturn", "restart_syscall", "exit", "exit_group"),
-    "getcwd",  # Pillow asks where it is before it saves what it has opened
+    "getcwd",  # Pillow calls it before it saves a picture that it has opened
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NoFilter(Exception):
-    """This platform has no system-call filter for us; the message says what is missing."""
+    """There is no system-call filter on this platform. The message says what is missing."""
 
 
 def confine(parent: int, memory_bytes: int, file_bytes: int, descriptors: int) -> None:
-    """Bind this process to its parent's life, and to limits that it cannot raise again."""
+    """Have this process end with its parent, and set limits that it cannot raise again."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        # The worker is told to stop, and lets its children finish; they end when it closes or kills them.
+        # The worker gets them too, and lets its children finish. They end when it closes the connection or kills them.
         signal.signal(number, signal.SIG_IGN)
-    # Who uploads, reads or is told waits for web, worker and Redis: on a busy machine they go first.
+    # On a busy machine web, worker and Redis go first, since clients wait for them.
     os.nice(_NICENESS)
-    # Without privileges a network namespace takes a user namespace. Either may be refused: then the other limits stand.
+    # Without privileges a network namespace needs a user namespace. Both may be refused; the other limits hold anyway.
     if _libc.unshare(_CLONE_NEWNET) != 0:
         _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        sys.exit(0)  # it died before the line above
+        sys.exit(0)  # the parent ended before the line above
     _limit(resource.RLIMIT_AS, memory_bytes)
     _limit(resource.RLIMIT_FSIZE, file_bytes)
     _limit(resource.RLIMIT_NOFILE, descriptors)
@@ -65,9 +66,9 @@ def confine(parent: int, memory_bytes: int, file_bytes: int, descriptors: int) -
 
 
 def filter_system_calls() -> None:
-    """Have the kernel refuse every system call but a few, from now on. Raises NoFilter where that cannot be.
+    """Have the kernel refuse all system calls but a few from now on. Raises NoFilter where that is not possible.
 
-    What is refused fails with EPERM: a library that only asks goes on without, one that was taken over gets nowhere.
+    A refused call fails with EPERM, so that a library that merely tries one goes on without it.
     """
     if platform.machine() not in _PROCESSORS:
         raise NoFilter(f"there is none for {platform.machine()}")
@@ -86,15 +87,15 @@ def filter_system_calls() -> None:
         itself = pyseccomp.Arg(0, pyseccomp.EQ, 0)
         calls.add_rule(pyseccomp.ALLOW, "prlimit64", itself, pyseccomp.Arg(1, pyseccomp.EQ, resource.RLIMIT_CPU))
         if HAS_HEIF:
-            # The decoder of HEVC takes a thread, whether or not it has use for it. What clone3 is asked for cannot be
-            # seen by a filter; where it is not known, clone is used.
+            # The decoder of HEVC always starts a thread. A filter cannot see the flags of clone3; where that is unknown
+            # to the kernel (ENOSYS), the C library uses clone.
             calls.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
             calls.add_rule(
                 pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD)
             )
             for name in ("set_robust_list", "rseq"):
                 calls.add_rule(pyseccomp.ALLOW, name)
-        # By which abort() ends it.
+        # abort() ends the process by it.
         calls.add_rule(pyseccomp.ALLOW, "tgkill", pyseccomp.Arg(0, pyseccomp.EQ, os.getpid()))
         calls.load()
     except OSError as exc:
@@ -102,8 +103,8 @@ def filter_system_calls() -> None:
 
 
 def limit_cpu(seconds: int) -> None:
-    """Allow so many more seconds of computing time; SIGXCPU ends who takes more."""
-    # The kernel counts from the process's start, in whole seconds; SIGXCPU comes at the soft limit.
+    """Allow so many more seconds of CPU time. SIGXCPU ends the process after that."""
+    # The kernel counts whole seconds from the start of the process, and sends SIGXCPU at the soft limit.
     usage = resource.getrusage(resource.RUSAGE_SELF)
     soft = math.ceil(usage.ru_utime + usage.ru_stime) + seconds
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -111,8 +112,8 @@ def limit_cpu(seconds: int) -> None:
 
 
 def give_back_memory() -> None:
-    """Return to the system what the heap holds and nobody uses."""
-    if hasattr(_libc, "malloc_trim"):  # glibc has it, musl keeps less
+    """Return unused memory of the heap to the system."""
+    if hasattr(_libc, "malloc_trim"):  # only glibc has it; musl keeps less
         _libc.malloc_trim(0)
 
 

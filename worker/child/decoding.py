@@ -1,4 +1,4 @@
-"""Decoding: the pixels of an opened picture, upright, with Pillow's departures from the formats corrected."""
+"""Decoding: the pixels of an opened picture, upright. Corrects what Pillow reads otherwise than the formats say."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from shared.errors import UnreadableImage
 from worker.child.colour import alpha_of_others
 from worker.child.opening import OpenedPicture
 
-#: What Pillow multiplies the grey levels of a PNG by, by the raw mode of its 2 and 4 bits.
+#: The factor by which Pillow multiplies the grey levels of a PNG with 2 or 4 bits, by raw mode.
 _STRETCH = {"L;2": 85, "L;4": 17}
 
-#: Of raw modes in which white is zero, those in which black is.
+#: From raw modes in which white is zero to those in which black is.
 _UPRIGHT = {"1;I": "1", "1;IR": "1;R"} | {f"L;{bits}I{fill}": f"L;{bits}{fill}" for bits in "24" for fill in ("", "R")}
 _UPRIGHT |= {"L;I": "L", "L;IR": "L;R"}
 
@@ -28,8 +28,8 @@ def decode(picture: OpenedPicture) -> Image.Image:
     elif isinstance(opened, TiffImagePlugin.TiffImageFile):
         _load_tiff(opened)
     else:
-        # A CMYK JPEG comes out inverted whether or not it has Adobe's marker, and so it does from browsers: the only
-        # ones without it are Adobe's that lost it on their way.
+        # Pillow inverts every CMYK JPEG, with or without Adobe's marker. So do browsers: files without the marker come
+        # from Adobe as well, and have lost it.
         opened.load()
     del opened
     if picture.transpose is not None:
@@ -40,12 +40,12 @@ def decode(picture: OpenedPicture) -> Image.Image:
 
 
 def _load_png(image: PngImagePlugin.PngImageFile) -> None:
-    # The transparent colour is named in the file's own depth. Pillow fits the pixels to 8 bits and not the colour, and
-    # once it has loaded them it does not know the depth any more.
+    # The transparent colour has the depth of the file. Pillow converts the pixels to 8 bits, but not this colour, and
+    # forgets the depth once it has loaded them.
     raw_mode = str(image.tile[0].args)
     transparent = image.info.get("transparency")
     if raw_mode == "RGB;16B" and isinstance(transparent, tuple):
-        # Two colours may differ in their lower bytes only.
+        # Two colours may differ only in their lower bytes.
         alpha = alpha_of_others(_lower_bytes(image), [value & 255 for value in transparent])
         image.load()
         alpha = ImageChops.lighter(alpha, alpha_of_others(image, [value >> 8 for value in transparent]))
@@ -59,8 +59,8 @@ def _load_png(image: PngImagePlugin.PngImageFile) -> None:
 
 
 def _load_gif(image: GifImagePlugin.GifImageFile) -> Image.Image:
-    # Where the first frame does not reach, nothing has been drawn. Pillow fills it with a colour, unless there is one
-    # that is transparent.
+    # The area outside of the first frame is transparent. Pillow fills it with a colour, unless the file names a
+    # transparent one.
     frame = image.tile[0].extents if image.tile else None
     image.load()
     if frame is None or frame == (0, 0, *image.size) or "transparency" in image.info:
@@ -73,7 +73,7 @@ def _load_gif(image: GifImagePlugin.GifImageFile) -> Image.Image:
 
 
 def _load_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
-    # Where Pillow reads a TIFF by other rules than libtiff, its raw modes are corrected.
+    # Correct the raw modes where Pillow follows other rules than libtiff.
     tags = image.tag_v2
     is_deep = tags.get(ExifTags.Base.BitsPerSample, (1,))[0] == 16
     is_fax = tags.get(ExifTags.Base.Compression, 1) in (2, 3, 4)
@@ -82,17 +82,17 @@ def _load_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
             continue
         raw_mode, *rest = tile.args
         if tile.codec_name == "raw" and is_deep and raw_mode in ("R", "G", "B"):
-            # Band by band, and taken for 8 bits.
+            # Bands stored one after the other, which Pillow takes for 8 bits.
             raw_mode = f"{raw_mode};16{'L' if tags.prefix == b'II' else 'B'}"
         elif ExifTags.Base.PhotometricInterpretation not in tags and not is_fax:
-            # Nothing says whether black is zero: it is, unless the file is a fax.
+            # The tag that says whether black is zero is missing. It is, but in a fax.
             raw_mode = _UPRIGHT.get(raw_mode, raw_mode)
         image.tile[i] = tile._replace(args=(raw_mode, *rest))
     image.load()
 
 
 def _lower_bytes(image: PngImagePlugin.PngImageFile) -> Image.Image:
-    # Of the two bytes of a value Pillow keeps the upper one: of little-endian values, which these are not, the second.
+    # Pillow keeps the upper of the two bytes. Told that these values are little-endian, it keeps the lower one.
     file = cast("BinaryIO", image.fp)
     position = file.tell()
     file.seek(0)

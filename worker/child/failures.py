@@ -1,4 +1,4 @@
-"""What an error of a decoder says about the file that it decoded."""
+"""Turns the errors of decoders into those of the file that was decoded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from shared.errors import RenderFailure, RenderOutOfMemory, UnreadableImage
 from worker.capacity import BYTES_PER_PIXEL
 
-#: What an original's disk, not its content, answers with, or, EPERM, the filter of system calls. (A seek to a
-#: nonsensical offset is the file's: EINVAL.)
+#: Errors of the disk that the original is on, and EPERM, of the system-call filter: not the file's fault. EINVAL is: it
+#: comes of a seek to an offset that makes no sense.
 _NOT_THE_FILES = frozenset(
     {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EPERM}
 )
@@ -21,7 +21,7 @@ _NOT_THE_FILES = frozenset(
 @contextmanager
 def blame_the_file(pixels: int) -> Iterator[None]:
     with warnings.catch_warnings():
-        # Pillow warns of what it forgives, and of large pictures, about which we have our own limit.
+        # Pillow warns about damage that it tolerates, and about large pictures, which have a limit of our own.
         warnings.simplefilter("ignore")
         try:
             yield
@@ -35,7 +35,7 @@ def blame_the_file(pixels: int) -> Iterator[None]:
             if "out of memory" in str(exc).lower():
                 raise out_of_memory() from exc
             if not _has_room_for(pixels):
-                # libwebp and libjpeg do not tell a lack of memory from damage.
+                # libwebp and libjpeg report a lack of memory as damage.
                 raise RenderOutOfMemory(
                     "The picture needs more memory than a picture may take, or it is damaged."
                 ) from exc
@@ -44,7 +44,7 @@ def blame_the_file(pixels: int) -> Iterator[None]:
 
 def _has_room_for(pixels: int) -> bool:
     try:
-        mmap.mmap(-1, max(pixels, 1) * BYTES_PER_PIXEL, flags=mmap.MAP_PRIVATE).close()  # taken, and never touched
+        mmap.mmap(-1, max(pixels, 1) * BYTES_PER_PIXEL, flags=mmap.MAP_PRIVATE).close()  # reserved, and never touched
     except (OSError, ValueError, OverflowError):
         return False
     return True

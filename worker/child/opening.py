@@ -1,4 +1,4 @@
-"""Opening: read an original's header, and tell its size, orientation and colours before anything is decoded."""
+"""Opening: read the header of an original, for its size, orientation and colour profile. Decodes no pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shared.images import MAX_SIDE, Size
 from worker.child import profiles
 from worker.child.failures import blame_the_file
 
-#: Naming the plugins registers them; a format that is not among them cannot be opened by accident.
+#: Importing a plugin registers its format. No other format can be opened.
 PLUGINS = (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -36,22 +36,22 @@ PLUGINS = (
     WebPImagePlugin,
 )
 
-# Pillow's own JPEG opener reads on into the pictures that a phone appends (MPO) and fails where their index is
-# broken. We serve the first picture only, so the index is never looked at.
+# Pillow's own JPEG opener also reads the index of the pictures that phones append (MPO), and fails where it is broken.
+# Only the first picture is served, so the index is ignored.
 Image.register_open("JPEG", JpegImagePlugin.JpegImageFile, lambda prefix: prefix.startswith(b"\xff\xd8\xff"))
-# A child is one slot on one core. libavif would start a thread for every core of the machine, and each would take
-# its stack and its arena from the child's address space.
+# A child has one core. libavif would start a thread for each core of the machine, and each thread takes a stack and an
+# arena of the child's address space.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-# Pillow refuses a picture whose text or profile unpacks to more than 1 MiB: a generated picture's recipe may, and a
-# printer's profile. All of a file's text together may still have 64 MiB, nothing of which is kept.
+# Pillow refuses a PNG whose text or profile unpacks to more than 1 MiB. The prompt of a generated picture may, and a
+# printer's profile. Pillow's limit for all text of a file, 64 MiB, stays.
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024 * 1024
 
 if HAS_HEIF:
     import pillow_heif
 
-    # No more of a file than its picture, and its tiles one after the other; 1 would be a thread beside this one.
+    # Only the main picture, its tiles one after the other. `decode_threads=1` would start a second thread.
     pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=0)
-    # It is not for us to write, and its encoder starts a thread for every core.
+    # HEIF is never written. Its encoder would start a thread for each core.
     del Image.SAVE["HEIF"], Image.SAVE_ALL["HEIF"]
 
 _TRANSPOSE = {
@@ -68,7 +68,7 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 
 @dataclass
 class OpenedPicture:
-    """An opened picture of which only the header was read; `size` is what it will have when oriented."""
+    """A picture of which only the header was read. `size` is that of the oriented picture."""
 
     size: Size
     format: str
@@ -77,7 +77,7 @@ class OpenedPicture:
     profile: bytes | None
 
     def take(self) -> ImageFile.ImageFile:
-        # The only reference is handed on, so that each step's memory is free as soon as the next step is done.
+        """Hand over the only reference, so that the memory of each step is free after the next step."""
         image, self._image = self._image, None
         if image is None:
             raise ValueError("this picture was rendered before")
@@ -87,9 +87,9 @@ class OpenedPicture:
 def open_picture(file: BinaryIO, *, max_pixels: int, max_side: int = MAX_SIDE) -> OpenedPicture:
     """Read the header of the picture in `file`, which must stay open until the picture is rendered.
 
-    Raises UnreadableImage, ImageTooLarge, RenderOutOfMemory: each with a sentence for its uploader.
+    Raises UnreadableImage, ImageTooLarge or RenderOutOfMemory, each with a sentence for the uploader.
     """
-    # Pillow refuses at twice its own limit, and does so before WebP's decoder takes memory for the canvas.
+    # Pillow refuses at twice this limit, before WebP's decoder allocates the canvas.
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     with blame_the_file(max_pixels):
         try:
@@ -110,17 +110,17 @@ def open_picture(file: BinaryIO, *, max_pixels: int, max_side: int = MAX_SIDE) -
 
 def _orientation(image: ImageFile.ImageFile) -> tuple[Size, Image.Transpose | None]:
     try:
-        # Not the PNG plugin's own method: that decodes the pixels first, in case there is EXIF behind them.
+        # Not the method of the PNG plugin, which decodes the pixels first to find EXIF behind them.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:
-        # The pixels do not depend on the EXIF: where that is garbage, they are shown as they lie.
+        # Broken EXIF is no reason to refuse the pixels. They are shown as they are stored.
         orientation = 1
     if not isinstance(orientation, int) or orientation not in _TRANSPOSE:
         orientation = 1
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # Pillow turns a TIFF by itself as it loads, by the same EXIF, but swaps the sides beforehand by the tag alone:
-        # the two differ where the orientation stands in XMP only.
+        # Pillow turns a TIFF while it loads it, by this orientation. It has already swapped the sides, but by the tag
+        # alone: the two differ where only XMP has the orientation.
         if (image.tag_v2.get(ExifTags.Base.Orientation) in _SWAPS_SIDES) != (orientation in _SWAPS_SIDES):
             width, height = height, width
         return (width, height), None
@@ -130,7 +130,7 @@ def _orientation(image: ImageFile.ImageFile) -> tuple[Size, Image.Transpose | No
 
 
 def _profile(image: ImageFile.ImageFile) -> bytes | None:
-    """Return the ICC profile that is embedded, or that says what the file says of its colours in another way."""
+    """Return the embedded ICC profile, or one made from what else the file says about its colours."""
     embedded = image.info.get("icc_profile")
     if isinstance(image, PngImagePlugin.PngImageFile):
         file = cast("BinaryIO", image.fp)
@@ -152,10 +152,10 @@ def _profile(image: ImageFile.ImageFile) -> bytes | None:
 
 
 def _is_marked_adobe_rgb(image: ImageFile.ImageFile) -> bool:
-    # CIPA DC-009, 4.4: cameras embed no profile, but name the colour space "uncalibrated" and set a mark of their own.
+    # CIPA DC-009, 4.4: cameras embed no profile. They set the colour space to "uncalibrated" and write this mark.
     try:
         exif = Image.Image.getexif(image)
         is_uncalibrated = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace) == 0xFFFF
         return is_uncalibrated and str(exif.get_ifd(ExifTags.IFD.Interop).get(1, "")).startswith("R03")
     except Exception:
-        return False  # garbage, as in `_orientation`
+        return False  # broken EXIF, as in `_orientation`

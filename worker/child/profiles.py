@@ -1,7 +1,9 @@
 """ICC profiles for colour spaces that a file names in a few numbers instead of embedding one.
 
 PNG has chunks for it (cICP, or gAMA and cHRM), AVIF and HEIF a box, cameras a mark in the EXIF. Pure, without Pillow.
-Whatever is broken, unknown, or sRGB in the end, has no profile: None.
+Each function returns None for what is broken or unknown, and for sRGB.
+
+Longer than 250 lines, because the formulas of colour are one topic and are read together.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 Point = tuple[float, float]
-#: Where red, green, blue and white lie, as x and y of CIE 1931.
+#: Red, green, blue and white, each as x and y of CIE 1931.
 Primaries = tuple[Point, Point, Point, Point]
 Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]
-#: How much light a value between 0 and 1 stands for; 1 is the white of paper.
+#: The light that a value between 0 and 1 stands for. 1 is the white of paper.
 Curve = Callable[[float], float]
 
 _D65, _D50 = (0.3127, 0.3290), (0.3457, 0.3585)
@@ -25,7 +27,7 @@ _SRGB: Primaries = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65)
 _ADOBE_RGB: Primaries = ((0.640, 0.330), (0.210, 0.710), (0.150, 0.060), _D65)
 _SMPTE_C: Primaries = ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65)
 
-#: ITU-T H.273, table 2; 2 says that it says nothing.
+#: ITU-T H.273, table 2. Number 2 stands for "unspecified".
 _PRIMARIES: dict[int, Primaries] = {
     1: _SRGB,
     2: _SRGB,
@@ -37,12 +39,12 @@ _PRIMARIES: dict[int, Primaries] = {
     12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
 }
 
-#: Bradford's cone responses, in which colours are adapted from one white to another.
+#: From XYZ to Bradford's cone responses, in which colours are adapted from one white to another.
 _BRADFORD: Matrix = ((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296))
 
-#: Steps of a curve's table: PQ crowds all that an ordinary screen can show into its lower half.
+#: Steps of a curve's table. PQ has all that an ordinary screen can show in its lower half.
 _STEPS = 4096
-#: More chunks or boxes than an honest file has in front of its pixels, and more bytes.
+#: More chunks or boxes, and more bytes, than an honest file has in front of its pixels.
 _MAX_PARTS, _MAX_META = 1000, 1 << 20
 
 _WHITE_OF_PAPER = 203.0  # cd/m², ITU-R BT.2408
@@ -60,7 +62,7 @@ def of_gamma(gamma: float, chromaticities: Sequence[float] | None) -> bytes | No
     is_srgb = all(
         abs(a - b) < 0.002 for one, two in zip(points, _SRGB, strict=True) for a, b in zip(one, two, strict=True)
     )
-    # 1/2.2 has always been how to write sRGB's curve into that chunk.
+    # Writers have always put 1/2.2 into that chunk for sRGB's curve.
     if is_srgb and abs(gamma * 2.2 - 1) < 0.02:
         return None
     return _profile(points, _power(1 / gamma))
@@ -78,7 +80,7 @@ def of_code_points(primaries: int, transfer: int) -> bytes | None:
 
 
 def of_png(file: BinaryIO) -> bytes | None:
-    """Return the profile of a PNG's cICP chunk, which goes before an embedded profile (PNG, third edition, 4.3)."""
+    """Return the profile of a PNG's cICP chunk, which takes precedence over an embedded one (PNG, 3rd edition, 4.3)."""
     file.seek(8)
     for _ in range(_MAX_PARTS):
         head = file.read(8)
@@ -120,7 +122,7 @@ def _meta(file: BinaryIO) -> bytes:
         length, name = struct.unpack(">I4s", head)
         if name == b"meta":
             return file.read(min(max(length - 8, 0), _MAX_META))
-        if length < 8:  # to the end of the file, or longer than an honest one in front of the meta box
+        if length < 8:  # 0 is "to the end of the file", 1 is a 64-bit length: neither stands in front of a meta box
             break
         file.seek(length - 8, 1)
     return b""
@@ -146,7 +148,7 @@ def _associated(box: bytes, wanted: int) -> list[int]:
         indexes, at = box[at + item_bytes], at + item_bytes + 1
         width = 2 if flags & 1 else 1
         if item == wanted:
-            # The uppermost bit says whether the property is essential.
+            # The highest bit says whether the property is essential.
             mask = 0x7FFF if width == 2 else 0x7F
             return [int.from_bytes(box[at + i * width : at + (i + 1) * width]) & mask for i in range(indexes)]
         at += indexes * width
@@ -174,14 +176,14 @@ def _hlg(value: float) -> float:
 
 
 def _shoulder(light: float) -> float:
-    # What is brighter than paper has its place between 0.8 and 1: cut off, clouds and lamps would lose their shape.
+    # Light brighter than paper is compressed into 0.8 to 1. Cut off, clouds and lamps would lose their shape.
     if light <= _SHOULDER:
         return light
     excess = (light - _SHOULDER) / (1 - _SHOULDER)
     return _SHOULDER + (1 - _SHOULDER) * excess / (1 + excess)
 
 
-#: ITU-T H.273, table 3. Video's own curve is shown as it is on the screens that sRGB describes.
+#: ITU-T H.273, table 3. The curve of video is treated as sRGB's, as screens do.
 _CURVES: dict[int, Curve] = dict.fromkeys((1, 2, 6, 13, 14, 15), _srgb) | {
     4: _power(2.2),
     5: _power(2.8),
@@ -227,7 +229,7 @@ def _colorants(points: Primaries) -> Matrix:
     """Return XYZ of full red, green and blue, adapted to the white of profiles."""
     *primaries, white = points
     red, green, blue = (_xyz(point) for point in primaries)
-    # How much of each gives white: Cramer's rule.
+    # Cramer's rule: the shares of red, green and blue that add up to white.
     target, whole = _xyz(white), _determinant(red, green, blue)
     shares = (
         _determinant(target, green, blue) / whole,

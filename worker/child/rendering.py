@@ -1,4 +1,4 @@
-"""Rendering, step by step: decode, convert to sRGB, flatten, halve again and again, encode what is asked for."""
+"""Rendering in steps: decode, convert to sRGB on a background, halve again and again, encode the sizes asked for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUALITY = 85
 
 
 class Writable(Protocol):
-    """What a JPEG is written to: a raw file, which may take less than it is given, or a buffer in memory."""
+    """Where a JPEG is written to. As with raw files, `write` may take less than it is given."""
 
     def write(self, data: memoryview, /) -> int: ...
 
@@ -32,11 +32,11 @@ def render(
     background: tuple[int, int, int],
     largest_written: Callable[[Size], None] = lambda size: None,
 ) -> dict[str, float]:
-    """Write a JPEG of each size asked for into its file and return the stages' milliseconds.
+    """Write a JPEG of each size into its file and return the milliseconds of each stage.
 
-    A size is the picture's own, or one on its ladder of halvings. `largest_written` is told the first of several
-    when it is written. Raises UnreadableImage or RenderOutOfMemory for what the file did; whatever fails in encoding or
-    writing comes out as it is, since that is ours.
+    A size is the picture's own, or one on its ladder of halvings. `largest_written` is called after the first size, if
+    there are more. Raises UnreadableImage or RenderOutOfMemory where the file is to blame. Errors of encoding and
+    writing are raised as they are.
     """
     unwritten = dict(outputs)
     if strangers := unwritten.keys() - set(_levels(picture.size)):
@@ -48,7 +48,7 @@ def render(
         with _timed(stages, "colour"):
             level = flatten_to_srgb(image, picture.profile, background)
             del image
-    # Pillow would carry a comment over into the JPEG.
+    # Pillow would copy a comment into the JPEG.
     level.info.clear()
     try:
         for size in _levels(picture.size):
@@ -78,17 +78,17 @@ def _scale(level: Image.Image, size: Size, *, is_first: bool) -> Image.Image:
         return level
     if not is_first:
         return level.resize(size, Image.Resampling.LANCZOS)
-    # A box filter is as good as any for one exact halving and ten times as fast; a second one in a row shows. Along an
-    # odd side it would shift the picture by half a pixel: there the halving is left to a filter.
+    # For one exact halving a box filter is as good as any, and ten times as fast. A second one in a row would be seen.
+    # Along an odd side it would shift the picture by half a pixel, so another filter halves that side.
     across, down = (2 if side % 2 == 0 else 1 for side in level.size)
     if across == down == 1:
-        return level.resize(size, Image.Resampling.BICUBIC)  # two thirds of LANCZOS's time, on all these pixels
+        return level.resize(size, Image.Resampling.BICUBIC)  # takes two thirds of the time of LANCZOS
     halved = level.reduce((across, down))
     return halved if halved.size == size else halved.resize(size, Image.Resampling.LANCZOS)
 
 
 def _encode(level: Image.Image, file: Writable) -> None:
-    # Into memory first: writing to a descriptor by itself, Pillow takes no notice of a short write.
+    # Encode into memory first: Pillow does not notice a short write to a descriptor.
     jpeg = io.BytesIO()
     level.save(jpeg, "JPEG", quality=QUALITY, subsampling="4:2:0", optimize=False, progressive=False)
     rest = jpeg.getbuffer()

@@ -1,4 +1,4 @@
-"""`python -m worker.doctor`: the command, and its composition root."""
+"""`python -m worker.doctor`: compares ledger and storage. The composition root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.doctor.report import Report
 
 
 async def run(settings: Settings, *, most: int, digests: bool, mend: bool) -> int:
-    """Examine what the settings name; return the exit code."""
+    """Examine what the settings name. Return the exit code."""
     ledger = Ledger.connect(settings, existing=True)
     try:
         storage = open_storage(settings)
@@ -39,7 +39,7 @@ async def run(settings: Settings, *, most: int, digests: bool, mend: bool) -> in
 
 
 def main() -> int:
-    """Examine, perhaps mend; return the exit code."""
+    """Read the arguments and run. Return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m worker.doctor",
         description="Compare the ledger with the storage: list and count what is wrong between them. Web and workers "
@@ -56,7 +56,7 @@ def main() -> int:
         logs.configure("ERROR")
         return asyncio.run(run(settings, most=arguments.most, digests=arguments.digests, mend=arguments.mend))
     except BrokenPipeError:
-        # Who reads us has seen enough, `| head` say; nor is there anybody to hear of it at the end.
+        # The reader has closed the pipe, as `| head` does. Keep Python from flushing to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
-"""The doctor: compares ledger and storage both ways; tells, counts and, if asked to, mends what is wrong.
+"""The doctor: compares ledger and storage, reports what is wrong and, if asked to, mends it.
 
-It is safe beside web and workers at work. A walk through all rows and files finds suspects; each is looked at once
-more, at one moment, and only what is wrong then counts. Needs no Redis: the sweep finds what is to be made again.
+It is safe while web and workers run. A walk through all rows and files finds suspects. Each suspect is then looked at
+again, at one moment, and only what is wrong then counts. Needs no Redis: the sweep finds what is to be made again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from worker.doctor.diagnosis import (
     YOUNG_SECONDS,
     Finding,
     Kind,
-    Look,
+    Snapshot,
     birth_of,
     diagnose,
     expected_keys,
@@ -32,14 +32,14 @@ from worker.doctor.report import Outcome, Report
 
 #: Rows that are read at a time.
 _PAGE = 500
-#: Images whose renditions one run has made again: they go before new uploads, which are not to wait for hours.
+#: Images whose renditions are made again after one run. They are rendered before new uploads, which must not wait long.
 MOST_ASKED_FOR = 1000
 
 _REMOVED = Outcome(True, "removed")
 
 
 class Doctor:
-    """Examines a ledger and its storage; changes nothing unless it is to mend."""
+    """Examines a ledger and its storage. Changes nothing unless told to mend."""
 
     def __init__(
         self,
@@ -62,78 +62,78 @@ class Doctor:
         self._asked_for = 0
 
     async def examine(self) -> None:
-        """Look at everything there is by now, report what is wrong, mend it if that is wanted."""
+        """Look at everything that exists by now, and report or mend what is wrong."""
         began = await self._ledger.now()
-        async for look in _side_by_side(self._rows(), self._files("originals"), self._files("renditions")):
-            if birth_of(look.id) > began:
-                # Who uploads faster than we look would keep us for ever.
+        async for snapshot in _side_by_side(self._rows(), self._files("originals"), self._files("renditions")):
+            if birth_of(snapshot.id) > began:
+                # Later uploads are left out, or a busy service would keep this going for ever.
                 break
-            if self._findings(await self._with_digests(look)):
-                await self._examine(look.id)
+            if self._findings(await self._with_digests(snapshot)):
+                await self._examine(snapshot.id)
         await self._examine_drafts()
 
-    # The walk: three streams in the order of ids, of which none is a snapshot
+    # The walk: three streams in the order of ids. Rows and files change meanwhile
 
-    async def _rows(self) -> AsyncIterator[Look]:
+    async def _rows(self) -> AsyncIterator[Snapshot]:
         after = None
         while page := await self._ledger.list_all(after, _PAGE):
             for row in page:
-                yield Look(row.id, row)
+                yield Snapshot(row.id, row)
             after = page[-1].id
             self._report.looked_at(rows=len(page))
 
-    async def _files(self, kind: str) -> AsyncIterator[Look]:
+    async def _files(self, kind: str) -> AsyncIterator[Snapshot]:
         files: dict[str, Stored] = {}
         current = ""
         async for stored in self._storage.listing(kind):
             image_id = stored.key.split("/")[1]
             if image_id != current and files:
-                yield Look(current, files=files)
+                yield Snapshot(current, files=files)
                 files = {}
             current = image_id
             files[stored.key] = stored
             self._report.looked_at(files=1)
         if files:
-            yield Look(current, files=files)
+            yield Snapshot(current, files=files)
 
     # One image, at one moment
 
     async def _examine(self, image_id: str) -> None:
-        look = await self._look(image_id)
-        findings = self._findings(look)
-        outcomes = await self._mended(look, findings) if self._mend else {}
+        snapshot = await self._look(image_id)
+        findings = self._findings(snapshot)
+        outcomes = await self._mended(snapshot, findings) if self._mend else {}
         for finding in findings:
             self._report.add(finding, outcomes.get(finding, Outcome()))
 
-    async def _look(self, image_id: str) -> Look:
-        """Look at one image as it is now: what was stored while its row stood still."""
+    async def _look(self, image_id: str) -> Snapshot:
+        """Look at one image at one moment: its files are listed until its row did not change meanwhile."""
         row = await self._ledger.get(image_id)
         while True:
             prefixes = (original_key(image_id), renditions_prefix(image_id))
             files = {stored.key: stored for prefix in prefixes async for stored in self._storage.listing(prefix)}
-            look = await self._with_digests(Look(image_id, row, files))
+            snapshot = await self._with_digests(Snapshot(image_id, row, files))
             latest = await self._ledger.get(image_id)
             if _standing(row) == _standing(latest):
                 break
             row = latest
         if not await holds_marker(self._storage, self._identity):
             raise StorageUnavailable("the storage has lost its marker, and with it all that it held")
-        return replace(look, row=latest)
+        return replace(snapshot, row=latest)
 
-    def _findings(self, look: Look) -> list[Finding]:
-        return diagnose(look, time.time(), self._keep_originals)
+    def _findings(self, snapshot: Snapshot) -> list[Finding]:
+        return diagnose(snapshot, time.time(), self._keep_originals)
 
-    async def _with_digests(self, look: Look) -> Look:
-        if not self._digests or look.row is None:
-            return look
-        # A file of another length needs no digest to be torn.
+    async def _with_digests(self, snapshot: Snapshot) -> Snapshot:
+        if not self._digests or snapshot.row is None:
+            return snapshot
+        # A file of another length is torn, whatever its digest.
         suspects = {
             key: what
-            for key, what in expected_keys(look.row).items()
-            if key in look.files and look.files[key].bytes == what.bytes
+            for key, what in expected_keys(snapshot.row).items()
+            if key in snapshot.files and snapshot.files[key].bytes == what.bytes
         }
         altered = [key for key, what in suspects.items() if not await self._is_whole(key, what)]
-        return replace(look, altered=frozenset(altered))
+        return replace(snapshot, altered=frozenset(altered))
 
     async def _is_whole(self, key: str, expected: Original | Rendition) -> bool:
         try:
@@ -143,8 +143,8 @@ class Doctor:
 
     # Mending
 
-    async def _mended(self, look: Look, findings: list[Finding]) -> dict[Finding, Outcome]:
-        """Mend what can be; the ledger was asked a moment ago."""
+    async def _mended(self, snapshot: Snapshot, findings: list[Finding]) -> dict[Finding, Outcome]:
+        """Mend what can be mended. `image` was read a moment ago."""
         outcomes: dict[Finding, Outcome] = {}
         for finding in findings:
             if finding.kind is Kind.ORIGINAL_WITHOUT_ROW:
@@ -153,19 +153,19 @@ class Doctor:
             elif finding.kind is Kind.RENDITIONS_WITHOUT_ROW:
                 await self._storage.delete_folder(finding.key)
                 outcomes[finding] = _REMOVED
-        if look.row is not None:
+        if snapshot.row is not None:
             stale = [finding for finding in findings if finding.kind is Kind.STALE_ATTEMPT]
             if stale:
-                outcomes |= dict.fromkeys(stale, await self._without_attempts(look.row, stale))
+                outcomes |= dict.fromkeys(stale, await self._without_attempts(snapshot.row, stale))
             broken = [finding for finding in findings if finding.kind in MADE_AGAIN]
             if broken:
-                outcomes |= dict.fromkeys(broken, await self._made_again(look, look.row))
+                outcomes |= dict.fromkeys(broken, await self._made_again(snapshot, snapshot.row))
         return outcomes
 
     async def _without_attempts(self, image: Image, stale: list[Finding]) -> Outcome:
         names = [finding.key.rpartition("/")[2] for finding in stale]
         numbers = [int(name) for name in names if re.fullmatch(r"[1-9]\d{0,8}", name)]
-        # Owed first: no attempt has such a number any more, and where we die the sweep goes on.
+        # The debt comes first: if this process dies, the sweep goes on. No later attempt gets one of these numbers.
         owing = await self._ledger.owe_leftovers(image, max(numbers, default=0))
         if owing is None:
             return Outcome(False, "left: the image is at work again")
@@ -174,24 +174,24 @@ class Doctor:
         await self._ledger.leftovers_removed(owing)
         return _REMOVED
 
-    async def _made_again(self, look: Look, image: Image) -> Outcome:
+    async def _made_again(self, snapshot: Snapshot, image: Image) -> Outcome:
         if image.owed is Owed.THUMBNAILS:
             return Outcome(True)
         if self._asked_for == MOST_ASKED_FOR:
             return Outcome(False, f"left: {MOST_ASKED_FOR:,} images are asked for already, run again later")
-        source = source_of(look, image)
+        source = source_of(snapshot, image)
         if not await self._is_whole(source, expected_keys(image)[source]):
             return Outcome(False, f"left: {source} has another digest, and nothing else to make it of is left")
         wanted = await self._ledger.request_thumbnails(image.id)
         if wanted is None:
             return Outcome(False, "left: the image is at work, run again in a minute")
         self._asked_for += 1
-        # Due at once: the next pass of the sweep enqueues it, not the one ten seconds from now.
+        # Due at once, so that the next pass of the sweep enqueues it, instead of one in ten seconds.
         await self._ledger.give_back([Taken(wanted, wanted.created)])
         return Outcome(True, "will be made again")
 
     async def _examine_drafts(self) -> None:
-        """Look at what was begun and forgotten; a worker sweeps it as well."""
+        """Look at old drafts. The sweep of a worker removes them as well."""
         now = time.time()
         old = []
         async for draft in self._storage.listing("drafts"):
@@ -206,17 +206,17 @@ class Doctor:
 
 
 def _standing(row: Image | None) -> object:
-    """Return what changes with every commit after which other files count."""
+    """Return what differs after every commit that changes which files belong to the image."""
     return row and (row.status, row.attempt, row.published, row.owed)
 
 
-async def _side_by_side(*streams: AsyncIterator[Look]) -> AsyncIterator[Look]:
-    """Walk streams in the order of ids, and yield each id once, with all that the streams have of it."""
+async def _side_by_side(*streams: AsyncIterator[Snapshot]) -> AsyncIterator[Snapshot]:
+    """Merge streams that are in the order of ids: yield each id once, with everything that they have of it."""
     heads = [await anext(stream, None) for stream in streams]
     while ids := [head.id for head in heads if head is not None]:
-        look = Look(min(ids))
+        snapshot = Snapshot(min(ids))
         for number, head in enumerate(heads):
-            if head is not None and head.id == look.id:
-                look = Look(look.id, look.row or head.row, {**look.files, **head.files})
+            if head is not None and head.id == snapshot.id:
+                snapshot = Snapshot(snapshot.id, snapshot.row or head.row, {**snapshot.files, **head.files})
                 heads[number] = await anext(streams[number], None)
-        yield look
+        yield snapshot

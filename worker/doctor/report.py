@@ -1,11 +1,11 @@
-"""What the doctor tells a person: a line for each finding, a table at the end, how far it is in between."""
+"""What the doctor prints: a line for each finding, and a table at the end."""
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from dataclasses import dataclass
-from typing import TextIO
 
 from worker.doctor.diagnosis import MADE_AGAIN, Finding, Kind
 
@@ -24,12 +24,16 @@ _REMEDIES = {
     Kind.READY_WITHOUT_ORIGINAL: "leaves it: renditions cannot be made anew any more",
 }
 _KIND_WIDTH = max(len(kind) for kind in Kind)
-_PROGRESS_EVERY_SECONDS = 0.5
+_PROGRESS_EVERY_SECONDS = 10.0
+
+
+#: Flushed, so that findings are seen as they come, also through a pipe.
+_print = functools.partial(print, flush=True)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a finding; `said` is empty where nobody tried."""
+    """What became of a finding. `said` is empty where nothing was tried."""
 
     is_mended: bool = False
     said: str = ""
@@ -37,7 +41,7 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """How many findings of one kind there are, how many of them are mended, and the bytes that all would free."""
+    """How many findings of one kind there are, how many are mended, and the bytes that mending all would free."""
 
     found: int = 0
     mended: int = 0
@@ -45,63 +49,64 @@ class Tally:
 
 
 class Report:
-    """Prints findings as they come, at most so many of a kind, and counts them all."""
+    """Prints findings as they come, `most` of each kind, and counts all."""
 
     def __init__(self, most: int, mend: bool) -> None:
         self._most = most
         self._mend = mend
-        self._progress = _Progress(sys.stderr)
-        self._began = time.monotonic()
+        self._began = self._told_at = time.monotonic()
         self.tallies: dict[Kind, Tally] = {}
         self.rows = 0
         self.files = 0
 
     @property
     def is_well(self) -> bool:
-        """Whether nothing is wrong, or nothing any more."""
+        """Whether nothing is wrong, or everything was mended."""
         return all(tally.mended == tally.found for kind, tally in self.tallies.items() if kind.is_wrong)
 
     def add(self, finding: Finding, outcome: Outcome) -> None:
-        """Tell and count one finding."""
+        """Print and count one finding."""
         tally = self.tallies.setdefault(finding.kind, Tally())
         tally.found += 1
         tally.mended += outcome.is_mended
         tally.frees += finding.frees
         if tally.found <= self._most:
             said = "; ".join(text for text in (finding.detail, outcome.said) if text)
-            self._print(f"{finding.kind:{_KIND_WIDTH}}  {finding.key}" + (f"  ({said})" if said else ""))
+            _print(f"{finding.kind:{_KIND_WIDTH}}  {finding.key}" + (f"  ({said})" if said else ""))
         elif tally.found == self._most + 1 and self._most:
-            self._print(f"{finding.kind:{_KIND_WIDTH}}  … and more, which are counted below")
+            _print(f"{finding.kind:{_KIND_WIDTH}}  … and more, which are counted below")
 
     def looked_at(self, rows: int = 0, files: int = 0) -> None:
-        """Count what was looked at, and tell it now and then."""
+        """Count what was looked at. Print the counts to stderr now and then, so that a long run is seen to go on."""
         self.rows += rows
         self.files += files
-        self._progress.show(f"{self.rows:,} rows and {self.files:,} files looked at")
+        if time.monotonic() - self._told_at >= _PROGRESS_EVERY_SECONDS:
+            self._told_at = time.monotonic()
+            print(f"{self.rows:,} rows and {self.files:,} files looked at", file=sys.stderr)
 
     def sum_up(self, is_complete: bool) -> None:
         """Print the table."""
         seconds = time.monotonic() - self._began
         if self.tallies and self._most:
-            self._print("")
+            _print("")
         if not is_complete:
-            self._print("Stopped early: what follows is not all.")
-        self._print(f"Looked at {self.rows:,} rows and {self.files:,} files in {seconds:.1f} s.")
+            _print("Stopped early: what follows is not all.")
+        _print(f"Looked at {self.rows:,} rows and {self.files:,} files in {seconds:.1f} s.")
         if not self.tallies:
-            self._print("Nothing is wrong." if is_complete else "Nothing was found wrong so far.")
+            _print("Nothing is wrong." if is_complete else "Nothing was found wrong so far.")
             return
         mended = "mended  " if self._mend else ""
-        self._print("")
-        self._print(f"{'what is wrong':{_KIND_WIDTH}}  {'found':>9}  {mended}{'frees':>9}  what --mend does")
+        _print("")
+        _print(f"{'what is wrong':{_KIND_WIDTH}}  {'found':>9}  {mended}{'frees':>9}  what --mend does")
         for kind in Kind:
             if (tally := self.tallies.get(kind)) is None:
                 continue
             mended = f"{tally.mended:6,}  " if self._mend else ""
             frees = _in_units(tally.frees) if tally.frees else ""
-            self._print(f"{kind:{_KIND_WIDTH}}  {tally.found:9,}  {mended}{frees:>9}  {_REMEDIES[kind]}")
-        self._print("")
+            _print(f"{kind:{_KIND_WIDTH}}  {tally.found:9,}  {mended}{frees:>9}  {_REMEDIES[kind]}")
+        _print("")
         for line in self._advice():
-            self._print(line)
+            _print(line)
 
     def _advice(self) -> list[str]:
         advice = []
@@ -115,30 +120,6 @@ class Report:
         elif any(self.tallies[kind].mended for kind in MADE_AGAIN if kind in self.tallies):
             advice.append("Renditions are made again by the workers: look again in a while.")
         return advice
-
-    def _print(self, line: str) -> None:
-        self._progress.clear()
-        print(line, flush=True)
-
-
-class _Progress:
-    """One line on a terminal that is written over; nothing where it is none."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._is_shown = False
-        self._shown_at = time.monotonic()
-
-    def show(self, line: str) -> None:
-        if self._stream.isatty() and time.monotonic() - self._shown_at >= _PROGRESS_EVERY_SECONDS:
-            print(f"\r\x1b[K{line}", end="", file=self._stream, flush=True)
-            self._is_shown = True
-            self._shown_at = time.monotonic()
-
-    def clear(self) -> None:
-        if self._is_shown:
-            print("\r\x1b[K", end="", file=self._stream, flush=True)
-            self._is_shown = False
 
 
 def _in_units(count: int) -> str:

@@ -1,4 +1,4 @@
-"""A child as its parent sees it: a process to start and to kill, a connection, and what its end says about it."""
+"""One child process, as its parent sees it: to start, to talk to, to kill, and to ask why it ended."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pathlib import Path
 from shared.errors import ChildLost, DecoderCrashed, RenderTimedOut
 from worker.renderer.protocol import HEADER, BadFrame, Message, length_of, pack, unpack
 
-#: How long a child may take to load the decoders.
+#: Seconds in which a child has to load the decoders.
 START_SECONDS = 60.0
-#: How long a process may take to be gone once its side of the connection is closed.
+#: Seconds in which a process has to end once it has closed its side of the connection.
 EXIT_SECONDS = 10.0
-#: After so many pictures a child is replaced, whatever it may have been made to do by then.
+#: A child is replaced after so many pictures, in case one of them took it over.
 MOST_PICTURES = 1000
-#: A child that keeps more between two pictures is replaced: a healthy one keeps half of it.
+#: A child that keeps more memory between two pictures is replaced. A healthy one keeps half of it.
 MOST_KEPT_BYTES = 192 * 1024 * 1024
 
-#: All that a child's environment holds: its memory comes in pages of 2 MB where the kernel has them (Linux calls it
-#: `madvise`). A large picture is then decoded in two thirds of the time, since it does not fault 4 KB at a time.
+#: The whole environment of a child. It asks for memory in pages of 2 MB where the kernel has them (`madvise`). A large
+#: picture is then decoded in two thirds of the time, since there are fewer page faults.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 class Child:
-    """A process and our end of its connection; idle when it owes no answer and waits for no second order."""
+    """A process and a connection to it. It is idle when it owes no answer and expects no second order."""
 
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
         self.process = process
@@ -45,7 +45,7 @@ class Child:
 
     @classmethod
     async def spawn(cls, command: Sequence[str], *limits: int) -> Child:
-        """Start `command` with nothing but one end of a connection, whose number, and our own pid, it is told first."""
+        """Start `command`. Its arguments: the descriptor of its connection, the parent's pid, and `limits`."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -55,7 +55,7 @@ class Child:
                     *(str(number) for number in (theirs.fileno(), os.getpid(), *limits)),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
-                    # libtiff writes its complaints, with parts of the file in them, straight to it.
+                    # libtiff writes its warnings to it, with parts of the file in them.
                     stderr=asyncio.subprocess.DEVNULL,
                     env=ENVIRONMENT,
                     cwd=_ROOT,
@@ -68,7 +68,7 @@ class Child:
         return cls(process, ours)
 
     async def warm_up(self) -> None:
-        """Return when it has loaded the decoders. Raises ChildLost where it does not come so far."""
+        """Return when it has loaded the decoders. Raises ChildLost where it fails to."""
         try:
             async with asyncio.timeout(START_SECONDS):
                 greeting = await self.receive()
@@ -80,7 +80,7 @@ class Child:
         self.is_idle = True
 
     def is_silent(self) -> bool:
-        """Whether it lives, as far as one can see, and says nothing unasked."""
+        """Whether it is alive and has sent nothing unasked."""
         try:
             self._connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -90,7 +90,7 @@ class Child:
         return False
 
     def is_worn_out(self) -> bool:
-        """Whether another one should take its place before it grows."""
+        """Whether it should be replaced."""
         return self.pictures >= MOST_PICTURES or self._resident_bytes() > MOST_KEPT_BYTES
 
     def _resident_bytes(self) -> int:
@@ -103,7 +103,7 @@ class Child:
         """Send `message` and descriptors, and return the answer. Raises EOFError, ConnectionError, BadFrame."""
         self.is_idle = False
         frame = pack(message)
-        # The other side has read all that came before, so that a frame always fits into the socket's buffer at once.
+        # The child has read everything before this, so a frame always fits into the socket's buffer.
         if socket.send_fds(self._connection, [frame], list(descriptors)) != len(frame):
             raise BadFrame("does not listen")
         return await self.receive()
@@ -123,15 +123,15 @@ class Child:
         return data
 
     def kill(self) -> None:
-        """Kill it at once, and whatever it may have started."""
+        """Kill it at once, and everything in its process group."""
         if self.process.returncode is None:
-            # Who is dead already has died of something else.
+            # A process that has ended already has another cause of death.
             self._killed = True
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def discard(self) -> None:
-        """Kill it, as the one who has taken it and wants nothing more of it."""
+        """Kill it and close the connection. For the session that has taken it."""
         self.kill()
         self._connection.close()
 
@@ -141,18 +141,18 @@ class Child:
         try:
             await self.process.wait()
         finally:
-            # Who has taken it may still have its last words to read.
+            # A session that has taken it may still read its last message.
             if not self.is_taken:
                 self._connection.close()
 
     def distrust(self, what: str) -> ChildLost:
-        """Kill it for `what` it did, and return the error to raise."""
+        """Kill it because of `what` it did, and return the error to raise."""
         self.is_idle = False
         self.kill()
         return ChildLost(f"child {self.process.pid} {what}")
 
     async def cause_of_death(self) -> Exception:
-        """Tell from how it ended whose fault that was."""
+        """Return the error that its exit code stands for: the file's fault, or not."""
         was_killed = self._killed
         try:
             async with asyncio.timeout(EXIT_SECONDS):

@@ -1,4 +1,4 @@
-"""What a JPEG of ours looks like, byte by byte, for who does not trust its writer (ITU-T T.81, annex B)."""
+"""A strict parser of the JPEGs that our encoder writes, for bytes from a child (ITU-T T.81, annex B)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shared.images import Size
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _APP0, _DQT, _SOF0, _DHT = 0xE0, 0xDB, 0xC0, 0xC4
 
-#: JFIF 1.x, its density, and no thumbnail.
+#: JFIF 1.x, its density, no thumbnail.
 _JFIF = struct.Struct(">5s2sBHHBB")
 #: A frame of 8 bits, then its height and width, then three components: Y at 4:2:0, Cb, Cr.
 _FRAME_BEGINS = b"\xff\xc0\x00\x11\x08"
@@ -20,24 +20,24 @@ _SIDES = struct.Struct(">HH")
 _COMPONENTS = b"\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
 #: All three components in one scan, each with the Huffman tables of its kind, from first to last coefficient.
 _SCAN_HEADER = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
-#: No further is a scan's header looked for: ours begins at byte 609.
+#: A scan's header is searched for in so many bytes. Ours begins at byte 609.
 _MOST_HEADER = 4096
-#: In a scan an FF is followed by 00; by anything else it begins something that is none of a scan's.
+#: Within a scan FF is always followed by 00. Anything else begins another segment.
 _NO_SCAN = re.compile(rb"\xff[^\0]")
-#: Bytes of a scan that are searched at a time: other threads wait for the interpreter meanwhile.
+#: Bytes of a scan that are searched at a time, since other threads wait for the interpreter meanwhile.
 _SEARCHED_AT_ONCE = 1024 * 1024
 _TABLE_IDS = {_DQT: {0x00, 0x01}, _DHT: {0x00, 0x10, 0x01, 0x11}}
 
 
 class ForeignJpeg(ValueError):
-    """These bytes are no baseline JPEG as our encoder writes them."""
+    """These bytes are not a baseline JPEG as our encoder writes it."""
 
 
 def size_of(jpeg: bytes) -> Size:
-    """Return the width and height of a JPEG that is whole and has nothing in it but what pixels need.
+    """Return the width and height of a JPEG that is whole and holds only what its pixels need.
 
-    That is: a JFIF header, each table once, one frame, one scan, the end; no metadata, comment, restart marker, second
-    picture or byte behind. What its scan decodes to is not looked at. Raises ForeignJpeg for everything else.
+    That is a JFIF header, each table once, one frame, one scan and the end marker. Metadata, comments, restart markers,
+    a second picture or bytes behind the end are refused. The scan is not decoded. Raises ForeignJpeg.
     """
     scan = jpeg.find(_SCAN_HEADER, 0, _MOST_HEADER)
     frame = jpeg.find(_FRAME_BEGINS, 0, max(scan, 0))
@@ -47,7 +47,7 @@ def size_of(jpeg: bytes) -> Size:
     height, width = _SIDES.unpack_from(jpeg, sides)
     if not width or not height:
         raise ForeignJpeg("has a side of nothing")
-    # Without its size one header is as good as another: it is read once, and known again.
+    # Headers differ in the size only. Without it they hit the cache of `_check_header`.
     _check_header(jpeg[:sides] + jpeg[sides + _SIDES.size : scan], sides)
     _check_scan(jpeg, scan + len(_SCAN_HEADER))
     return width, height
@@ -58,14 +58,14 @@ def _check_scan(jpeg: bytes, start: int) -> None:
     if end <= start or jpeg[end:] != _EOI or jpeg[end - 1] == 0xFF:
         raise ForeignJpeg("has no end, or nothing before it")
     for first in range(start, end, _SEARCHED_AT_ONCE):
-        # And one byte more: by the next one an FF is judged.
+        # One byte more: an FF is judged by the byte after it.
         if _NO_SCAN.search(jpeg, first, min(first + _SEARCHED_AT_ONCE + 1, end)):
             raise ForeignJpeg("has more in it than one scan")
 
 
 @functools.lru_cache(maxsize=16)
 def _check_header(header: bytes, sides: int) -> None:
-    """Look at all that stands before a scan; of its frame, the sides are missing at `sides`."""
+    """Check everything in front of the scan. The frame's height and width are left out, at offset `sides`."""
     if not header.startswith(_SOI):
         raise ForeignJpeg("does not begin as a JPEG")
     start = len(_SOI)
@@ -89,7 +89,7 @@ def _check_header(header: bytes, sides: int) -> None:
 
 
 def _segment_at(header: bytes, start: int, sides: int) -> tuple[int, bytes, int]:
-    """Return a segment's marker, what it holds, and where the next one begins."""
+    """Return a segment's marker, its content, and where the next segment begins."""
     if len(header) < start + 4 or header[start] != 0xFF:
         raise ForeignJpeg("has no segment where one should be")
     marker, length = header[start + 1], int.from_bytes(header[start + 2 : start + 4])
@@ -110,11 +110,11 @@ def _check_jfif(segment: bytes) -> None:
 
 
 def _tables_in(marker: int, segment: bytes) -> Iterator[int]:
-    """Yield the number of each table in a segment of them."""
+    """Yield the number of each table in a segment."""
     start = 0
     while start < len(segment):
         number = segment[start]
-        # A table of 8-bit quantizers has 64 of them; one of Huffman codes says of each length how many there are.
+        # A quantization table has 64 values of 8 bits. A Huffman table begins with the number of codes of each length.
         size = 1 + (64 if marker == _DQT else 16 + sum(segment[start + 1 : start + 17]))
         if start + size > len(segment) or number not in _TABLE_IDS[marker]:
             raise ForeignJpeg("has a table that is not ours")

@@ -1,4 +1,4 @@
-"""What worker and child say to each other: length-prefixed msgpack maps, bounded, nothing in them executable."""
+"""The messages between worker and child: bounded msgpack maps, each with its length in front. No pickle."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 import msgpack
 
-#: Stands before each message: how many bytes it has.
+#: In front of each message: its length in bytes.
 HEADER = struct.Struct(">I")
-#: No message is longer; the longest that is meant to be sent has some hundred bytes.
+#: Bytes of a message at the most. Honest ones have some hundred.
 MAX_FRAME = 64 * 1024
-#: A full-size picture and its ladder down to one pixel are 17 renditions.
+#: A full-size picture and its ladder down to one pixel make 17 renditions.
 MAX_DESCRIPTORS = 32
 
 Message = dict[str, Any]
 
-#: What a child may say once, before it answers that it has rendered.
+#: Sent by a child once the largest of several sizes is written, before its answer.
 LARGEST_WRITTEN: Message = {"written": "largest"}
 
 
 class BadFrame(ValueError):
-    """The other side sent something that is no message."""
+    """The other side sent something that is not a message."""
 
 
 def pack(message: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Scratch files that a child writes a JPEG to: in memory, bounded, and emptied whoever keeps one."""
+"""Scratch files in memory, bounded in size: a child writes its JPEGs to them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from types import TracebackType
 from shared.images import Size
 from worker.renderer import jpeg
 
-#: Pure noise takes 1.2 bytes a pixel at our quality: what takes more than four, and this, is no JPEG of ours.
+#: Pure noise takes 1.2 bytes a pixel at our quality. A file of more than 4 bytes a pixel, and this margin, is not ours.
 _BYTES_PER_PIXEL = 4
 _MARGIN = 64 * 1024
 
 
 class NotOurs(Exception):
-    """What a child left in a scratch file is not what it was asked for."""
+    """A scratch file holds something else than the JPEG that was asked for."""
 
 
 def most_bytes(pixels: int) -> int:
-    """Return how long a JPEG of so many pixels can be at the most."""
+    """Return how many bytes a JPEG of so many pixels may have."""
     return _BYTES_PER_PIXEL * pixels + _MARGIN
 
 
 class Scratch:
-    """A file in memory for one JPEG of `size`; a child that keeps its descriptor, or maps it, has nothing of it."""
+    """A file in memory for one JPEG of `size`. It is emptied at the end: a child that keeps it open gains nothing."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
         self._descriptor = os.memfd_create("rendition", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            # It takes no memory before it is written, and never more than this.
+            # It takes no memory before it is written to, and cannot grow past this.
             os.ftruncate(self._descriptor, most_bytes(size[0] * size[1]))
             fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         except BaseException:
@@ -43,7 +43,7 @@ class Scratch:
 
     @property
     def bytes(self) -> int:
-        """How long it is: once its child has told that it is written, as long as the JPEG."""
+        """Its length: that of the JPEG, once the child has said that it is written."""
         return os.fstat(self._descriptor).st_size
 
     def copy_to(self, target: int) -> tuple[int, str]:
@@ -51,7 +51,7 @@ class Scratch:
 
         Raises NotOurs where it is no JPEG of that size as our encoder makes them, OSError where `target` fails.
         """
-        # Read once: what is checked is what is written, whatever a child goes on doing to the file.
+        # Read once, so that the bytes that are checked are those that are written, even if the child changes the file.
         content = os.pread(self._descriptor, self.bytes, 0)
         _check(content, self.size)
         rest = memoryview(content)
@@ -65,7 +65,7 @@ class Scratch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Who keeps it keeps no memory by it: once short, it cannot grow again.
+        # A child may still have it open. Sealed, it cannot grow again, and so takes no memory.
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
