@@ -11,14 +11,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+#: A process may stand still in all parts of a deadline but one.
+_PARTS = 5
+
 
 class Deadline:
     """A timer that can be started again, and does not expire because of one standstill."""
 
-    __slots__ = ("_part", "_part_began", "_parts", "_parts_over", "_timer")
+    __slots__ = ("_part", "_part_began", "_parts_over", "_timer")
 
-    def __init__(self, parts: int = 2) -> None:
-        self._parts = parts
+    def __init__(self) -> None:
         self._parts_over = 0
         self._part = self._part_began = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -31,12 +33,12 @@ class Deadline:
     def elapsed(self) -> float:
         """Seconds since the start. A standstill counts as one part at most."""
         in_part = min(asyncio.get_running_loop().time() - self._part_began, self._part)
-        return min(self._parts_over * self._part + in_part, self._parts * self._part)
+        return min(self._parts_over * self._part + in_part, _PARTS * self._part)
 
     def start(self, seconds: float, expire: Callable[[], object]) -> None:
         """Call `expire()` after so many seconds; an earlier start is forgotten."""
         self.stop()
-        self._part = seconds / self._parts
+        self._part = seconds / _PARTS
         self._parts_over = 0
         self._begin_part(expire)
 
@@ -52,7 +54,7 @@ class Deadline:
 
     def _end_part(self, expire: Callable[[], object]) -> None:
         self._parts_over += 1
-        if self._parts_over < self._parts:
+        if self._parts_over < _PARTS:
             self._begin_part(expire)
         else:
             self._timer = None
@@ -60,11 +62,11 @@ class Deadline:
 
 
 @asynccontextmanager
-async def timeout(seconds: float, parts: int = 2) -> AsyncIterator[Deadline]:
+async def timeout(seconds: float) -> AsyncIterator[Deadline]:
     """Cancel the block after so many seconds and raise TimeoutError, as `asyncio.timeout` does."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as limit:
-        deadline = Deadline(parts)
+        deadline = Deadline()
         deadline.start(seconds, lambda: limit.reschedule(loop.time()))
         try:
             yield deadline

@@ -1,1 +1,1 @@
-"""What Redis does: wake-ups, notices, copies of responses; and the clients that talk to it."""
+"""Redis: wake-ups for workers, notices, copies of responses, and the clients that send them."""

@@ -1,4 +1,4 @@
-"""The circuit breaker in front of each Redis: one that is slow or away is not asked again until it answers a probe."""
+"""The circuit breaker in front of a Redis: if it fails or is slow, nothing is sent to it until it answers a probe."""
 
 from __future__ import annotations
 
@@ -18,31 +18,29 @@ from shared.telemetry import metrics
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-#: Seconds that a web request waits for Redis, once and at the most.
+#: Seconds that a web request waits for Redis at most, all its exchanges together.
 WEB_DEADLINE = 0.05
 #: Seconds that a worker waits for one exchange.
 WORKER_DEADLINE = 5.0
-#: Seconds between two times that a Redis which failed is asked whether it is back, at the most.
+#: Seconds between two probes at most.
 PAUSE_SECONDS = 1.0
-#: The first time comes sooner: most were late by chance, and what is committed meanwhile cannot be told to anybody.
+#: The first pause as a part of it; each next one is twice as long. Most failures are a late reply, and until Redis is
+#: asked again, the caches of other processes do not learn of commits.
 _FIRST_PAUSE = 1 / 8
-#: Parts of a deadline: a process may stand still in all of them but one.
-PARTS = 5
 
 
 class RedisAway(AsgilookError):
-    """Redis did not answer in time, or is being left alone because it did not a moment ago."""
+    """Redis did not answer in time, or is left alone because it did not a moment ago."""
 
 
 class CircuitBreaker:
-    """Guards one Redis: an exchange that fails or overstays opens it, and nobody asks again until it has closed.
+    """Guards one Redis. An exchange that fails or takes too long opens it; while it is open, exchanges fail at once.
 
-    While it is open a task of its own asks, after an eighth of a second, a quarter … and then every second, whether
-    Redis is back; before it closes, `before_closing` is awaited, so that what was missed can be made
-    good before anybody trusts Redis again. When it opens, `on_opening` is called.
+    `on_opening` is called when it opens. While it is open, a task probes Redis. When Redis answers, the task awaits
+    `before_closing`, which makes good what Redis missed, and then closes the breaker.
 
-    Where all of the client's connections are taken, an exchange waits for its turn, within its deadline. If that ends
-    in vain it is we who are busy, and Redis is not left alone for it.
+    If all connections of the client are in use, an exchange waits for one within its deadline. If it gets none, the
+    breaker stays closed: this process is busy, and Redis is not to blame.
     """
 
     def __init__(
@@ -79,26 +77,24 @@ class CircuitBreaker:
     ) -> T:
         """Await `exchange()` within the deadline (and `extra_seconds` for large bodies). Raises RedisAway.
 
-        `opens_if_busy` is for what Redis must have been told before it is trusted again, whoever's fault it was.
+        With `opens_if_busy`, the breaker also opens if no connection was free: for what Redis must know before it is
+        trusted again.
         """
         if self.is_open and not even_if_open:
-            raise RedisAway("Redis is being left alone")
-        we_are_busy = self._turns.locked()
-
+            raise RedisAway("Redis is left alone")
+        is_busy = self._turns.locked()
         try:
-            async with timeout(self._deadline + extra_seconds, PARTS), self._turns:
-                if self.is_open and not even_if_open:
-                    raise RedisAway("Redis is being left alone")
+            async with timeout(self._deadline + extra_seconds), self._turns:
                 return await exchange()
         except (RedisError, OSError, TimeoutError) as exc:
-            if may_open and (opens_if_busy or not (we_are_busy and isinstance(exc, TimeoutError))):
+            if may_open and (opens_if_busy or not (is_busy and isinstance(exc, TimeoutError))):
                 self._open(exc)
             raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
 
     async def watch(self, reply: Awaitable[T]) -> T:
-        """Await the reply to what was sent over a connection, and by a deadline, of its own. Raises RedisAway."""
-        if self._probe is not None:
-            raise RedisAway("Redis is being left alone")
+        """Await a reply that has a connection and a deadline of its own. Raises RedisAway."""
+        if self.is_open:
+            raise RedisAway("Redis is left alone")
         try:
             return await reply
         except (RedisError, OSError, TimeoutError) as exc:
@@ -106,7 +102,7 @@ class CircuitBreaker:
             raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Stop probing."""
         if self._probe is not None:
             await cancel(self._probe)
 
@@ -114,11 +110,11 @@ class CircuitBreaker:
         if self._probe is None:
             metrics.REDIS_LEFT_ALONE.add()
             logger.warning("redis is left alone", extra={"reason": f"{type(reason).__name__}: {reason}"})
-            self._probe = asyncio.get_running_loop().create_task(self._ask_until_back())
+            self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
             if self._on_opening is not None:
                 self._on_opening()
 
-    async def _ask_until_back(self) -> None:
+    async def _probe_until_back(self) -> None:
         pause = PAUSE_SECONDS * _FIRST_PAUSE
         while True:
             await asyncio.sleep(pause)
@@ -131,7 +127,7 @@ class CircuitBreaker:
                 logger.debug("redis is still left alone", extra={"reason": str(exc)})
                 continue
             except Exception:
-                logger.exception("what was missed while redis was away could not be made good")
+                logger.exception("what redis missed could not be made good")
                 continue
             logger.info("redis is asked again")
             self._probe = None

@@ -1,12 +1,11 @@
-"""Every Redis client: how each is made, and whether its server lets us in."""
+"""Clients of Redis: how each kind is made, and whether its server lets us in."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import ssl
-from collections.abc import Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
@@ -21,35 +20,35 @@ from shared.errors import RedisRefuses, SettingsError
 from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker, RedisAway
 from shared.settings import Settings
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-#: Seconds beyond the deadline for the first exchange, before anybody waits: a slow Redis is no reason to ask nothing.
+#: Seconds beyond the deadline for the check at the start, when no request waits: a slow Redis may refuse us, too.
 _ACCESS_SECONDS = 2.0
 
 _DEFAULTS = Settings()
 
 
 class RedisFactory(Protocol):
-    """How clients are made: tests give one that makes fake ones."""
+    """Makes clients. Tests pass one that makes fakes."""
 
     def __call__(self, url: str, **options: Any) -> Redis:
-        """Return a client of the server at `url`; nothing is connected yet."""
+        """Return a client of the server at `url`. Nothing is connected yet."""
 
 
 def redis_from_url(url: str, **options: Any) -> Redis:
-    """Return a client of a real server, which waits for a connection where as many are taken as it may have.
+    """Return a client of a real server. It waits for a connection if all it may have are in use.
 
-    What stands behind the address's question mark counts more than `options`. Raises SettingsError.
+    The query of the address overrides `options`. Raises SettingsError.
     """
     options |= parse_url(url)
     try:
         if options.get("connection_class") is SSLConnection:
             tls = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
             options |= {"connection_class": _TlsConnection, "context": _tls_context(**tls)}
-        # Nobody waits for ever: whoever has a connection has a time limit.
+        # No limit to the wait for a connection: every exchange has a deadline.
         pool = Pool(timeout=None, **options)
-        pool.make_connection()  # type: ignore[no-untyped-call] # redis-py; an option that nobody knows is found here, not when there is something to do
+        # An unknown option in the address is an error now, and not only at the first command.
+        pool.make_connection()  # type: ignore[no-untyped-call] # redis-py
     except (TypeError, ValueError, RedisError, OSError) as exc:
         raise SettingsError(f"REDIS_URL, CACHE_REDIS_URL, ASGI_LOOK_REDIS_CA_CERTS: {exc}") from exc
     return Redis.from_pool(pool)
@@ -58,9 +57,9 @@ def redis_from_url(url: str, **options: Any) -> Redis:
 def web_client(
     url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS, others: int = 1
 ) -> Redis:
-    """Return a client that never retries: somebody is waiting, so long as its breaker allows for a whole exchange.
+    """Return a client that never retries: a request waits, for as long as the breaker allows for a whole exchange.
 
-    `others` of the connections that we may have to its server are not the client's.
+    The process needs `others` of its connections to this server for something else.
     """
     most = settings.redis_max_connections - others
     return _client(url, factory, settings, most, retry=Retry(NoBackoff(), 0), retry_on_error=[ReadOnlyError])
@@ -69,7 +68,7 @@ def web_client(
 def worker_client(
     url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS, others: int = 0
 ) -> Redis:
-    """Return a client that retries once: nobody is waiting, and a dropped connection is no reason to hand back."""
+    """Return a client that retries once: no request waits, and a lost connection is no reason to hand an image back."""
     return _client(
         url,
         factory,
@@ -83,29 +82,24 @@ def worker_client(
 
 
 def listening_client(url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS) -> Redis:
-    """Return a client that waits for notices, over its one connection: silence is not a failure."""
+    """Return a client that waits for notices over one connection. Silence is no failure."""
     return _client(url, factory, settings, 1, socket_connect_timeout=WORKER_DEADLINE, health_check_interval=10)
 
 
 def _client(url: str, factory: RedisFactory, settings: Settings, most: int, **options: Any) -> Redis:
-    # What is in `retry_on_error` drops its connection, however few retries there are. A Redis that may only be read is
-    # what it was: since a failover the address leads to another, while the old one is still there, a replica.
-    if is_tls(url):
+    # An error in `retry_on_error` closes its connection, even without a retry. ReadOnlyError is in it: a failover turns
+    # a master into a replica that may keep its connections, and the address leads to the new master.
+    if url.startswith("rediss:"):
         options["ssl_cert_reqs"] = settings.redis_cert_reqs
         options["ssl_ca_certs"] = settings.redis_ca_certs and str(settings.redis_ca_certs)
     return factory(url, max_connections=most, socket_keepalive=True, **options)
 
 
-def is_tls(url: str) -> bool:
-    """Tell whether this address asks for TLS."""
-    return url.startswith("rediss:")
-
-
 class Pool(BlockingConnectionPool):
-    """A pool whose connections are made to the end, also where those who asked for them do not wait so long.
+    """A pool that completes each connection, even if the exchange that asked for it is cancelled.
 
-    TCP, TLS, the password and the database are five exchanges before the first command. Where each takes ten
-    milliseconds, a connection that went with whoever ran out of time would never come about.
+    TCP, TLS, password and database are five round trips before the first command. If each takes ten milliseconds, they
+    take longer than a web request waits for Redis: cancelled with it, no connection would ever be made.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -128,7 +122,7 @@ class Pool(BlockingConnectionPool):
     def _connected(self, connection: AbstractConnection, done: asyncio.Task[None]) -> None:
         del self._connecting[connection]
         if not done.cancelled():
-            done.exception()  # seen: whoever still waits hears of it
+            done.exception()  # retrieved: if an exchange still waits, the shield raises it there
 
 
 async def _connect(connection: AbstractConnection) -> None:
@@ -137,9 +131,10 @@ async def _connect(connection: AbstractConnection) -> None:
 
 
 class _TlsConnection(SSLConnection):
-    """A connection whose TLS context is its pool's: to make one reads all of the system's certificates.
+    """A connection that shares its pool's TLS context.
 
-    That takes 35 ms, in which the event loop stands still; redis-py makes one for each connection.
+    redis-py makes a context for each connection. That reads all certificates of the system, and blocks the event loop
+    for 35 ms.
     """
 
     def __init__(self, *, context: RedisSSLContext, **options: Any) -> None:
@@ -148,8 +143,7 @@ class _TlsConnection(SSLConnection):
 
 
 def _tls_context(**options: Any) -> RedisSSLContext:
-    # Whoever has a certificate checked has the name in it checked, unless the address says otherwise. Where none is
-    # there is no telling whose name it is.
+    # If certificates are checked, so is the name in them, unless the address says otherwise.
     options["ssl_check_hostname"] = options.get("ssl_cert_reqs") != "none" and options.get("ssl_check_hostname", True)
     context = RedisSSLContext(**{name.removeprefix("ssl_"): value for name, value in options.items()})
     context.get()
@@ -157,12 +151,12 @@ def _tls_context(**options: Any) -> RedisSSLContext:
 
 
 def arq_client(client: Redis, **options: Any) -> ArqRedis:
-    """Return arq's view of the same connections: its own `create_pool` sets no time-outs."""
+    """Return arq's kind of client over the same connections. arq's own `create_pool` sets no time-outs."""
     return ArqRedis(pool_or_conn=client.connection_pool, **options)
 
 
 def ask_once(settings: Settings) -> None:
-    """Return when Redis has answered, from outside of any event loop. Raises RedisAway."""
+    """Return when Redis has answered. Call it outside of any event loop. Raises RedisAway."""
 
     async def ask() -> None:
         client = worker_client(settings.redis_url, settings=settings)
@@ -176,7 +170,7 @@ def ask_once(settings: Settings) -> None:
 
 
 async def check_access(client: Redis, breaker: CircuitBreaker, variable: str) -> None:
-    """Make sure that the Redis which `variable` names lets us in. Raises RedisRefuses; who is away refuses nobody."""
+    """Raise RedisRefuses if the Redis that `variable` names does not let us in. One that is away is no error."""
     context = client.connection_pool.connection_kwargs.get("context")
     if context is not None and context.cert_reqs is ssl.CERT_NONE:
         logger.warning("the certificate of redis is not checked: any is taken", extra={"variable": variable})
@@ -188,22 +182,18 @@ async def check_access(client: Redis, breaker: CircuitBreaker, variable: str) ->
 
 
 def refusal_in(error: BaseException) -> str | None:
-    """Return why Redis and we do not come together, in words, or None where time may change it."""
-    for exc in _causes_of(error):
-        match exc:
+    """Return in words why Redis refuses us, or None if the error may pass with time."""
+    cause: BaseException | None = error
+    while cause is not None:
+        match cause:
             case AuthenticationError():
-                return f"Redis does not take the user and password in it: {exc}"
+                return f"Redis does not take the user and password in it: {cause}"
             case NoPermissionError():
-                return f"Redis does not allow its user enough: {exc}"
+                return f"Redis does not allow its user enough: {cause}"
             case ssl.SSLCertVerificationError():
                 return (
-                    f"the certificate of Redis cannot be trusted: {exc.verify_message}. Let ASGI_LOOK_REDIS_CA_CERTS "
+                    f"the certificate of Redis cannot be trusted: {cause.verify_message}. Let ASGI_LOOK_REDIS_CA_CERTS "
                     "name a file with its issuer's, or take any by ASGI_LOOK_REDIS_CERT_REQS=none"
                 )
+        cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

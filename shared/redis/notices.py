@@ -1,4 +1,4 @@
-"""Notices: whoever waits for an image hears, by Redis pub/sub, that its row has changed."""
+"""Notices: by Redis pub/sub, a request that waits for an image learns that its row has changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Announcer:
         self._ledger_name = ledger_name
 
     async def announce(self, *image_ids: str, even_if_open: bool = False) -> None:
-        """Tell every listener that these images have changed. Raises RedisAway."""
+        """Send a notice of each image that has changed. Raises RedisAway."""
 
         async def exchange() -> None:
             async with self._client.pipeline(transaction=False) as pipe:
@@ -67,7 +67,7 @@ class Listener:
 
     @contextlib.contextmanager
     def listen(self, image_id: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set at every notice of this image, and whenever one may have been missed."""
+        """Yield an event that is set at each notice of this image, and whenever one may have been missed."""
         heard = asyncio.Event()
         self._waiting[image_id].add(heard)
         try:
@@ -91,7 +91,7 @@ class Listener:
                 logger.debug("notices are not heard", extra={"reason": f"{type(exc).__name__}: {exc}"})
             except Exception:
                 logger.exception("listening for notices failed")
-            # Who waits reads the ledger every second meanwhile.
+            # Meanwhile waiting requests read the ledger every second.
             await asyncio.sleep(0.5)
 
     async def _pass_on(self, message: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""arq's queue, as both sides of it see it: names, serializer, enqueueing, the doorbell. Ids only, never bytes."""
+"""arq's queue for both of its sides: names, serializer, enqueueing, the doorbell. It carries ids, never files."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from shared.redis.circuit_breaker import CircuitBreaker
 CONVERT_IMAGE = "convert_image"
 MAKE_THUMBNAILS = "make_thumbnails"
 
-#: Seconds without a beat after which a worker counts as dead.
+#: Seconds without a heartbeat after which a worker counts as dead.
 ALIVE_SECONDS = 6
 
-#: Rings that wait for a listener at the most; a ring that is lost costs half a second, no more.
+#: Rings of the doorbell that are kept for workers. A ring that is lost costs half a second.
 _MOST_RINGS = 1000
-#: After so long a job that nobody took goes; a row that still waits has had many wakes by then.
+#: Seconds after which a job that no worker took expires. The sweep has enqueued a row that still waits many times then.
 _DAY_SECONDS = 86_400
 
 
 def pack(value: Any) -> bytes:
-    """Serialize a job or a result; what msgpack cannot (an exception) becomes text."""
+    """Serialize a job or a result. What msgpack cannot serialize (an exception) becomes text."""
     packed: bytes = msgpack.packb(value, default=str)
     return packed
 
 
 def unpack(data: bytes) -> Any:
-    """Read a job or a result. Who can write to Redis can make us fail here, not run their code."""
+    """Deserialize a job or a result. Hostile data in Redis can make this fail, but runs no code."""
     return msgpack.unpackb(data)
 
 
 class Queue:
-    """The queue of one ledger. Methods raise RedisAway; whatever that loses, the sweep finds in the ledger."""
+    """The queue of one ledger. Methods raise RedisAway. A lost job is found in the ledger by the sweep."""
 
     def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: LedgerName) -> None:
         self._client = client
@@ -58,7 +58,7 @@ class Queue:
         return f"asgilook:{self._ledger_name()}:workers"
 
     async def enqueue(self, image: Image) -> None:
-        """Wake a worker up for what the image needs: its conversion, or its thumbnails."""
+        """Wake a worker for what the image needs: its conversion, or its thumbnails."""
         arguments: tuple[str | int, ...]
         if image.owed is Owed.THUMBNAILS:
             job_id = f"thumbnails:{self._ledger_name()}:{image.id}:{image.wake}"
@@ -67,14 +67,14 @@ class Queue:
             job_id = f"convert:{self._ledger_name()}:{image.id}:{image.wake}"
             function, arguments = CONVERT_IMAGE, (image.id,)
 
-        # The score is in the past, since arq starts nothing whose score is past its own host's clock, and in order of
-        # creation, so that images found again go first.
+        # arq starts no job whose score is later than its host's clock, so the score is a day in the past. It keeps the
+        # order of creation, so that images that the sweep enqueues again go first.
         score = round((image.created - _DAY_SECONDS) * 1000)
         job = serialize_job(function, arguments, {}, None, round(time.time() * 1000), serializer=pack)
 
         async def exchange() -> None:
-            # arq's own way to do it asks first whether there is such a job, and waits for an answer three times. A wake
-            # has one job, and who puts it there twice puts the same.
+            # arq's own `enqueue_job` takes three round trips, since it checks for such a job first. To enqueue a job
+            # twice does no harm here: both are the same.
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.psetex(job_key_prefix + job_id, _DAY_SECONDS * 1000, job)
                 pipe.zadd(self.name, {job_id: score})
@@ -86,7 +86,7 @@ class Queue:
         await self._breaker.call(exchange)
 
     async def depth(self) -> int:
-        """Return how many jobs wait in the queue; asks even a Redis that is being left alone."""
+        """Return the number of jobs in the queue. Asks even a Redis that is left alone."""
         return int(await self._breaker.call(lambda: self._client.zcard(self.name), even_if_open=True))
 
     @property
@@ -94,7 +94,7 @@ class Queue:
         return f"{self._beats}:unfiltered"
 
     async def beat(self, worker: str, *, is_filtered: bool = True) -> None:
-        """Record by Redis' own clock that this worker's loop has turned, and whether its children are filtered."""
+        """Record, by Redis' clock, that this worker is alive, and whether a system-call filter holds its children."""
 
         async def exchange() -> None:
             seconds, _ = await self._client.time()
@@ -117,14 +117,14 @@ class Queue:
         await self._breaker.call(exchange)
 
     async def workers_alive(self) -> list[str]:
-        """Return the names of the workers whose loop turned a moment ago."""
-        return await self._lately_in(self._beats)
+        """Return the names of the workers that are alive."""
+        return await self._recent_in(self._beats)
 
     async def workers_unfiltered(self) -> list[str]:
-        """Return the names of those among them whose children run without a system-call filter."""
-        return await self._lately_in(self._unfiltered_beats)
+        """Return the names of those of them whose children run without a system-call filter."""
+        return await self._recent_in(self._unfiltered_beats)
 
-    async def _lately_in(self, beats: str) -> list[str]:
+    async def _recent_in(self, beats: str) -> list[str]:
         async def exchange() -> list[str]:
             seconds, _ = await self._client.time()
             names = await self._client.zrangebyscore(beats, seconds - ALIVE_SECONDS, "+inf")

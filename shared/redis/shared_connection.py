@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError, ResponseError
 
 from shared.cancellation import cancel
-from shared.redis.circuit_breaker import PARTS, WORKER_DEADLINE
+from shared.redis.circuit_breaker import WORKER_DEADLINE
 from shared.redis.clients import Pool
 from shared.stalls import Deadline
 
@@ -87,7 +87,7 @@ class SharedConnection:
             raise ConnectionLost("there is no connection")
         packed = b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type] # typed as if it took one word
         bytes_expected = len(packed) + self._usual_reply_bytes
-        exchange = _Exchange(self._lost.get_loop().create_future(), len(commands), bytes_expected, Deadline(PARTS))
+        exchange = _Exchange(self._lost.get_loop().create_future(), len(commands), bytes_expected, Deadline())
         exchange.deadline.start(seconds, partial(self.drop, TimeoutError, "a reply is overdue"))
         self._exchanges.append(exchange)
         self._bytes_under_way += exchange.bytes
@@ -95,7 +95,7 @@ class SharedConnection:
         self._has_unsent.set()
         return exchange.replies
 
-    def drop(self, kind: type[Exception] = ConnectionLost, why: str = "Redis is being left alone") -> None:
+    def drop(self, kind: type[Exception] = ConnectionLost, why: str = "Redis is left alone") -> None:
         """End the connection, and every exchange by an error of this kind. The next one is made by the address."""
         if self._lost is None:
             return

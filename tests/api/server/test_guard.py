@@ -296,8 +296,8 @@ def arriving(clock: Clock, *, every: float, size: int, count: int) -> Receive:
     [
         (1.0, 1000, True),
         (1.0, 999, False),
-        (4.0, 4000, True),
-        (4.0, 3999, False),
+        (2.0, 2000, True),
+        (2.0, 1999, False),
         (2**-10, 1, True),
         (2**-10, 0, False),
     ],

@@ -232,7 +232,7 @@ async def test_who_waits_in_vain_for_a_connection_does_without_and_leaves_redis_
         assert await breaker.call(client.ping)
 
 
-async def test_who_waits_for_a_connection_is_let_go_when_redis_is_left_alone(valkey: Valkey) -> None:
+async def test_all_who_wait_for_a_connection_to_a_frozen_redis_do_without_it(valkey: Valkey) -> None:
     client = web_client(valkey.url, settings=Settings(redis_max_connections=2))
     async with breaker_of(client, WEB_DEADLINE) as breaker:
         await client.ping()
