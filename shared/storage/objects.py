@@ -1,7 +1,9 @@
-"""Storage in an object store, by obstore: S3 and what speaks like it, Google's, Azure's. Drafts are on a local disk.
+"""Storage in an object store, by obstore: S3 and compatible stores, Google's, Azure's. Drafts are on a local disk.
 
-Every exchange has its time, retries included; whatever goes wrong is told in our own words. Nothing of the library's
-errors is passed on but a status and a code: they repeat requests, and logs are no place for what those may hold.
+Every exchange has a time limit, retries included. Of the library's errors only a status and a code are passed on: their
+texts repeat requests, which may hold secrets.
+
+Longer than 250 lines: each operation of the interface is a few lines, and all share one way of limits and errors.
 """
 
 from __future__ import annotations
@@ -32,23 +34,24 @@ from shared.storage.files import PIECE_BYTES, in_thread, translated
 if TYPE_CHECKING:
     from obstore import GetResult, ObjectMeta
 
-#: Seconds that one exchange may take, its retries included, bytes apart.
+#: Seconds that one exchange may take, with its retries, besides the time for its bytes.
 PATIENCE_SECONDS = 5.0
-#: Bytes a second that a put is to get through beyond that.
+#: Bytes a second that a put must reach beyond that.
 LEAST_RATE = 1024 * 1024
-#: Bytes past which a put is made of parts of this length, of which so many are on their way at a time.
+#: A longer put is made of parts of this length.
 PART_BYTES = 5 * 1024 * 1024
+#: Parts of one put that are sent at the same time.
 _PARTS_AT_A_TIME = 2
-#: Puts of this process at a time: each takes up to 20 MB while it lasts. The others wait as files, with patience.
+#: Puts of this process at the same time. Each takes up to 20 MB of memory; the others wait as files.
 PUTS_AT_A_TIME = 6
-#: A part's time, from its first byte to its answer.
+#: Seconds from a part's first byte to its answer.
 _PART_SECONDS = 15.0
 _DRAFT_SECONDS = 3600.0
 
 _CLIENT: dict[str, Any] = {
     "connect_timeout": timedelta(seconds=2),
     "read_timeout": timedelta(seconds=_PART_SECONDS),
-    # Of a whole request with its body, which may be long: ours are shorter, and follow its length.
+    # For a whole request with its body. Our own limits are shorter and follow the length.
     "timeout": timedelta(hours=1),
 }
 _BACKOFF: dict[str, Any] = {
@@ -57,11 +60,11 @@ _BACKOFF: dict[str, Any] = {
     "base": 2,
 }
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-#: The keys of ours that are listed: whatever else lies in a bucket is none of ours.
+#: Our keys. Listings leave everything else in the bucket out.
 _OURS = re.compile(rf"originals/{_UUID}|renditions/{_UUID}/.+|markers/\w+")
-#: What stores say who have not even the bucket.
+#: What stores answer if the bucket does not exist.
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)<")
-#: What stores say whose room, or whose owner's, is used up.
+#: What stores answer if their space, or the account's, is used up.
 _FULL = re.compile(r"status code: 507|<Code>(QuotaExceeded|XMinioStorageFull|InsufficientStorage)")
 
 
@@ -78,9 +81,9 @@ class ObjectStorage:
         if url.startswith("s3://"):
             # An address without TLS is used as it is set: it is one of this machine or of a private network.
             client["allow_http"] = _s3_endpoint(env).startswith("http://")
-            # The store checks what it has received, and says so before it acknowledges.
+            # The store checks what it has received before it acknowledges it.
             config["checksum_algorithm"] = env.get("AWS_CHECKSUM_ALGORITHM") or "SHA256"
-        # Whoever is refused again and again hears so a little before the patience ends, and why.
+        # A little less than our own limit, so that the last refusal is reported and not a time-out.
         retry: dict[str, Any] = {
             "max_retries": 10,
             "retry_timeout": timedelta(seconds=patience * 0.8),
@@ -89,19 +92,19 @@ class ObjectStorage:
         try:
             self._store: Any = from_url(url, config=config or None, client_options=client, retry_config=retry)  # type: ignore[call-overload] # one of three kinds
         except (BaseError, ValueError) as exc:
-            # Missing, or malformed: which it is has a name, and what was set is not repeated.
+            # Only the name of the library's error: its text may repeat the values that were set.
             name = re.search(r"source: ([A-Z]\w+)", str(exc))
             raise SettingsError(
                 "ASGI_LOOK_STORAGE: the store's own variables (AWS_…, GOOGLE_…, AZURE_STORAGE_…) do not suffice: "
                 f"{name[1] if name else type(exc).__name__}"
             ) from None
         self._puts = asyncio.Semaphore(PUTS_AT_A_TIME)
-        #: The lengths of those.
+        #: The lengths of the puts that are running.
         self._under_way: list[int] = []
 
     async def prepare(self) -> None:
         await self._local.prepare()
-        # On a machine without workers nobody else sweeps what a crash has left.
+        # On a machine without workers there is no sweep that removes the drafts of a crash.
         await self._local.sweep_drafts(_DRAFT_SECONDS)
         try:
             async for _ in self._listed("markers"):
@@ -121,7 +124,7 @@ class ObjectStorage:
     async def _keep(self, drafts: Mapping[str, Draft]) -> None:
         flushed: dict[str, DiskDraft] = {}
         for key, draft in drafts.items():
-            assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a mistake of ours
+            assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a programming error
             await draft.flush()
             flushed[key] = draft
         await _all_of(self._put(key, draft) for key, draft in flushed.items())
@@ -130,7 +133,7 @@ class ObjectStorage:
         media_type = "image/jpeg" if key.startswith("renditions/") else "application/octet-stream"
         with translated(draft.path):
             length = draft.path.stat().st_size
-        # Those at work have their time; the store is well meanwhile.
+        # As long as the running puts may take: a long queue does not mean that the store is away.
         waits = self._patience + (length + max(self._under_way, default=0)) / LEAST_RATE
         try:
             async with asyncio.timeout(waits):
@@ -178,7 +181,7 @@ class ObjectStorage:
             yield piece
 
     async def get(self, key: str, first: int = 0, last: int | None = None) -> Found:
-        """Ask for the bytes from `first` to `last`, of all unless told; return what comes. Raises NoSuchKey."""
+        """Begin to read the bytes from `first` to `last`, by default all. Raises NoSuchKey."""
         options: Any = {} if last is None else {"range": (first, last + 1)}
         async with _told(key, self._patience, absent=NoSuchKey):
             return Found(key, await obstore.get_async(self._store, key, options=options), self._patience)
@@ -189,27 +192,20 @@ class ObjectStorage:
 
     async def open_local(self, key: str) -> BinaryIO:
         found = await self.get(key)
-        writable, readable = await in_thread(self._drafts, self._scratch)
-        try:
-            try:
-                async for piece in found.pieces():
-                    await in_thread(self._drafts, lambda piece=piece: writable.write(piece))  # type: ignore[misc] # a default is no argument
-            finally:
-                # What its buffer still holds is written here.
-                await in_thread(self._drafts, writable.close)
-        except BaseException:
-            readable.close()
-            raise
-        return readable
+        file = await in_thread(self._drafts, lambda: tempfile.NamedTemporaryFile(dir=self._drafts))  # noqa: SIM115 - closed below
 
-    def _scratch(self) -> tuple[BinaryIO, BinaryIO]:
-        """Return a file without a name, open for writing and open for reading; blocks."""
-        descriptor, name = tempfile.mkstemp(dir=self._drafts)
-        path = Path(name)
-        with contextlib.ExitStack() as stack:
-            stack.callback(path.unlink)
-            # Buffered: the system may write less than it is given, without an error, where a disk is full.
-            return open(descriptor, "wb"), path.open("rb")
+        def reopened() -> BinaryIO:
+            file.flush()
+            return open(file.name, "rb")
+
+        try:
+            async for piece in found.pieces():
+                await in_thread(self._drafts, lambda piece=piece: file.write(piece))  # type: ignore[misc] # a default is no argument
+            return await in_thread(self._drafts, reopened)
+        finally:
+            # It removes the name. The bytes stay until the caller closes its own descriptor.
+            with contextlib.suppress(StorageUnavailable):
+                await in_thread(self._drafts, file.close)
 
     async def digest(self, key: str) -> tuple[int, str]:
         digest, length = hashlib.sha256(), 0
@@ -229,7 +225,7 @@ class ObjectStorage:
                 yield stored
             return
         if prefix.startswith("originals/") and (meta := await self._head(prefix)) is not None:
-            # A prefix ends where a folder does: it is not in its own listing.
+            # An object is not in the listing of its own name: stores list below whole folders only.
             yield _stored(meta)
         async for meta in self._listed(prefix):
             if _OURS.fullmatch(meta["path"]):
@@ -253,7 +249,7 @@ class ObjectStorage:
         await to_the_end(self._delete_folder(prefix))
 
     async def _delete_folder(self, prefix: str) -> None:
-        # A late attempt may add a file while we remove: two more looks cost little.
+        # A late attempt may add a file meanwhile. Two more passes cost little.
         for _ in range(3):
             keys = [meta["path"] async for meta in self._listed(prefix)]
             if not keys:
@@ -261,25 +257,25 @@ class ObjectStorage:
             await self._delete(keys)
 
     async def _delete(self, keys: list[str]) -> None:
-        # Whether it is an error that nothing is there depends on the store.
+        # Some stores answer 404 for a missing key.
         with contextlib.suppress(NoSuchKey):
             async with _told(keys[0], self._patience, absent=NoSuchKey):
-                # One alone is asked for in words that every store understands.
+                # A single key goes without the bulk request, which some stores do not have.
                 await obstore.delete_async(self._store, keys if len(keys) > 1 else keys[0])
 
     async def free_bytes(self) -> int | None:
-        # Of the machine's disk: an upload is a draft there first.
+        # Of this machine's disk: an upload is a draft there first.
         return await in_thread(self._drafts, lambda: shutil.disk_usage(self._drafts).free)
 
     async def sweep_drafts(self, older_than_seconds: float) -> int:
         return await self._local.sweep_drafts(older_than_seconds)
 
     async def close(self) -> None:
-        """Nothing is held: connections go with their time."""
+        """Nothing is open: the library closes idle connections by itself."""
 
 
 class Found:
-    """What is under a key, on its way: its whole length, and the bytes that were asked for."""
+    """The bytes under a key that are being read."""
 
     def __init__(self, key: str, result: GetResult, patience: float) -> None:
         self._key = key
@@ -287,7 +283,7 @@ class Found:
         self._patience = patience
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The bytes that were asked for, or StorageUnavailable where they break off."""
+        """Yield the bytes. Raises StorageUnavailable if they break off."""
         first, end = self._result.range
         left = end - first
         chunks = self._result.stream(min_chunk_size=PIECE_BYTES // 4)
@@ -305,7 +301,7 @@ class Found:
 
 
 async def _all_of(work: Iterable[Awaitable[None]]) -> None:
-    """Do all of it, and only then tell of what went wrong: nothing is to come after its caller's clean-up."""
+    """Wait for all of it, then raise the first error: nothing may run while the caller cleans up."""
     outcomes = await asyncio.gather(*work, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -323,7 +319,7 @@ def _stored(meta: ObjectMeta) -> Stored:
 
 @contextlib.asynccontextmanager
 async def _told(about: str, seconds: float, absent: type[AsgilookError] = StorageUnavailable) -> AsyncIterator[None]:
-    """Give the store its time, and tell what goes wrong in our own words, which hold nothing of the request."""
+    """Limit the block to `seconds`, and raise our own errors for the library's, without the request's contents."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -333,13 +329,13 @@ async def _told(about: str, seconds: float, absent: type[AsgilookError] = Storag
         if _NO_BUCKET.search(str(exc)):
             raise StorageUnavailable(f"there is no such bucket: {about}") from None
         raise absent(f"nothing at {about}") from None
-    except Exception as exc:  # what panics in the library is of none of its kinds
+    except Exception as exc:  # a panic of the library is of no class of its own
         error = StorageFull if _FULL.search(str(exc)) else StorageUnavailable
         raise error(f"{_reason(exc)}: {about}") from None
 
 
 def _reason(exc: Exception) -> str:
-    """Return what is worth knowing of a library's error and certainly no secret."""
+    """Return the parts of a library's error that are useful and certainly no secret."""
     text = str(exc)
     patterns = (r"status code: (\d{3} [A-Z][A-Za-z ]*)", r"<Code>(\w{1,60})</Code>", r"- (HTTP error: [a-z ]+)")
     found = [match[1] for pattern in patterns if (match := re.search(pattern, text))]
