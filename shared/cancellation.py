@@ -1,4 +1,4 @@
-"""Work whose outcome must be certain before its caller may go on, cancelled or not; and cancelling for certain."""
+"""Work that a cancellation must not cut off, and cancellations that must not get lost."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _AGAIN_SECONDS = 1.0
 
 
 async def to_the_end(work: Awaitable[T]) -> T:
-    """Await `work`, shielded: who is cancelled meanwhile learns of that when it has ended."""
+    """Await `work`, shielded. A cancellation of the caller is raised only when `work` has ended."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         while not task.done():
-            # Cancelled again or not: it is what `cancel` does below.
+            # Further cancellations change nothing: `cancel` below repeats its own.
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # seen: the cancellation is what its caller hears of
+            task.exception()  # retrieved, or asyncio would log it; the caller gets the cancellation
         raise
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
     """Cancel `tasks` and return when they have ended.
 
-    Once is not enough: on Python 3.11 `asyncio.wait_for`, by which redis-py sends, loses a cancellation that comes
-    just when it is done.
+    It cancels again every second: on Python 3.11 `asyncio.wait_for`, which redis-py uses, loses a cancellation that
+    comes just when it is done.
     """
     while running := [task for task in tasks if not task.done()]:
         for task in running:

@@ -9,13 +9,12 @@ from shared.settings import Settings
 
 
 def create_engine(settings: Settings, *, existing: bool = False, migrating: bool = False) -> AsyncEngine:
-    """Create the engine of the ledger that the settings name; connections are made when they are needed.
+    """Create the engine of the ledger that the settings name. It connects when a connection is needed.
 
-    Where it is to be an `existing` one, no file is made in the place of one that is missing. Who is `migrating` has
-    all the time in the world.
+    With `existing`, a missing SQLite file is not created. With `migrating`, commands have no time limit.
     """
     if settings.is_on_postgresql:
-        # Only who uses it loads its driver.
+        # Imported here only: a ledger on SQLite does not load PostgreSQL's driver.
         from shared import postgresql
 
         return postgresql.create_engine(settings, migrating)

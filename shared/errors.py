@@ -1,10 +1,10 @@
-"""Every error asgilook raises on purpose, named for what happened."""
+"""The errors that asgilook raises on purpose. Each is named for what happened."""
 
 from __future__ import annotations
 
 
 class AsgilookError(Exception):
-    """Root of everything we raise on purpose."""
+    """The base of all of them."""
 
 
 class SettingsError(AsgilookError):
@@ -12,15 +12,15 @@ class SettingsError(AsgilookError):
 
 
 class MismatchError(AsgilookError):
-    """This process sees another storage, ledger or Redis than its companions do."""
+    """This process sees another storage, ledger or Redis than the other processes of the service."""
 
 
 class RedisRefuses(AsgilookError):
-    """Redis answers, but does not let us in, or is not the one that we may trust; the message says what to set."""
+    """Redis refuses the connection, or its certificate is not trusted; the message says what to set."""
 
 
 class StorageUnavailable(AsgilookError):
-    """Storage failed in a way that may pass."""
+    """Storage failed in a way that may be temporary."""
 
 
 class StorageFull(StorageUnavailable):
@@ -32,15 +32,15 @@ class NoSuchKey(AsgilookError):
 
 
 class LedgerUnavailable(AsgilookError):
-    """The ledger failed in a way that may pass; what it was asked to write may or may not be there."""
+    """The ledger failed in a way that may be temporary. A write may or may not have been committed."""
 
 
 class NothingCommitted(LedgerUnavailable):
-    """The ledger failed before the commit: nothing of what it was asked to write is there, or will be."""
+    """The ledger failed before the commit: the write is not there, and will not be."""
 
 
 class LedgerNotMigrated(AsgilookError):
-    """The ledger lacks its tables, or has older ones."""
+    """The ledger's tables are missing or older than this code."""
 
 
 class LeaseLost(AsgilookError):
@@ -48,7 +48,7 @@ class LeaseLost(AsgilookError):
 
 
 class RenderFailure(AsgilookError):
-    """Rendering failed by the file's fault; `type` is the problem type that its uploader sees."""
+    """The file is at fault that rendering failed; `type` is the problem type in the record."""
 
     type = "unreadable-image"
 
@@ -58,38 +58,38 @@ class RenderFailure(AsgilookError):
 
 
 class UnreadableImage(RenderFailure):
-    """The file is no picture that can be decoded."""
+    """The file cannot be decoded."""
 
     type = "unreadable-image"
 
 
 class ImageTooLarge(RenderFailure):
-    """The picture has more pixels, or a longer side, than is allowed."""
+    """The image has more pixels, or a longer side, than is allowed."""
 
     type = "image-too-large"
 
 
 class RenderTimedOut(RenderFailure):
-    """The picture spent its limit of CPU or wall time."""
+    """Rendering reached its limit of CPU or wall time."""
 
     type = "render-timed-out"
 
 
 class RenderOutOfMemory(RenderFailure):
-    """The picture spent its limit of memory."""
+    """Rendering reached its limit of memory."""
 
     type = "render-out-of-memory"
 
 
 class DecoderCrashed(RenderFailure):
-    """The child died of a signal that nobody sent; final only when it happens a second time."""
+    """The child crashed. Final only when it happens a second time."""
 
     type = "decoder-crashed"
 
 
 class NoChild(AsgilookError):
-    """No child could be started in time: a trouble of this worker's, which others may not have."""
+    """No child could be started in time. The trouble is this worker's; other workers may be fine."""
 
 
 class ChildLost(AsgilookError):
-    """The child was killed from outside or could not be talked to: ours to bear, not the file's."""
+    """The child was killed from outside or did not answer. The file is not at fault."""

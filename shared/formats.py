@@ -1,36 +1,36 @@
-"""The picture formats we take, told by their first bytes and never by their names."""
+"""The image formats that are accepted. A file's first bytes tell its format, never its name."""
 
 from __future__ import annotations
 
 import importlib.util
 import struct
 
-#: As many leading bytes as `media_type_of` ever looks at.
+#: The most leading bytes that `media_type_of` needs.
 SIGNATURE_BYTES = 64
 
-#: Pillow's names of the formats that a child may open. An MPO (a phone's JPEG with more pictures behind the
-#: first) comes out of Pillow's JPEG opener by itself; naming it here raises KeyError.
+#: Pillow's names of the formats that a child may open. Pillow's JPEG opener opens an MPO (a phone's JPEG with more
+#: pictures behind the first) by itself; its name here would raise KeyError.
 PILLOW_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF")
 
-#: What people are told that we take.
+#: The accepted formats, as messages name them.
 TAKEN = "JPEG, PNG, GIF, WebP, TIFF, BMP and AVIF"
 
-#: Whether the extra `heic` is installed. Its wheel is under the GPL: whoever wants it decides so.
+#: Whether the extra `heic` is installed. Its wheel is under the GPL, so it is the operator's choice.
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 if HAS_HEIF:
-    # Behind AVIF, which is in the same container and is asked first.
+    # Behind AVIF, which has the same container and must be tried first.
     PILLOW_FORMATS += ("HEIF",)
     TAKEN = "JPEG, PNG, GIF, WebP, TIFF, BMP, AVIF and HEIC"
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-#: ISO/IEC 23008-12, annexes B and D: coded by HEVC, and by whatever a decoder may know.
+#: ISO/IEC 23008-12, annexes B and D: brands of files coded by HEVC, and of files with any codec.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _HEIF_BRANDS = (b"mif1", b"msf1")
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 
 
 def media_type_of(head: bytes) -> str | None:
-    """Return the media type that `head` (the first `SIGNATURE_BYTES` of a file, or all of it) begins, or None."""
+    """Return the media type of a file that begins with `head` (its first `SIGNATURE_BYTES`, or all of it), or None."""
     if head.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -54,12 +54,12 @@ def media_type_of(head: bytes) -> str | None:
 
 
 def _is_bmp(head: bytes) -> bool:
-    # "BM" alone would let any text that begins so pass: the size of the header behind it is one of a few.
+    # Many texts begin with "BM". The size of the header that follows is one of a few numbers.
     return head[:2] == b"BM" and len(head) >= 18 and struct.unpack_from("<I", head, 14)[0] in _BMP_HEADER_SIZES
 
 
 def _brands(head: bytes) -> set[bytes]:
-    # ISO/IEC 14496-12, 4.3: a file type box holds a major brand, a minor version, then compatible brands.
+    # ISO/IEC 14496-12, 4.3: a file type box has a major brand, a minor version, then compatible brands.
     if head[4:8] != b"ftyp":
         return set()
     box = head[: min(struct.unpack_from(">I", head)[0], len(head))]

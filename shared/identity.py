@@ -1,4 +1,4 @@
-"""Whether this process sees the storage, the ledger and the Redis that its companions see; if not, it must not run."""
+"""Checks that storage, ledger and Redis belong together. A process that sees another one of them must not run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from shared.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a ledger's name stands in Redis; whoever is alive renews it.
+#: Seconds that a ledger's name stands in Redis. Every process renews it while it lives.
 _STANDS_SECONDS = 5
 _RENEWED_EVERY_SECONDS = 2.0
-#: Seconds after which another ledger's name can only be there because somebody renews it: whoever is refused is to
-#: know it within ten, its start included.
+#: Seconds after which another ledger's name is there only because a live process renews it. Shorter than it could be:
+#: a refused process must say so within ten seconds, its start included.
 _PATIENCE_SECONDS = 6.0
-#: Seconds that an answer may take, and for which a Redis that is away at the start is asked again.
+#: Seconds that an answer may take at the start, and for which a Redis that is away is asked again.
 _SLOWNESS_SECONDS = 2.0
 _KEY = "asgilook:ledger"
 
 
 async def check_storage(ledger: Ledger, storage: Storage, settings: Settings) -> Identity:
-    """Make sure that storage and ledger belong together; return who the ledger is. Raises MismatchError.
+    """Check that storage and ledger belong together; return the ledger's identity. Raises MismatchError.
 
-    The marker is an object named by its random value. The ledger takes the first it is offered; everybody then
-    looks for the ledger's in their own storage. What is wrong is told by the variables that `settings` come from.
+    The marker is an empty object whose name is random. The ledger stores the first name that it is offered. Then each
+    process looks for that object in the storage that it sees. An error names the environment's variables.
     """
     identity = await ledger.identity()
     marker = identity.marker
@@ -55,7 +55,7 @@ async def check_storage(ledger: Ledger, storage: Storage, settings: Settings) ->
 
 
 async def check_storage_as_it_is(ledger: Ledger, storage: Storage, settings: Settings) -> Identity:
-    """Do the same for somebody who only looks: nothing is offered, and nothing adopted."""
+    """Do the same without writing anything: a ledger without a marker is an error."""
     identity = await ledger.identity()
     if identity.marker is None:
         raise MismatchError("the ledger belongs to no storage yet: start the service once")
@@ -77,16 +77,16 @@ def _places(settings: Settings) -> str:
 
 
 async def holds_marker(storage: Storage, identity: Identity) -> bool:
-    """Tell whether this is the ledger's storage, and not the empty place where it was mounted."""
+    """Return whether this is the ledger's storage, and not an empty mount point."""
     return identity.marker is not None and await storage.exists(_marker_key(identity.marker))
 
 
 async def check_redis(client: Redis, breaker: CircuitBreaker, ledger_name: str, settings: Settings) -> None:
-    """Make sure that no other ledger uses this Redis. Raises MismatchError; a Redis that is away is no mismatch."""
+    """Check that no other ledger uses this Redis. Raises MismatchError; a Redis that is away is no mismatch."""
     waited = 0.0
     while True:
         try:
-            # Nobody is waiting yet: a slow Redis is asked patiently, so that a slip does not pass for an absence.
+            # No request waits yet, so a slow answer has more time than usual.
             standing = await breaker.call(
                 lambda: _stand(client, ledger_name), extra_seconds=_SLOWNESS_SECONDS, even_if_open=True
             )
@@ -95,7 +95,7 @@ async def check_redis(client: Redis, breaker: CircuitBreaker, ledger_name: str, 
                 await asyncio.sleep(1.0)
                 waited += 1.0
                 continue
-            logger.warning("redis is away: whether another ledger uses it cannot be told")
+            logger.warning("redis is away: whether another ledger uses it cannot be checked")
             return
         if standing == ledger_name:
             return

@@ -1,4 +1,4 @@
-"""What an image is: its status, its renditions, the ladder of its thumbnails."""
+"""Images: their status, their renditions, their storage keys, and the ladder of thumbnails."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from enum import StrEnum
 #: Width and height in pixels.
 Size = tuple[int, int]
 
-#: The longest side in pixels of any picture we take or make: libjpeg's own limit is 65,500.
+#: The longest side in pixels of any original or rendition: libjpeg's own limit.
 MAX_SIDE = 65_500
 
 
 class Status(StrEnum):
-    """Where an image stands; `READY` and `FAILED` are final until somebody deletes or retries it."""
+    """The status of an image. `READY` and `FAILED` are final until the image is deleted or retried."""
 
     QUEUED = "queued"
     PROCESSING = "processing"
@@ -27,7 +27,7 @@ class Status(StrEnum):
 
 
 class Owed(StrEnum):
-    """What a row still needs once its `due` has come."""
+    """The debt of a row: what the sweep does for it once it is due."""
 
     TOKENS = "tokens"
     LEFTOVERS = "leftovers"
@@ -75,7 +75,7 @@ class Image:
     request: str | None
     created: float
     modified: float
-    #: Where the trace of what asked for its rendering is to be continued: a traceparent of W3C's.
+    #: The traceparent (W3C Trace Context) of the request that queued this work.
     trace: str | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""PostgreSQL behind the ledger: few connections, each with time-outs, and nothing that PgBouncer minds."""
+"""PostgreSQL behind the ledger: few connections, each with time-outs, and usable behind PgBouncer."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from shared.settings import Settings
 
-#: Seconds until a host must have answered who wants to connect, unless the address says otherwise.
+#: Seconds in which a host must accept a connection, unless the address sets another number.
 CONNECT_SECONDS = 5.0
-#: Seconds that one command may take before it is cancelled and its connection given up.
+#: Seconds that one command may take before it is cancelled and its connection closed.
 COMMAND_SECONDS = 8.0
-#: Seconds of silence in a transaction after which PostgreSQL ends it: a frozen worker must not hold the counter.
+#: Seconds of silence after which PostgreSQL ends a transaction: a frozen worker must not keep its locks.
 IDLE_SECONDS = 4.0
-#: Seconds that a transaction waits for another's lock: longer than a frozen one can hold it.
+#: Seconds that a transaction waits for a lock: longer than a frozen process can hold one.
 LOCK_SECONDS = 6.0
-#: Seconds that a server has to say goodbye: one that is silent must keep nobody from ending, once a connection.
+#: Seconds that closing a connection may take. A silent server must not delay our shutdown once for each connection.
 CLOSE_SECONDS = 0.5
 
-#: SQLSTATEs, or classes of them, after which a connection is of no more use.
+#: SQLSTATEs, or their classes, after which a connection is not used again.
 _LOST = (
-    "08",  # a connection that broke
-    "57P",  # a server that ends, or begins
-    "25P03",  # silent in a transaction for too long
-    "25006",  # a server that may only be read: what it was, another is since a failover
+    "08",  # the connection broke
+    "57P",  # the server shuts down or starts
+    "25P03",  # the transaction was silent for too long
+    "25006",  # the server is read-only: another one is the primary since a failover
 )
 
-#: Any number that no other application on this database takes a lock by.
+#: The number of our advisory lock. Any number will do that no other application on this database uses.
 RELEASE_LOCK = 4_711_202_601
 
 
 def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
-    """Create the engine of a ledger on PostgreSQL; who is `migrating` may take as long as it takes."""
+    """Create the engine of a ledger on PostgreSQL. With `migrating`, commands have no time limit."""
     options, hosts = _options_of(settings.database_url, None if migrating else COMMAND_SECONDS)
     where = ",".join(_place(host, port) for host, port in hosts)
 
     async def connected() -> Any:
-        # Of several hosts each has its time, or one that is silent would take that of those behind it.
+        # Each host has its own time limit. With one limit for all, a silent host would use up that of the next.
         for host, port in hosts:
             try:
                 return await asyncpg.connect(**options, host=host, port=port)
@@ -63,7 +63,7 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
         pool_size=settings.database_connections,
         max_overflow=0,
         pool_timeout=10,
-        # Whatever the database's default: in any other, who loses an image to somebody else gets an error.
+        # Whatever the database's default is: at a higher level a lost guard would be an error, not an empty result.
         isolation_level="READ COMMITTED",
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
@@ -73,22 +73,22 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
 
 
 async def take_turn(connection: AsyncConnection) -> None:
-    """Wait until no other release is at work; ours then is, until its transaction ends."""
+    """Wait for the lock that only one release at a time holds. It is ours until this transaction ends."""
     await connection.exec_driver_sql(_set_locally(idle_in_transaction_session_timeout=60.0, lock_timeout=600.0))
     await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({RELEASE_LOCK})")
-    # Who waits long for a table makes all who come later wait: a migration that finds it busy had better fail.
+    # A migration that waits for a table makes every later statement on it wait. It had better fail.
     await connection.exec_driver_sql(_set_locally(lock_timeout=LOCK_SECONDS))
 
 
 def _set_locally(**seconds: float) -> str:
-    """Return the statement that sets time-outs for its transaction, as SET LOCAL does for one of them."""
+    """Return a statement that sets time-outs for its transaction only, as SET LOCAL does."""
     return "SELECT " + ", ".join(f"set_config('{name}', '{value:g}s', true)" for name, value in seconds.items())
 
 
 def _options_of(url: str, command_seconds: float | None) -> tuple[dict[str, Any], list[tuple[str | None, int | None]]]:
-    """Return what asyncpg is to be called with, and the hosts and ports of which it is to be given one at a time.
+    """Return the arguments for asyncpg, and the hosts and ports to try one after the other.
 
-    It reads the address as libpq does, but for what is taken out here.
+    asyncpg reads the address as libpq does, except for what is taken out here.
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -98,12 +98,13 @@ def _options_of(url: str, command_seconds: float | None) -> tuple[dict[str, Any]
     options: dict[str, Any] = {
         "timeout": connect_seconds,
         "command_timeout": command_seconds,
-        # No statement gets a name then. PgBouncer hands each transaction another server, which does not know it.
+        # Then no statement has a name. Behind PgBouncer the next transaction is on another server connection, which
+        # would not know the name.
         "statement_cache_size": 0,
         "connection_class": _Connection,
     }
     if query.get("sslrootcert") == "system":
-        # What libpq has called by this name since 16: whom the machine trusts, verify-full.
+        # As in libpq 16: verify-full, against the certificates that the machine trusts.
         del query["sslrootcert"]
         options["ssl"] = ssl.create_default_context()
     hosts = _hosts_of(parts, query)
@@ -113,7 +114,7 @@ def _options_of(url: str, command_seconds: float | None) -> tuple[dict[str, Any]
 
 
 def _hosts_of(parts: SplitResult, query: dict[str, str]) -> list[tuple[str | None, int | None]]:
-    """Take the hosts, each with its port, from an address: those after its ? count, as they do to libpq."""
+    """Take the hosts, each with its port, from an address. As in libpq, those after the ? replace the others."""
     hosts, ports = [], []
     for place in parts.netloc.rpartition("@")[2].split(","):
         host, _, port = place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "")
@@ -134,36 +135,36 @@ def _place(host: str | None, port: int | None) -> str:
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
-    """A connection that is closed in no time, where the other side does not answer."""
+    """A connection that closes soon, also if the server does not answer."""
 
     async def close(self, *, timeout: float | None = None) -> None:
-        # Whatever fails, it is cut off then; there is nothing to be told.
+        # After an error the connection is closed all the same.
         with suppress(OSError):
             await super().close(timeout=min(timeout or CLOSE_SECONDS, CLOSE_SECONDS))
 
 
 def _refuse_closed(connection: Any, record: object, proxy: object) -> None:
-    # What the server closed while nobody used it is known here already; to ask it would cost a round trip each time.
+    # A connection that the server closed while it was idle is known to be closed. A ping would cost a round trip.
     if connection.driver_connection.is_closed():
         raise DisconnectionError("closed by the server")
 
 
 def _limit(connection: Connection) -> None:
-    # In the transaction, not for the session: behind PgBouncer a session belongs to everybody.
+    # For the transaction, not for the session: behind PgBouncer sessions are shared.
     limits = _set_locally(idle_in_transaction_session_timeout=IDLE_SECONDS, lock_timeout=LOCK_SECONDS)
-    # What is acknowledged is on PostgreSQL's disk, whatever its default; one that asks for more than that is kept.
+    # A commit must be on PostgreSQL's disk: `off` becomes `on`, and stricter values stay.
     durable = "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
-    # Every order of ours is that of an index. Where statistics are older than a burst, PostgreSQL would read and sort
-    # all of what it thinks are a few.
+    # Each of our orders is an index's. With statistics older than a burst, PostgreSQL would read and sort many rows
+    # that it takes for a few.
     unsorted = "set_config('enable_sort', 'off', true)"
     connection.exec_driver_sql(f"{limits}, {durable}, {unsorted}")
 
 
 def _judge(context: ExceptionContext) -> None:
-    """Tell after which errors a connection is not used again."""
+    """Mark the errors after which a connection is not used again."""
     error = context.original_exception
     if isinstance(error, OSError):
-        # A time-out of ours, or a network's: it says nothing about the other connections.
+        # A time-out or a network error: the pool's other connections may be fine.
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
     elif (getattr(error, "sqlstate", None) or "").startswith(_LOST):

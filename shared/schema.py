@@ -31,7 +31,7 @@ metadata = MetaData()
 images = Table(
     "images",
     metadata,
-    # Compared byte by byte: a language's rules are slower, and change with the system that PostgreSQL runs on.
+    # Collation "C" compares bytes. A language's rules are slower, and change with PostgreSQL's operating system.
     Column("id", String(36).with_variant(String(36, collation="C"), "postgresql"), primary_key=True),
     Column("status", String(12), nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -57,7 +57,7 @@ images = Table(
     Column("trace", String(55)),
 )
 
-#: One row: who this ledger is, the storage it belongs to, and the counter behind `images.sequence`.
+#: One row: the ledger's random name, its storage's marker, and the counter behind `images.sequence`.
 ledger = Table(
     "ledger",
     metadata,
@@ -69,7 +69,7 @@ ledger = Table(
 
 
 def inline(value: str) -> BindParameter[str]:
-    """Return `value` written into the SQL itself: SQLite uses a partial index only for a constant it can see."""
+    """Return `value` as a literal in the SQL: SQLite uses a partial index only for a constant in the statement."""
     return literal(str(value), String(), literal_execute=True)
 
 
@@ -77,8 +77,8 @@ def _partial_index(name: str, *columns: Column[Any], where: ColumnElement[bool])
     Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-# Where an index is not by id, its condition names its last column as well, and whoever is to use it names it, too. Else
-# PostgreSQL searches all of it for one id, once it thinks that it is small: its statistics may be older than a burst.
+# The condition of an index that is not by id names its last column, and a query that needs the index names it too.
+# Other queries then cannot use it: with statistics older than a burst, PostgreSQL would search all of it for one id.
 _due = images.c.due.is_not(None)
 _partial_index("images_queued", images.c.due, where=and_(images.c.status == Status.QUEUED, _due))
 _partial_index("images_leased", images.c.due, where=and_(images.c.status == Status.PROCESSING, _due))
@@ -92,7 +92,7 @@ _partial_index("images_failed_by_id", images.c.id, where=images.c.status == Stat
 
 
 class now(FunctionElement[float]):
-    """The ledger's own clock in seconds since the epoch: the machines' clocks differ."""
+    """The database's clock in seconds since the epoch. The clocks of the other machines may differ."""
 
     type = Double()
     inherit_cache = True
@@ -100,11 +100,11 @@ class now(FunctionElement[float]):
 
 @compiles(now, "sqlite")
 def _sqlite_now(element: now, compiler: Any, **kw: Any) -> str:
-    # unixepoch('subsec') is NULL before SQLite 3.42, which Debian 12 has not.
+    # unixepoch('subsec') is NULL before SQLite 3.42; Debian 12 has an older one.
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
 @compiles(now, "postgresql")
 def _postgresql_now(element: now, compiler: Any, **kw: Any) -> str:
-    # Asked once a statement. Bare, it is asked again for every row, and no index can be searched by it.
+    # A subquery is evaluated once a statement. The bare function is evaluated for every row, and uses no index.
     return "(SELECT extract(epoch FROM clock_timestamp())::double precision)"

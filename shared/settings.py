@@ -1,4 +1,7 @@
-"""The environment, read once into a frozen dataclass; a bad value fails at start and names its variable."""
+"""The environment, read once into a frozen dataclass. A bad value fails at the start, and the error names its variable.
+
+Longer than 250 lines: one field, one line of `from_env` and often one parser for each of some fifty variables.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Settings:
     redirect_bytes: int | None = None
     memory_cache_bytes: int = 8 * 1024 * 1024
     accel: tuple[str, str] | None = None
-    # Nothing with a password in it is shown by a traceback.
+    # repr=False: no traceback shows a password.
     database_url: str = field(default="", repr=False)
     database_connections: int = 4
     redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
@@ -63,7 +66,7 @@ class Settings:
     keep_alive_seconds: float = 75.0
     cors_origins: tuple[str, ...] = ()
     log_level: str = "INFO"
-    host: str = "0.0.0.0"  # noqa: S104 - where the Procfile has web listen, too
+    host: str = "0.0.0.0"  # noqa: S104 - the Procfile's web listens there too
     metrics: bool = False
     metrics_token: str | None = field(default=None, repr=False)
     metrics_port: int | None = None
@@ -77,34 +80,34 @@ class Settings:
 
     @property
     def is_on_postgresql(self) -> bool:
-        """Whether the ledger is on PostgreSQL, and not a file."""
+        """Whether the ledger is on PostgreSQL."""
         return self.database_url.startswith("postgresql://")
 
     @property
     def storage_variable(self) -> str:
-        """The variable that says where originals and renditions are."""
+        """The variable that sets the place of originals and renditions."""
         return "ASGI_LOOK_STORAGE_PATH" if self.storage_url is None else "ASGI_LOOK_STORAGE"
 
     @property
     def storage_place(self) -> str:
-        """That variable, and what it comes to: nothing in it is private."""
+        """`storage_variable` with its value, which is not secret."""
         return f"{self.storage_variable}={self.storage_url or self.storage_path.absolute()}"
 
     @property
     def ledger_variable(self) -> str:
-        """The variable that says where the ledger is: the storage's own where the ledger is a file in it."""
+        """The variable that sets the place of the ledger: the storage's if the ledger is a file in the storage."""
         is_in_storage = self.database_url == _ledger_in(self.storage_path) and self.storage_url is None
         return "ASGI_LOOK_STORAGE_PATH" if is_in_storage else "DATABASE_URL"
 
     @property
     def ledger_place(self) -> str:
-        """That variable, and what it comes to, without a user or a password."""
+        """`ledger_variable` with its value, without user and password."""
         if self.ledger_variable != "DATABASE_URL":
             return self.storage_place
         if not self.is_on_postgresql:
             return f"DATABASE_URL=sqlite:///{Path(self.database_url.partition(':///')[2]).absolute()}"
         parts = urlsplit(self.database_url)
-        # Two ledgers may differ in their schema alone, which `options` choose.
+        # `options` stays: two ledgers may differ only in the schema that it sets.
         kept = [
             (name, value) for name, value in parse_qsl(parts.query) if name in ("host", "port", "dbname", "options")
         ]
@@ -182,7 +185,7 @@ class Settings:
         return settings
 
     def _refuse_local(self) -> None:
-        """Raise SettingsError where anything that counts would be on a disk that does not last."""
+        """Raise SettingsError if images or the ledger would be on a disk that does not last."""
         missing = []
         if self.storage_url is None:
             missing.append("ASGI_LOOK_STORAGE to an object store, like s3://bucket/prefix")
@@ -266,7 +269,7 @@ def _cert_reqs(text: str) -> str:
 
 
 def _usual_cert_reqs(env: Mapping[str, str]) -> str:
-    # Heroku's Redis has a certificate that it signed itself, and whose issuer nobody can be told.
+    # Heroku's Redis has a self-signed certificate, and there is no CA certificate to check it with.
     is_unknowable = _is_on_heroku(env) and not env.get("ASGI_LOOK_REDIS_CA_CERTS", "").strip()
     return "none" if is_unknowable else Settings.redis_cert_reqs
 
@@ -276,8 +279,8 @@ def _is_on_heroku(env: Mapping[str, str]) -> bool:
 
 
 def _storage_url(text: str) -> str:
-    # Nothing of it is repeated: whoever wrote a password into it should not find that in a log as well.
-    # A part of dots alone would be taken for a way up.
+    # The value is not repeated: a password that was put into it by mistake must not be in a log too.
+    # A segment of dots alone would mean the folder above.
     if not re.fullmatch(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/(?!\.+(/|$))[A-Za-z0-9._-]+)*/?", text):
         raise ValueError(
             "not like s3://bucket/prefix (or gs://, az://): credentials have variables of their own, "
@@ -300,14 +303,14 @@ def _colour(text: str) -> tuple[int, int, int]:
 
 
 def _token(text: str) -> str:
-    # RFC 6750, section 2.1: what may stand behind "Bearer".
+    # RFC 6750, section 2.1: the characters that may follow "Bearer".
     if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):
         raise ValueError("not a bearer token: letters, digits and ._~+/- only, then = at the end")
     return text
 
 
 def _names_a_receiver(env: Mapping[str, str]) -> bool:
-    """Tell whether OpenTelemetry's own variables, which its library reads, say where traces are to be sent."""
+    """Return whether OpenTelemetry's variables, which its library reads, name a receiver for traces."""
     is_off = env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     return not is_off and any(env.get(name, "").strip() for name in names)
@@ -318,7 +321,7 @@ def _origins(text: str) -> tuple[str, ...]:
     if "*" in origins and len(origins) > 1:
         raise ValueError("* stands for every origin: alone, or not at all")
     for origin in origins:
-        # As a browser sends it (RFC 6454, section 7), or it never matches. "null" is anybody's, and so nobody's.
+        # Exactly as a browser sends it (RFC 6454, section 7), or it would never match. "null" could be any page.
         match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", origin)
         if origin != "*" and (match is None or (match[1], match[3]) in (("http", ":80"), ("https", ":443"))):
             raise ValueError(
@@ -339,12 +342,12 @@ def _redis_url(text: str) -> str:
     try:
         parse_url(text)  # type: ignore[no-untyped-call] # redis-py types only some of itself
     except ValueError:
-        # Neither the address nor what is wrong with it is repeated: a password may be in both.
+        # Neither the address nor the error's text is repeated: both may contain a password.
         raise ValueError("not an address like redis://:password@host:6379/0") from None
     return text
 
 
-#: What may follow the `?` of PostgreSQL's address: libpq's names, as far as the driver knows what they mean.
+#: The options that may follow the `?` of PostgreSQL's address: those of libpq that the driver supports.
 _POSTGRESQL_OPTIONS = (
     *("application_name", "channel_binding", "connect_timeout", "dbname", "host", "options", "passfile", "password"),
     *("port", "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert"),
@@ -363,9 +366,9 @@ def _database_url(text: str) -> str:
 
 
 def _postgresql_url(text: str) -> str:
-    # What is wrong is not repeated: a password may be in it, wherever it went astray.
+    # The wrong part is not repeated: it may contain the password.
     head, *query = text.split("?", 1)
-    # To libpq a + is a +; the driver takes it for a space.
+    # In libpq a + is a plus sign; the driver would read it as a space.
     text = "?".join([head, *(options.replace("+", "%2B") for options in query)])
     try:
         parts = urlsplit(text)

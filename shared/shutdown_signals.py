@@ -1,17 +1,17 @@
-"""When a process is asked to end, and when it is asked again."""
+"""Tells the first request to shut down from the second."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-#: Signals within so many seconds are one request: Heroku signals every process of a dyno, perhaps more than once, and a
-#: supervisor, timeout(1) or a terminal that closes passes its own on to those it has started.
+#: Signals within so many seconds are one request. Heroku signals every process of a dyno, perhaps more than once, and a
+#: supervisor, timeout(1) or a closing terminal passes its own signal on to its children.
 ONE_REQUEST_SECONDS = 2.0
 
 
 class Requests:
-    """Counts how often this process was asked to end: the first time it finishes what it has begun, the second not."""
+    """Counts the requests to shut down. After the first a process finishes its work, after the second it does not."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -19,7 +19,7 @@ class Requests:
         self._count = 0
 
     def hear(self) -> int | None:
-        """Take a signal in; return the request's number, or None where it belongs to the one before."""
+        """Count a signal; return the request's number, or None if the signal belongs to the request before."""
         now = self._clock()
         if self._counted_at is not None and now - self._counted_at < ONE_REQUEST_SECONDS:
             return None

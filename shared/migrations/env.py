@@ -22,7 +22,7 @@ async def _migrate() -> None:
     settings: Settings = context.config.attributes["settings"]
     engine = create_engine(settings, migrating=True)
     try:
-        # Of two releases at once, one waits for the other and then finds nothing to do: by BEGIN IMMEDIATE on SQLite.
+        # Of two releases at once one waits, then finds nothing to do. On SQLite BEGIN IMMEDIATE makes it wait.
         async with engine.begin() as connection:
             if settings.is_on_postgresql:
                 from shared import postgresql

@@ -1,4 +1,4 @@
-"""JSON lines on stdout, each with the request and the image it is about."""
+"""JSON lines on stdout, each with its request and its image."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
-#: The request that is being answered, or that uploaded the image at hand.
+#: The id of the current request, or of the request that uploaded the current image.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-#: The image at hand.
+#: The id of the current image.
 image_id: ContextVar[str | None] = ContextVar("image_id", default=None)
 
-#: What every LogRecord has; anything beyond was given by the caller as `extra`.
+#: The attributes of every LogRecord. All others come from `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
-#: Made once: `json.dumps` makes another for each line.
+#: One encoder for all lines: `json.dumps` makes another for each.
 _encode = json.JSONEncoder(default=str).encode
-#: A text as JSON has it.
+#: Returns a text as a JSON string.
 quoted = json.encoder.encode_basestring_ascii
 
 

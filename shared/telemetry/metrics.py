@@ -1,6 +1,6 @@
-"""What is counted, for /metrics: every counter and histogram, in one place. Off, and nearly free, until switched on.
+"""Every counter and histogram of /metrics, in one place. Off, and nearly free, until switched on.
 
-Labels come from small, fixed sets: routes and not paths, types and not details.
+Labels have few values: routes and not paths, types and not details.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Counter:
-    """Counts what happens, by its labels. What is known to happen is told before it does, as none."""
+    """Counts events by their labels. The `known` labels are exported as 0 before their first event."""
 
     def __init__(self, name: str, what: str, *labels: str, known: Iterable[tuple[str, ...]] = ()) -> None:
         self._declared = (name, what, labels)
@@ -27,7 +27,7 @@ class Counter:
         _ALL.append(self)
 
     def add(self, *labels: str, by: float = 1) -> None:
-        """Count one, or so many."""
+        """Count one event, or `by` of them."""
         if self._real is not None:
             self._labelled(*labels).inc(by)
 
@@ -39,7 +39,7 @@ class Counter:
 
 
 class Histogram:
-    """Counts what is measured, by how much it was and by its labels."""
+    """Counts measured values in buckets, by their labels."""
 
     def __init__(self, name: str, what: str, *labels: str, up_to: Sequence[float]) -> None:
         self._declared = (name, what, labels)
@@ -52,7 +52,7 @@ class Histogram:
         return self._real is not None
 
     def observe(self, value: float, *labels: str) -> None:
-        """Count what was measured."""
+        """Count a measured value."""
         if self._real is not None:
             self._labelled(*labels).observe(value)
 
@@ -62,14 +62,14 @@ class Histogram:
 
 
 def _labelled(metric: Any) -> Callable[..., Any]:
-    """Return what finds a metric by its labels, once: the library takes longer for that than to count."""
+    """Return a cached lookup of a metric by its labels: the library's own takes longer than counting."""
     return cache(lambda *labels: metric.labels(*labels) if labels else metric)
 
 
 _ALL: list[Counter | Histogram] = []
 
-# From an answer out of the cache to a picture at its time limit; from a copy on the disk to a ledger that is locked.
-# The long ones lie past round numbers: who asks to wait for 10 or 20 s is answered right after them.
+# From a cached answer to a rendering at its time limit; the short ones from a read of a local copy to a locked ledger.
+# The long bounds lie past round numbers: a client that asks to wait for 10 or 20 s is answered right after that.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5.5, 11, 21, 31, 61)
 _SHORT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _BYTES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000)
@@ -124,13 +124,13 @@ STORAGE_SECONDS = Histogram("asgilook_storage_seconds", "Seconds in storage.", "
 
 
 def switch_on(prometheus: Any, registry: Any) -> None:
-    """Have everything above counted in `registry` from now on, by the library that is given."""
+    """Count everything above in `registry` from now on. `prometheus` is the library."""
     for metric in _ALL:
         metric.switch_on(prometheus, registry)
 
 
 def timed(part: T, seconds: Histogram) -> T:
-    """Return `part`, each of whose public coroutine methods is timed from now on, where metrics are on."""
+    """Time each public coroutine method of `part`, if metrics are on; return `part`."""
     if seconds.is_on:
         for name, operation in inspect.getmembers(part, inspect.iscoroutinefunction):
             if not name.startswith("_"):

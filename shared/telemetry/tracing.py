@@ -1,7 +1,7 @@
 """Traces by OpenTelemetry: one from an upload's POST, through the ledger's row, to the publication in a worker.
 
-Off, and free, unless the usual OTEL_* variables name a receiver; the library is imported here only, and only then. What
-has ended is sent by a thread of the library's: nobody who answers, renders or stops waits for a receiver.
+Off, and free, unless the usual OTEL_* variables name a receiver. The library is imported here only, and only then. A
+thread of the library sends the spans that have ended: no request, rendering or shutdown waits for a receiver.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a process which ends has for sending its last spans.
+#: Seconds that a process may spend at its end on sending its last spans.
 _FLUSH_SECONDS = 1.0
-#: Requests that are traced only where their client does so: there are many, and they are short.
+#: Requests with these methods are traced only if they bring a traceparent: there are many, and they are short.
 _READING = ("GET", "HEAD", "OPTIONS")
-#: Ends of an attempt that are trouble of ours.
+#: Outcomes of an attempt that are errors of the service, not of the file.
 _TROUBLE = ("lost", "left to the sweep")
 
 
 class _Tracing:
-    """What there is where tracing is on."""
+    """The state of a process that traces."""
 
     def __init__(self, process: str) -> None:
         from opentelemetry import context, trace
@@ -45,7 +45,7 @@ class _Tracing:
         resource = Resource.create()
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": f"asgilook-{process}"}))
-        # At exit it would wait for a receiver that is gone.
+        # At exit the library would wait for a receiver that is gone.
         self.provider: Any = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self.tracer: Any = self.provider.get_tracer("asgilook")
@@ -55,7 +55,7 @@ class _Tracing:
 
     @contextmanager
     def continuing(self, carrier: Mapping[str, str]) -> Iterator[None]:
-        """Have the block belong to the trace that W3C's headers in `carrier` tell of, and to no other one."""
+        """Run the block in the trace that the W3C headers in `carrier` name, or in none."""
         token = self._context.attach(self._w3c.extract(carrier, context=self._context.Context()))
         try:
             yield
@@ -64,8 +64,8 @@ class _Tracing:
 
     @contextmanager
     def span(self, name: str, **options: Any) -> Iterator[None]:
-        """Have the block be a span."""
-        # Of an error its name, and not what the library would send: the text of every exception behind it.
+        """Run the block in a span."""
+        # A span has an error's class only. The library would send the texts of all exceptions in its chain.
         quiet = {"record_exception": False, "set_status_on_exception": False}
         with self.tracer.start_as_current_span(name, **quiet, **options) as span:
             try:
@@ -77,10 +77,10 @@ class _Tracing:
 
     @contextmanager
     def request(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[None]:
-        """Have the block be what answers a request; who goes on with what it has begun has it for a parent."""
+        """Run the block as the answer to a request; jobs that it enqueues continue its trace."""
         wanted = (b"traceparent", b"tracestate")
         carrier = {name.decode(): value.decode("latin-1") for name, value in headers if name in wanted}
-        # In any case: a pipelined request starts in the context of the one before it.
+        # Always: a pipelined request starts in the context of the request before it.
         _traceparent.set(None)
         with self.continuing(carrier):
             if method in _READING and "traceparent" not in carrier:
@@ -94,49 +94,49 @@ class _Tracing:
 
     @contextmanager
     def attempt(self, image: Image, began: int) -> Iterator[None]:
-        """Have the block be an attempt."""
+        """Run the block as an attempt."""
         about = {"asgilook.attempt": image.attempt, **_subject()}
         with (
             self.continuing({"traceparent": image.trace} if image.trace else {}),
             self.span("attempt", kind=self.trace.SpanKind.CONSUMER, start_time=began, attributes=about),
         ):
-            # Whose trace it belongs to was not known before it was over.
+            # Added now: only the claimed row tells which trace the claim belongs to.
             self.tracer.start_span("claim", start_time=began).end()
             yield
 
     def current(self) -> Any:
-        """Return the span that is being recorded, or None."""
+        """Return the current span if it is recorded, else None."""
         span = self.trace.get_current_span()
         return span if span.is_recording() else None
 
 
 _tracing: _Tracing | None = None
 _NOTHING: AbstractContextManager[None] = nullcontext()
-#: Where the trace of the request that is being answered is to be continued.
+#: The traceparent of the current request.
 _traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 
 def switch_on(process: str) -> None:
-    """Trace from now on. Where that cannot be, the process does its work without, and says so."""
+    """Trace from now on. If that fails, the process logs it and works without."""
     global _tracing
     try:
         _tracing = _Tracing(process)
     except ImportError as exc:
         logger.warning("nothing is traced: the extra `otel` is not installed", extra={"reason": str(exc)})
-    except Exception as exc:  # whatever the library finds wrong with its variables
+    except Exception as exc:  # the library has no class of its own for bad OTEL_* variables
         logger.warning("nothing is traced", extra={"reason": repr(exc)})
 
 
 async def close() -> None:
-    """Send what is left, for a moment. Nobody waits for a receiver that does not answer."""
+    """Send the spans that are left, for at most a second."""
     if _tracing is None:
         return
-    # A thread of its own: those of the event loop are waited for.
+    # Not a thread of the event loop's executor: asyncio waits for those at its end.
     loop, sent = asyncio.get_running_loop(), asyncio.Event()
 
     def send(provider: Any) -> None:
         provider.shutdown()
-        with suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: `close` has returned
             loop.call_soon_threadsafe(sent.set)
 
     threading.Thread(target=send, args=[_tracing.provider], daemon=True).start()
@@ -146,12 +146,12 @@ async def close() -> None:
 
 
 def request(method: str, headers: Iterable[tuple[bytes, bytes]]) -> AbstractContextManager[None]:
-    """Trace the block as a request's answer: what writes, and what its client traces."""
+    """Trace the block as the answer to a request, if it writes or brings a traceparent."""
     return _NOTHING if _tracing is None else _tracing.request(method, headers)
 
 
 def answered(method: str, route: str, status: int | None) -> None:
-    """Note what became of the request."""
+    """Set the request's route and status on its span."""
     if _tracing is None or (span := _tracing.current()) is None:
         return
     span.update_name(f"{method} {route}")
@@ -163,12 +163,12 @@ def answered(method: str, route: str, status: int | None) -> None:
 
 
 def attempt(image: Image, began: int) -> AbstractContextManager[None]:
-    """Trace the block as an attempt at this image, whose claim `began` at that time, in nanoseconds since the epoch."""
+    """Trace the block as an attempt at this image. Its claim `began` then, in nanoseconds since the epoch."""
     return _NOTHING if _tracing is None else _tracing.attempt(image, began)
 
 
 def ended(outcome: str, why: str) -> None:
-    """Note how the attempt ended."""
+    """Set the attempt's outcome on its span."""
     if _tracing is not None and (span := _tracing.current()) is not None:
         span.set_attributes({"asgilook.outcome": outcome, "asgilook.why": why})
         if outcome in _TROUBLE:
@@ -176,23 +176,23 @@ def ended(outcome: str, why: str) -> None:
 
 
 def span(name: str) -> AbstractContextManager[None]:
-    """Trace the block as a part of what is being traced, if anything is."""
+    """Trace the block as a part of the current span, if there is one."""
     return _NOTHING if _tracing is None or _tracing.current() is None else _tracing.span(name)
 
 
 def note(**attributes: str | float) -> None:
-    """Say more about the span at hand."""
+    """Set attributes on the current span."""
     if _tracing is not None and (span := _tracing.current()) is not None:
         span.set_attributes({f"asgilook.{name}": value for name, value in attributes.items()})
 
 
 def traceparent() -> str | None:
-    """Return where the trace of this request is to be continued (W3C Trace Context), or None."""
+    """Return the traceparent (W3C Trace Context) that continues this request's trace, or None."""
     return _traceparent.get()
 
 
 def traced(part: T, name: str) -> T:
-    """Return `part`, each of whose public coroutine methods is a span from now on, where tracing is on."""
+    """Make each public coroutine method of `part` a span, if tracing is on; return `part`."""
     if _tracing is not None:
         for method, operation in inspect.getmembers(part, inspect.iscoroutinefunction):
             if not method.startswith("_"):
@@ -210,6 +210,6 @@ def _traced(operation: Callable[..., Awaitable[T]], name: str) -> Callable[..., 
 
 
 def _subject() -> dict[str, str]:
-    """Return what the log lines have, too."""
+    """Return the image and the request, as log lines have them."""
     about = {"asgilook.image": logs.image_id.get(), "asgilook.request": logs.request_id.get()}
     return {name: value for name, value in about.items() if value is not None}
