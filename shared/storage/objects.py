@@ -173,25 +173,40 @@ class ObjectStorage:
             return None
 
     async def read(self, key: str) -> bytes:
-        return b"".join([piece async for piece in (await self.get(key)).pieces()])
+        return b"".join([piece async for piece in await self._get(key)])
 
     async def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
-        found = await self.get(key, first, last)
-        async for piece in found.pieces():
+        async for piece in await self._get(key, first, last):
             yield piece
 
-    async def get(self, key: str, first: int = 0, last: int | None = None) -> Found:
+    async def _get(self, key: str, first: int = 0, last: int | None = None) -> AsyncIterator[bytes]:
         """Begin to read the bytes from `first` to `last`, by default all. Raises NoSuchKey."""
         options: Any = {} if last is None else {"range": (first, last + 1)}
         async with _told(key, self._patience, absent=NoSuchKey):
-            return Found(key, await obstore.get_async(self._store, key, options=options), self._patience)
+            return self._pieces(key, await obstore.get_async(self._store, key, options=options))
+
+    async def _pieces(self, key: str, result: GetResult) -> AsyncIterator[bytes]:
+        first, end = result.range
+        left = end - first
+        chunks = result.stream(min_chunk_size=PIECE_BYTES // 4)
+        while left > 0:
+            async with _told(key, self._patience):
+                try:
+                    chunk = await chunks.__anext__()
+                except StopAsyncIteration:
+                    break
+            left -= len(chunk)
+            for start in range(0, len(chunk), PIECE_BYTES):
+                yield chunk[start : start + PIECE_BYTES]
+        if left:
+            raise StorageUnavailable(f"{left} bytes are missing at the end: {key}")
 
     async def signed_url(self, key: str, seconds: float) -> str | None:
         async with _told(key, self._patience):
             return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))
 
     async def open_local(self, key: str) -> BinaryIO:
-        found = await self.get(key)
+        pieces = await self._get(key)
         file = await in_thread(self._drafts, lambda: tempfile.NamedTemporaryFile(dir=self._drafts))  # noqa: SIM115 - closed below
 
         def reopened() -> BinaryIO:
@@ -199,7 +214,7 @@ class ObjectStorage:
             return open(file.name, "rb")
 
         try:
-            async for piece in found.pieces():
+            async for piece in pieces:
                 await in_thread(self._drafts, lambda piece=piece: file.write(piece))  # type: ignore[misc] # a default is no argument
             return await in_thread(self._drafts, reopened)
         finally:
@@ -209,7 +224,7 @@ class ObjectStorage:
 
     async def digest(self, key: str) -> tuple[int, str]:
         digest, length = hashlib.sha256(), 0
-        async for piece in (await self.get(key)).pieces():
+        async for piece in await self._get(key):
             digest.update(piece)
             length += len(piece)
         return length, digest.hexdigest()
@@ -272,32 +287,6 @@ class ObjectStorage:
 
     async def close(self) -> None:
         """Nothing is open: the library closes idle connections by itself."""
-
-
-class Found:
-    """The bytes under a key that are being read."""
-
-    def __init__(self, key: str, result: GetResult, patience: float) -> None:
-        self._key = key
-        self._result = result
-        self._patience = patience
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the bytes. Raises StorageUnavailable if they break off."""
-        first, end = self._result.range
-        left = end - first
-        chunks = self._result.stream(min_chunk_size=PIECE_BYTES // 4)
-        while left > 0:
-            async with _told(self._key, self._patience):
-                try:
-                    chunk = await chunks.__anext__()
-                except StopAsyncIteration:
-                    break
-            left -= len(chunk)
-            for start in range(0, len(chunk), PIECE_BYTES):
-                yield chunk[start : start + PIECE_BYTES]
-        if left:
-            raise StorageUnavailable(f"{left} bytes are missing at the end: {self._key}")
 
 
 async def _all_of(work: Iterable[Awaitable[None]]) -> None:

@@ -15,9 +15,10 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from shared.errors import AsgilookError
@@ -60,18 +61,21 @@ class Exposition:
 
     async def text(self, ledger: Ledger, queue: Queue) -> bytes:
         """Return all of it. Figures that ledger or Redis do not give now are left out."""
-        gauges = _Gauges()
         waiting, workers = await asyncio.gather(
             self._asked("waiting", ledger.waiting), self._asked("workers", queue.workers_alive)
         )
+        gauges = []
         if waiting is not None:
-            gauges.add("asgilook_images_waiting", "Images that are queued.", waiting.queued)
-            gauges.add("asgilook_images_processing", "Images in an attempt's hands.", waiting.processing)
-            gauges.add("asgilook_oldest_waiting_seconds", "Seconds that the oldest queued one waits.", waiting.seconds)
+            gauges = [
+                _gauge("asgilook_images_waiting", "Images that are queued.", waiting.queued),
+                _gauge("asgilook_images_processing", "Images that an attempt holds.", waiting.processing),
+                _gauge("asgilook_oldest_waiting_seconds", "Seconds that the oldest queued one waits.", waiting.seconds),
+            ]
         if workers is not None:
-            gauges.add("asgilook_workers_alive", "Workers whose loop turns.", len(workers))
+            gauges.append(_gauge("asgilook_workers_alive", "Workers whose loop turns.", len(workers)))
         counted: bytes = self._prometheus.generate_latest(self._registry)
-        return counted + self._prometheus.generate_latest(gauges)
+        # Of a registry the library needs only `collect`.
+        return counted + self._prometheus.generate_latest(SimpleNamespace(collect=lambda: gauges))
 
     async def _asked(self, what: str, ask: Callable[[], Awaitable[T]]) -> T | None:
         """Return the answer, or None if there is none in time. A longer question goes on, and is not asked twice."""
@@ -90,19 +94,10 @@ class Exposition:
             done.exception()  # retrieved, or asyncio would log it
 
 
-class _Gauges:
-    """Values of this moment, in the form of a registry of prometheus_client."""
+def _gauge(name: str, what: str, value: float) -> Any:
+    from prometheus_client.core import GaugeMetricFamily
 
-    def __init__(self) -> None:
-        self._families: list[Any] = []
-
-    def add(self, name: str, what: str, value: float) -> None:
-        from prometheus_client.core import GaugeMetricFamily
-
-        self._families.append(GaugeMetricFamily(name, what, value))
-
-    def collect(self) -> Iterator[Any]:
-        yield from self._families
+    return GaugeMetricFamily(name, what, value)
 
 
 def _folder_of_siblings() -> Path:
