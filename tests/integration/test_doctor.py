@@ -71,9 +71,6 @@ def old_id() -> str:
 @pytest.mark.one_machine("files that look hours old, which no object store lets one make")
 def test_what_is_broken_by_hand_is_told_then_mended_and_pictures_are_served_whole(services: Services) -> None:
     service = services.deploy()
-    # A worker sweeps drafts when it starts, and then for ten minutes no more.
-    sentinel = put_old(service.data / "drafts" / "sentinel")
-    service.until(lambda: not sentinel.exists(), what="the sweep of drafts")
     no_thumbnail, torn_jpeg, altered_jpeg, stale = (upload(service) for _ in range(4))
     untouched = upload(service)
     records = (no_thumbnail, torn_jpeg, altered_jpeg, stale, untouched)
@@ -88,7 +85,6 @@ def test_what_is_broken_by_hand_is_told_then_mended_and_pictures_are_served_whol
         put_old(renditions_of(service, stale["id"]) / "3" / "image.jpeg"),
         put_old(original_of(service, old_id())),
         put_old(renditions_of(service, old_id()) / "1" / "320x180.jpeg"),
-        put_old(service.data / "drafts" / "forgotten"),
     ]
     in_flight = service.data / "originals" / (young := str(uuid_utils.uuid7()))[:5] / young[5:8] / young
     put_old(in_flight)
@@ -104,7 +100,6 @@ def test_what_is_broken_by_hand_is_told_then_mended_and_pictures_are_served_whol
         ("stale attempt", f"{stale['id']}/3"),
         ("original without a row", nobodys[1].name),
         ("renditions without a row", nobodys[2].parent.parent.name),
-        ("old draft", "drafts/forgotten"),
     ):
         assert [line for line in told.stdout.splitlines() if line.startswith(kind) and name in line], told.stdout
     assert (holdings_of(service), rows_of(service)) == before

@@ -41,10 +41,6 @@ _ALLOWED = (
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class NoFilter(Exception):
-    """There is no system-call filter on this platform. The message says what is missing."""
-
-
 def confine(parent: int, memory_bytes: int, file_bytes: int, descriptors: int) -> None:
     """Have this process end with its parent, and set limits that it cannot raise again."""
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,17 +61,17 @@ def confine(parent: int, memory_bytes: int, file_bytes: int, descriptors: int) -
     _limit(resource.RLIMIT_CORE, 0)
 
 
-def filter_system_calls() -> None:
-    """Have the kernel refuse all system calls but a few from now on. Raises NoFilter where that is not possible.
+def filter_system_calls() -> str:
+    """Have the kernel refuse all system calls but a few from now on. Return why it does not; empty where it does.
 
     A refused call fails with EPERM, so that a library that merely tries one goes on without it.
     """
     if platform.machine() not in _PROCESSORS:
-        raise NoFilter(f"there is none for {platform.machine()}")
+        return f"there is none for {platform.machine()}"
     try:
         import pyseccomp
     except (ImportError, RuntimeError) as exc:
-        raise NoFilter(f"pyseccomp or libseccomp is not installed: {exc}") from exc
+        return f"pyseccomp or libseccomp is not installed: {exc}"
     try:
         calls = pyseccomp.SyscallFilter(pyseccomp.ERRNO(1))
         for name in _ALLOWED:
@@ -99,7 +95,8 @@ def filter_system_calls() -> None:
         calls.add_rule(pyseccomp.ALLOW, "tgkill", pyseccomp.Arg(0, pyseccomp.EQ, os.getpid()))
         calls.load()
     except OSError as exc:
-        raise NoFilter(f"the kernel takes none: {exc}") from exc
+        return f"the kernel takes none: {exc}"
+    return ""
 
 
 def limit_cpu(seconds: int) -> None:

@@ -41,6 +41,11 @@ _PRIMARIES: dict[int, Primaries] = {
 
 #: From XYZ to Bradford's cone responses, in which colours are adapted from one white to another.
 _BRADFORD: Matrix = ((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296))
+_BRADFORD_INVERSE: Matrix = (
+    (0.9869929055, -0.1470542564, 0.1599626517),
+    (0.4323052697, 0.5183602715, 0.0492912282),
+    (-0.0085286646, 0.0400428217, 0.9684866958),
+)
 
 #: Steps of a curve's table. PQ has all that an ordinary screen can show in its lower half.
 _STEPS = 4096
@@ -241,7 +246,7 @@ def _colorants(points: Primaries) -> Matrix:
     def adapted(colour: Vector, share: float) -> Vector:
         cones = _applied(_BRADFORD, colour)
         light = [cone * share * to / of for cone, to, of in zip(cones, wanted, seen, strict=True)]
-        return _solved(_BRADFORD, (light[0], light[1], light[2]))
+        return _applied(_BRADFORD_INVERSE, (light[0], light[1], light[2]))
 
     return adapted(red, shares[0]), adapted(green, shares[1]), adapted(blue, shares[2])
 
@@ -262,13 +267,3 @@ def _determinant(one: Vector, two: Vector, three: Vector) -> float:
 def _applied(rows: Matrix, vector: Vector) -> Vector:
     x, y, z = (sum(a * b for a, b in zip(row, vector, strict=True)) for row in rows)
     return x, y, z
-
-
-def _solved(rows: Matrix, vector: Vector) -> Vector:
-    one, two, three = zip(*rows, strict=True)
-    whole = _determinant(one, two, three)
-    return (
-        _determinant(vector, two, three) / whole,
-        _determinant(one, vector, three) / whole,
-        _determinant(one, two, vector) / whole,
-    )

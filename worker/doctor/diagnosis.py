@@ -31,7 +31,6 @@ class Kind(StrEnum):
     ORIGINAL_WITHOUT_ROW = "original without a row"
     RENDITIONS_WITHOUT_ROW = "renditions without a row"
     STALE_ATTEMPT = "stale attempt"
-    OLD_DRAFT = "old draft"
     RENDITION_MISSING = "rendition missing"
     RENDITION_TORN = "rendition torn"
     BEYOND_MENDING = "beyond mending"

@@ -18,14 +18,12 @@ from shared.ledger import Identity, Ledger, Taken
 from shared.storage import Storage, Stored
 from worker.doctor.diagnosis import (
     MADE_AGAIN,
-    YOUNG_SECONDS,
     Finding,
     Kind,
     Snapshot,
     birth_of,
     diagnose,
     expected_keys,
-    is_young,
     source_of,
 )
 from worker.doctor.report import Outcome, Report
@@ -70,7 +68,6 @@ class Doctor:
                 break
             if self._findings(await self._with_digests(snapshot)):
                 await self._examine(snapshot.id)
-        await self._examine_drafts()
 
     # The walk: three streams in the order of ids. Rows and files change meanwhile
 
@@ -189,20 +186,6 @@ class Doctor:
         # Due at once, so that the next pass of the sweep enqueues it, instead of one in ten seconds.
         await self._ledger.give_back([Taken(wanted, wanted.created)])
         return Outcome(True, "will be made again")
-
-    async def _examine_drafts(self) -> None:
-        """Look at old drafts. The sweep of a worker removes them as well."""
-        now = time.time()
-        old = []
-        async for draft in self._storage.listing("drafts"):
-            self._report.looked_at(files=1)
-            if not is_young(draft, now):
-                old.append(draft)
-        if old and self._mend:
-            await self._storage.sweep_drafts(YOUNG_SECONDS)
-        for draft in old:
-            finding = Finding(Kind.OLD_DRAFT, draft.key, f"{draft.bytes:,} bytes", draft.bytes)
-            self._report.add(finding, _REMOVED if self._mend else Outcome())
 
 
 def _standing(row: Image | None) -> object:

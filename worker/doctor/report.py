@@ -14,7 +14,6 @@ _REMEDIES = {
     Kind.ORIGINAL_WITHOUT_ROW: "removes it",
     Kind.RENDITIONS_WITHOUT_ROW: "removes them",
     Kind.STALE_ATTEMPT: "removes it",
-    Kind.OLD_DRAFT: "removes it",
     Kind.RENDITION_MISSING: "has a worker make it again",
     Kind.RENDITION_TORN: "has a worker make it again",
     Kind.BEYOND_MENDING: "cannot help: DELETE the image, and upload it again",

@@ -29,7 +29,7 @@ from shared.telemetry import metrics, tracing
 from worker.renderer.child import Child
 from worker.renderer.pixel_budget import PixelBudget
 from worker.renderer.protocol import LARGEST_WRITTEN, BadFrame, Message
-from worker.renderer.scratch import NotOurs, Scratch
+from worker.renderer.scratch import NotOurs, Scratch, scratch_file
 
 _REPORTED: dict[str, type[RenderFailure]] = {
     failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)
@@ -64,7 +64,6 @@ class RenderSession:
         self._settings = settings
         self._budget = budget
         self._seconds_left = settings.render_wall_seconds
-        self._has_rendered = False
         #: The length and SHA-256 (hex) of each rendition.
         self.written: dict[Size, tuple[int, str]] = {}
 
@@ -96,9 +95,9 @@ class RenderSession:
         order = {"sizes": [list(size) for size in outputs], "background": list(self._settings.background)}
         with ExitStack() as stack:
             stack.enter_context(tracing.span("render"))
-            scratches = [stack.enter_context(Scratch(size)) for size in outputs]
+            scratches = [stack.enter_context(scratch_file(size)) for size in outputs]
             async with self._budget.hold(math.prod(self.size)):
-                reply = await self._ask({"render": order}, (scratch.fileno() for scratch in scratches))
+                reply = await self._ask({"render": order}, (scratch.descriptor for scratch in scratches))
                 if reply == LARGEST_WRITTEN and len(outputs) > 1:
                     await largest_written()
                     # It has the most bytes: they are checked and copied while the child makes the other sizes.
@@ -108,12 +107,10 @@ class RenderSession:
             stages = _stages_in(reply)
             if stages is None:
                 raise self._child.distrust("claimed to have rendered what it had not")
-            await rendered()
-            self._has_rendered = True
-            await self._take_over([scratch for scratch in scratches if scratch.size not in self.written], outputs)
             self._child.is_idle = True
-            # Unknown names are dropped: a child that was taken over must not invent labels.
-            seconds = {stage: stages[stage] / 1000 for stage in STAGES & stages.keys()}
+            await rendered()
+            await self._take_over([scratch for scratch in scratches if scratch.size not in self.written], outputs)
+            seconds = {stage: milliseconds / 1000 for stage, milliseconds in stages.items()}
             tracing.note(format=self.format, **{f"{stage}_seconds": took for stage, took in seconds.items()})
         for stage, took in seconds.items():
             metrics.RENDER_SECONDS.observe(took, stage, self.format)
@@ -133,7 +130,6 @@ class RenderSession:
         except NotOurs as exc:
             raise self._child.distrust(f"claimed to have rendered what it had not: {exc}") from exc
         except OSError as exc:
-            self._child.is_idle = self._has_rendered
             raise _storage_error(exc) from exc
 
     async def _ask(self, message: Message, descriptors: Iterable[int]) -> Message:
@@ -201,11 +197,9 @@ def _size_in(reply: Message, settings: Settings) -> Size | None:
 
 def _stages_in(reply: Message) -> dict[str, float] | None:
     stages = reply.get("stages")
-    if not isinstance(stages, dict) or len(stages) > 16:
+    if not isinstance(stages, dict):
         return None
-    for name, milliseconds in stages.items():
-        if not isinstance(name, str) or len(name) > 32 or not isinstance(milliseconds, float):
-            return None
-        if not 0 <= milliseconds < math.inf:
-            return None
-    return stages
+    # Other names are dropped: a child that was taken over must not invent labels of metrics.
+    known = {stage: stages[stage] for stage in STAGES & stages.keys()}
+    is_valid = all(isinstance(milliseconds, float) and 0 <= milliseconds < math.inf for milliseconds in known.values())
+    return known if is_valid else None

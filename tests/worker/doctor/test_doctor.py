@@ -200,10 +200,6 @@ async def folder_that_is_no_attempt(ledger: Ledger, storage: DiskStorage) -> str
     return await put_old(storage, f"renditions/{(await ready(ledger, storage)).id}/copy of 1/{FULL}")
 
 
-async def old_draft(ledger: Ledger, storage: DiskStorage) -> str:
-    return await put_old(storage, "drafts/5ca1ab1e")
-
-
 NOBODYS = {
     original_without_row: Kind.ORIGINAL_WITHOUT_ROW,
     renditions_without_row: Kind.RENDITIONS_WITHOUT_ROW,
@@ -211,7 +207,6 @@ NOBODYS = {
     attempt_of_a_failed_image: Kind.STALE_ATTEMPT,
     attempt_that_the_ledger_knows_nothing_of: Kind.STALE_ATTEMPT,
     folder_that_is_no_attempt: Kind.STALE_ATTEMPT,
-    old_draft: Kind.OLD_DRAFT,
 }
 
 

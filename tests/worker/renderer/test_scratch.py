@@ -15,7 +15,7 @@ import pytest
 from shared.images import Size
 from tests.worker.pictures import encoded, photo
 from worker.child import opening, rendering
-from worker.renderer.scratch import NotOurs, Scratch, most_bytes
+from worker.renderer.scratch import NotOurs, Scratch, most_bytes, scratch_file
 
 SIZE = (320, 180)
 
@@ -32,7 +32,7 @@ OURS = rendition()
 
 @pytest.fixture
 def scratch() -> Iterator[Scratch]:
-    with Scratch(SIZE) as scratch:
+    with scratch_file(SIZE) as scratch:
         yield scratch
 
 
@@ -44,8 +44,8 @@ def target() -> Iterator[IO[bytes]]:
 
 def write(scratch: Scratch, content: bytes) -> None:
     """Write as a child does."""
-    os.write(scratch.fileno(), content)
-    os.ftruncate(scratch.fileno(), len(content))
+    os.write(scratch.descriptor, content)
+    os.ftruncate(scratch.descriptor, len(content))
 
 
 def content_of(target: IO[bytes]) -> bytes:
@@ -64,7 +64,7 @@ def test_what_was_rendered_is_taken_over(scratch: Scratch, target: IO[bytes]) ->
 def test_what_is_written_after_the_reply_is_not_taken_over(scratch: Scratch, target: IO[bytes]) -> None:
     """A child that a picture has taken over must not reach what was published, whatever it kept open or mapped."""
     write(scratch, OURS)
-    with mmap.mmap(scratch.fileno(), len(OURS)) as mapped:
+    with mmap.mmap(scratch.descriptor, len(OURS)) as mapped:
         scratch.copy_to(target.fileno())
         mapped[:8] = b"<script>"
 
@@ -73,8 +73,8 @@ def test_what_is_written_after_the_reply_is_not_taken_over(scratch: Scratch, tar
 
 def test_who_keeps_a_descriptor_keeps_no_memory(target: IO[bytes]) -> None:
     """What is in no process's memory is seen by no limit: the kernel would look for its victim among others."""
-    with Scratch(SIZE) as scratch:
-        kept = os.dup(scratch.fileno())
+    with scratch_file(SIZE) as scratch:
+        kept = os.dup(scratch.descriptor)
         write(scratch, OURS)
         scratch.copy_to(target.fileno())
     try:
@@ -92,28 +92,28 @@ def test_no_more_is_written_than_a_rendition_can_need(scratch: Scratch) -> None:
     most = most_bytes(SIZE[0] * SIZE[1])
 
     with pytest.raises(PermissionError):
-        os.ftruncate(scratch.fileno(), most + 1)
-    assert os.pwrite(scratch.fileno(), bytes(most + 1), 0) <= most
+        os.ftruncate(scratch.descriptor, most + 1)
+    assert os.pwrite(scratch.descriptor, bytes(most + 1), 0) <= most
     with pytest.raises(PermissionError):
-        os.pwrite(scratch.fileno(), b"x", most)
+        os.pwrite(scratch.descriptor, b"x", most)
 
 
 def test_nobody_can_keep_it_from_being_emptied(scratch: Scratch) -> None:
     with pytest.raises(PermissionError):
-        fcntl.fcntl(scratch.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        fcntl.fcntl(scratch.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
 
 def test_one_that_cannot_be_set_up_leaves_nothing_open() -> None:
     before = os.listdir("/proc/self/fd")
 
-    with pytest.raises(OverflowError):
-        Scratch((1 << 31, 1 << 31))
+    with pytest.raises(OverflowError), scratch_file((1 << 31, 1 << 31)):
+        pass
 
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_nothing_takes_memory_that_nobody_has_written(scratch: Scratch) -> None:
-    assert os.fstat(scratch.fileno()).st_blocks == 0
+    assert os.fstat(scratch.descriptor).st_blocks == 0
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_is_no_rendition_is_not_taken_over(scratch: Scratch, target: IO[byt
 
 
 def test_what_was_not_cut_to_its_length_is_not_taken_over(scratch: Scratch, target: IO[bytes]) -> None:
-    os.write(scratch.fileno(), OURS)
+    os.write(scratch.descriptor, OURS)
 
     with pytest.raises(NotOurs):
         scratch.copy_to(target.fileno())
