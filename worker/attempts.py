@@ -114,14 +114,14 @@ class Attempts:
 
     async def _attempt(self, image: Image, work: Work) -> Image | None:
         """Do the work under a lease. Return the row after the outcome, or None where another attempt has the image."""
-        blame = {"attempt": image.attempt}
+        about = {"attempt": image.attempt}
         began = time.monotonic()
         try:
             async with held_lease(self._ledger, image):
                 row: Image | None = await work(image)
             self._pause.forget()
             seconds = time.monotonic() - began
-            logger.info("published", extra=blame | {"seconds": round(seconds, 3)})
+            logger.info("published", extra=about | {"seconds": round(seconds, 3)})
             _count("published", "")
             metrics.ATTEMPT_SECONDS.observe(seconds)
             return row
@@ -129,22 +129,22 @@ class Attempts:
             row, end = None, ("taken", "")
         except RenderFailure as exc:
             end = ("failed", exc.type)
-            logger.info("the file cannot be rendered", extra=blame | {"type": exc.type, "reason": exc.detail})
+            logger.info("the file cannot be rendered", extra=about | {"type": exc.type, "reason": exc.detail})
             row = await self._fail(image, exc)
         except asyncio.CancelledError:
             end = ("handed back", "stopping")
-            logger.info("handed back", extra=blame)
+            logger.info("handed back", extra=about)
             row = await self._ledger.hand_back(image, 0.0)
         except (StorageUnavailable, LedgerUnavailable, RedisAway, NoChild) as exc:
             end = ("handed back", type(exc).__name__)
             row = await self._hand_back_in_trouble(image, exc)
         except AsgilookError as exc:  # ChildLost, NoSuchKey
             end = ("lost", type(exc).__name__)
-            logger.warning("an attempt was lost", extra=blame | {"reason": f"{type(exc).__name__}: {exc}"})
+            logger.warning("an attempt was lost", extra=about | {"reason": f"{type(exc).__name__}: {exc}"})
             row = await self._ledger.count_loss(image)
         except Exception:
             end = ("lost", "unforeseen")
-            logger.exception("an attempt was lost by an unforeseen error", extra=blame)
+            logger.exception("an attempt was lost by an unforeseen error", extra=about)
             row = await self._ledger.count_loss(image)
         return await self._without_own_folder(image, row, *end)
 

@@ -162,7 +162,7 @@ CONVERTING = _here(
     CLAIMED,
     _lost("the original is open", "after", f"{_STORAGE}.open_local"),
     _lost("the child has read the header", "after", f"{_SESSION}.read_header"),
-    _lost("one draft is made", "after", f"{_DRAFT}.begin", "drafts originals"),
+    _lost("one draft is made", "after", f"{_DRAFT}.__init__", "drafts originals"),
     _lost("all drafts are made", "after", "worker.jobs:Jobs._drafts", "drafts originals"),
     _lost(
         "the child has only thumbnails left",
