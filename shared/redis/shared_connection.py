@@ -153,12 +153,13 @@ class SharedConnection:
             await connection.send_packed_command(packed, check_health=False)
 
     async def _read(self, connection: AbstractConnection) -> None:
+        replies: list[Any] = []
         while True:
-            replies = [await _reply_from(connection)]
-            commands = self._exchanges[0].commands if self._exchanges else 1
-            replies += [await _reply_from(connection) for _ in range(1, commands)]
+            replies.append(await _reply_from(connection))
             if not self._exchanges:
                 raise InvalidResponse("a reply that no command asked for")
+            if len(replies) < self._exchanges[0].commands:
+                continue
             exchange = self._exchanges.popleft()
             exchange.deadline.stop()
             self._bytes_under_way -= exchange.bytes
@@ -167,6 +168,7 @@ class SharedConnection:
             self._usual_reply_bytes = max(size, 0.9 * self._usual_reply_bytes + 0.1 * size, _LEAST_REPLY_BYTES)
             if not exchange.replies.done():  # its caller may have been cancelled
                 exchange.replies.set_result(replies)
+            replies = []
 
     async def _check(self) -> None:
         """Send a write now and then, which a replica refuses.
