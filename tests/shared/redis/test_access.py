@@ -91,7 +91,7 @@ async def test_a_certificate_of_an_unknown_issuer_is_refused(valkey: Valkey, doo
 
 
 async def test_a_certificate_of_another_name_is_refused(valkey: Valkey, doors: Doors) -> None:
-    """Or whoever has any certificate of the same issuer could pass for our Redis."""
+    """Otherwise any certificate of the same issuer could pass for our Redis."""
     door = doors.open(valkey.port, name="redis.example")
     client = worker_client(f"rediss://127.0.0.1:{door.port}/0", settings=Settings(redis_ca_certs=doors.issuer.file))
 
@@ -163,7 +163,7 @@ async def test_a_user_and_a_password_are_read_from_the_address(valkey: Valkey, m
 
 
 @pytest.mark.parametrize("credentials", ["we%40b:secret@", ":secret@", "", "secret:secret@"])
-async def test_who_is_not_let_in_is_told_so_without_the_password(
+async def test_a_refusal_is_told_without_the_password(
     valkey: Valkey, credentials: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await with_user(valkey)
@@ -216,8 +216,8 @@ async def test_no_more_connections_are_opened_than_are_allowed(valkey: Valkey, m
         assert await connected_clients(valkey) == (2 if make is web_client else 3)
 
 
-async def test_who_waits_in_vain_for_a_connection_does_without_and_leaves_redis_in_peace(valkey: Valkey) -> None:
-    """It is we who are busy: a breaker that opened for it would send everybody to the disk."""
+async def test_a_request_that_gets_no_connection_in_time_does_without_and_opens_no_breaker(valkey: Valkey) -> None:
+    """This process is busy: a breaker that opened for it would send all requests to the disk."""
     client = web_client(valkey.url, settings=Settings(redis_max_connections=2))
     async with breaker_of(client, WEB_DEADLINE) as breaker:
         await client.ping()
@@ -232,7 +232,7 @@ async def test_who_waits_in_vain_for_a_connection_does_without_and_leaves_redis_
         assert await breaker.call(client.ping)
 
 
-async def test_all_who_wait_for_a_connection_to_a_frozen_redis_do_without_it(valkey: Valkey) -> None:
+async def test_all_requests_that_wait_for_a_connection_to_a_frozen_redis_do_without_it(valkey: Valkey) -> None:
     client = web_client(valkey.url, settings=Settings(redis_max_connections=2))
     async with breaker_of(client, WEB_DEADLINE) as breaker:
         await client.ping()
@@ -250,7 +250,7 @@ async def test_a_connection_that_takes_longer_than_a_request_waits_comes_about_a
 ) -> None:
     """Password and database are two exchanges before the first command, which alone would be in time.
 
-    The process would be without Redis for good if each connection went with whoever had asked for it.
+    The process would never have a connection if each were cancelled with the request that asked for it.
     """
     await with_user(valkey)
     door = doors.open(valkey.port, seconds=WEB_DEADLINE / 3)
@@ -270,7 +270,7 @@ async def test_a_connection_that_takes_longer_than_a_request_waits_comes_about_a
 
 @pytest.mark.parametrize("make", [web_client, worker_client])
 @pytest.mark.parametrize("in_transaction", [True, False])
-async def test_who_is_left_with_a_redis_that_may_only_be_read_asks_for_another(
+async def test_a_connection_to_a_redis_that_has_become_a_replica_is_replaced(
     start_valkey: StartValkey, doors: Doors, make: Callable[..., Redis], in_transaction: bool
 ) -> None:
     """A failover makes a replica of the old master, which keeps the connections that it has."""
@@ -300,7 +300,7 @@ async def test_who_is_left_with_a_redis_that_may_only_be_read_asks_for_another(
         await until(is_written)
 
 
-async def test_who_leaves_while_a_connection_is_made_leaves_no_task_behind(valkey: Valkey) -> None:
+async def test_closing_a_client_while_it_connects_leaves_no_task(valkey: Valkey) -> None:
     client = web_client(valkey.url)
     valkey.freeze()
     async with breaker_of(client, WEB_DEADLINE) as breaker:

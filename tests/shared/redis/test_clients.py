@@ -1,4 +1,4 @@
-"""The circuit breaker: whoever waits for Redis waits once, and what was missed is made good before it counts again."""
+"""The circuit breaker: a slow Redis is waited for once, and what it missed is made good before it counts again."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_an_error_of_our_own_passes_through_and_opens_nothing(breaker: Cir
     assert not breaker.is_open
 
 
-async def test_who_must_know_asks_while_it_is_open(
+async def test_an_exchange_that_must_know_asks_though_it_is_open(
     redis: Redis, breaker: CircuitBreaker, redis_server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.redis.circuit_breaker.PAUSE_SECONDS", 3600)

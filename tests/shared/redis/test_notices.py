@@ -1,4 +1,4 @@
-"""Notices: who waits for an image hears of it, and is woken whenever a notice may have been missed."""
+"""Notices wake the requests that wait for an image; so does each gap in which a notice may have been missed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def heard(event: asyncio.Event) -> None:
         await event.wait()
 
 
-async def test_a_notice_wakes_everybody_who_waits_for_its_image(announcer: Announcer, listener: Listener) -> None:
+async def test_a_notice_wakes_all_that_wait_for_its_image(announcer: Announcer, listener: Listener) -> None:
     with listener.listen("image-1") as one, listener.listen("image-1") as two:
         await announcer.announce("image-1")
 
@@ -58,7 +58,7 @@ async def test_a_notice_wakes_everybody_who_waits_for_its_image(announcer: Annou
         await heard(two)
 
 
-async def test_a_notice_wakes_nobody_who_waits_for_another_image(announcer: Announcer, listener: Listener) -> None:
+async def test_a_notice_wakes_none_that_wait_for_another_image(announcer: Announcer, listener: Listener) -> None:
     with listener.listen("image-1") as ours, listener.listen("image-2") as theirs:
         await announcer.announce("image-2")
         await heard(theirs)
@@ -77,7 +77,7 @@ async def test_a_notice_of_another_ledger_is_not_heard(
         assert not ours.is_set()
 
 
-async def test_who_has_stopped_waiting_is_forgotten(announcer: Announcer, listener: Listener) -> None:
+async def test_a_wait_that_has_ended_is_forgotten(announcer: Announcer, listener: Listener) -> None:
     with listener.listen("image-1") as gone:
         pass
     with listener.listen("image-1") as waiting:
@@ -88,7 +88,7 @@ async def test_who_has_stopped_waiting_is_forgotten(announcer: Announcer, listen
     assert listener._waiting == {}
 
 
-async def test_every_new_subscription_wakes_all_who_wait(
+async def test_every_new_subscription_wakes_all_that_wait(
     valkey: Valkey, announcer: Announcer, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was announced while the connection was down is lost: all must look for themselves."""

@@ -199,7 +199,7 @@ def test_exceptions_are_packed_as_text() -> None:
 
 
 class Exploit:
-    """What a pickled job could do to whoever reads it."""
+    """What a pickled job could do to its reader."""
 
     ran = False
 
@@ -212,7 +212,7 @@ class Exploit:
 
 
 def test_a_pickled_job_is_refused_and_runs_nothing() -> None:
-    """Promise 5: who can write to Redis cannot run code."""
+    """Promise 5: access to Redis is not enough to run code."""
     pickled = pickle.dumps({"f": CONVERT_IMAGE, "a": (), "k": {"x": Exploit()}, "et": 0, "t": None})
 
     with pytest.raises(ValueError, match="extra data"):

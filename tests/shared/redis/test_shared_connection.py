@@ -110,7 +110,7 @@ async def test_replies_larger_than_any_buffer_come_in_their_order(valkey: Valkey
         assert replies == [[body, None] for body in bodies.values()]
 
 
-async def test_who_goes_away_does_not_shift_the_replies_of_the_others(valkey: Valkey) -> None:
+async def test_a_cancelled_caller_does_not_shift_the_replies_of_the_others(valkey: Valkey) -> None:
     await store(valkey, 40)
     async with connected(valkey.url) as shared:
         valkey.freeze()
@@ -131,7 +131,7 @@ async def test_who_goes_away_does_not_shift_the_replies_of_the_others(valkey: Va
         assert await read(shared, 7) == value(7)
 
 
-async def test_a_frozen_server_ends_everybodys_wait_and_the_connection(valkey: Valkey) -> None:
+async def test_a_frozen_server_ends_every_exchange_and_the_connection(valkey: Valkey) -> None:
     """Or what is asked meanwhile would gather in memory, and what comes late be taken for somebody else's."""
     await store(valkey, 40)
     async with connected(valkey.url) as shared:
@@ -151,7 +151,7 @@ async def test_a_frozen_server_ends_everybodys_wait_and_the_connection(valkey: V
         assert await asyncio.gather(*(read(shared, i) for i in range(40))) == [value(i) for i in range(40)]
 
 
-async def test_whose_deadline_is_longer_does_not_hide_whose_is_shorter(valkey: Valkey) -> None:
+async def test_a_long_deadline_does_not_hide_a_short_one(valkey: Valkey) -> None:
     async with connected(valkey.url) as shared:
         valkey.freeze()
 
@@ -232,7 +232,7 @@ async def test_a_full_server_refuses_the_write_and_answers_the_read(valkey: Valk
         assert (type(refusal), values) == (OutOfMemoryError, value(0))
 
 
-async def test_a_refusal_is_its_askers_alone(valkey: Valkey) -> None:
+async def test_a_refusal_is_its_callers_alone(valkey: Valkey) -> None:
     await store(valkey, 2)
     client = Redis.from_url(valkey.url)
     await client.acl_setuser("default", enabled=True, nopass=True, reset_keys=True, keys=["key?1", "nothing"])
@@ -264,7 +264,7 @@ async def test_what_ends_leaves_no_task_and_no_connection(valkey: Valkey) -> Non
     await client.aclose()
 
 
-async def test_who_ends_while_it_connects_leaves_no_task(valkey: Valkey) -> None:
+async def test_ending_while_it_connects_leaves_no_task(valkey: Valkey) -> None:
     valkey.freeze()
     async with running(valkey.url) as shared:
         await asyncio.sleep(0.01)  # somewhere in the middle of it
@@ -302,7 +302,7 @@ async def test_a_server_that_may_only_be_read_is_left_for_another(
         assert await read(shared, 0) == value(0)
 
 
-# --- Who may come in, and who is trusted ---------------------------------------------------------------------
+# --- Certificates, names and passwords -------------------------------------------------------------------------
 
 
 async def test_a_trusted_certificate_a_name_and_a_database_are_no_hindrance(valkey: Valkey, doors: Doors) -> None:
@@ -332,7 +332,7 @@ async def test_a_certificate_that_is_not_trusted_is_never_read_from(
 
 
 @pytest.mark.parametrize("credentials", [":secret@", "nobody:secret@"])
-async def test_who_is_not_let_in_goes_on_without_and_tells_no_password(
+async def test_a_refused_connection_is_tried_again_and_logs_no_password(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, credentials: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -351,13 +351,13 @@ async def test_who_is_not_let_in_goes_on_without_and_tells_no_password(
 
 
 class Script:
-    """A server that lets everybody in, notes what it is asked, and says nothing by itself."""
+    """A server that accepts every connection, notes the commands, and says nothing by itself."""
 
     def __init__(self) -> None:
         self.url = ""
         self.asked: list[list[bytes]] = []
         self.writers: list[asyncio.StreamWriter] = []
-        #: Hangs up on whoever connects.
+        #: Hangs up on every connection.
         self.is_closed = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -427,7 +427,7 @@ async def test_replies_may_come_byte_by_byte(script: Script) -> None:
         assert await asyncio.gather(*replies) == [[value(0)], [value(1)]]
 
 
-async def test_commands_are_sent_in_the_order_of_their_askers(script: Script) -> None:
+async def test_commands_are_sent_in_the_order_of_their_callers(script: Script) -> None:
     async with connected(script.url) as shared:
         replies = await ask(shared, script, 30)
 
@@ -469,7 +469,9 @@ async def test_a_refusal_is_the_reply_to_its_own_command(script: Script, refusal
         b"-ERR max number of clients reached\r\n",
     ],
 )
-async def test_a_reply_that_makes_the_connection_useless_ends_it_and_is_nobodys(script: Script, ending: bytes) -> None:
+async def test_a_reply_that_makes_the_connection_useless_ends_it_and_belongs_to_no_command(
+    script: Script, ending: bytes
+) -> None:
     """It is no Redis, none that takes writes, or none that lets us in."""
     async with connected(script.url) as shared:
         replies = await ask(shared, script, 3)
@@ -486,7 +488,7 @@ async def test_a_reply_that_makes_the_connection_useless_ends_it_and_is_nobodys(
 
 
 @pytest.mark.parametrize("words", [FIRST, b"-ERR out of nowhere\r\n", b"nonsense\r\n"])
-async def test_what_nobody_has_asked_for_ends_the_connection(script: Script, words: bytes) -> None:
+async def test_a_reply_that_no_command_asked_for_ends_the_connection(script: Script, words: bytes) -> None:
     """The next one's reply would come after it, and be the one's behind."""
     async with connected(script.url) as shared:
         await script.say(words)
@@ -498,7 +500,7 @@ async def test_what_nobody_has_asked_for_ends_the_connection(script: Script, wor
         assert await replies[0] == [value(1)]
 
 
-async def test_what_comes_late_is_nobodys(script: Script) -> None:
+async def test_a_late_reply_belongs_to_no_command(script: Script) -> None:
     async with connected(script.url) as shared:
         assert await outcome_of(read(shared, 0, WEB_DEADLINE)) is TimeoutError
         with suppress(ConnectionError):
@@ -513,8 +515,8 @@ async def test_what_comes_late_is_nobodys(script: Script) -> None:
         assert await replies[0] == [value(1)]
 
 
-async def test_who_is_cancelled_is_waited_for_all_the_same(script: Script) -> None:
-    """A frozen server whose clients all go away would never be found out."""
+async def test_the_reply_to_a_cancelled_caller_is_waited_for_all_the_same(script: Script) -> None:
+    """A frozen server would never be noticed if its callers were all cancelled."""
     async with connected(script.url) as shared:
         gone = asyncio.create_task(read(shared, 0, WEB_DEADLINE))
         await asyncio.sleep(0)
@@ -524,7 +526,7 @@ async def test_who_is_cancelled_is_waited_for_all_the_same(script: Script) -> No
 
 
 @pytest.mark.parametrize("said", [b"", FIRST[:9], FIRST, FIRST + SECOND[:-1]])
-async def test_a_server_that_hangs_up_in_the_middle_ends_the_wait_of_whoever_has_no_reply(
+async def test_a_server_that_hangs_up_in_the_middle_ends_each_exchange_that_has_no_reply(
     script: Script, said: bytes
 ) -> None:
     async with connected(script.url) as shared:
@@ -553,7 +555,7 @@ async def test_a_server_that_hangs_up_at_once_is_asked_ever_more_rarely(
     assert time.monotonic() - begun >= 0.14
 
 
-async def test_a_failure_that_nobody_has_foreseen_is_told_and_followed_by_another_try(
+async def test_an_unforeseen_failure_is_logged_and_followed_by_another_attempt(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Odd:
@@ -600,7 +602,7 @@ async def test_no_more_is_on_its_way_than_is_good(script: Script, monkeypatch: p
         assert [len(small), len(after_a_large_one), len(large_commands)] == [105, 3, 2]
 
 
-async def test_a_silent_connection_is_noticed_though_nobody_reads(
+async def test_a_silent_connection_is_noticed_though_nothing_is_read(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.redis.shared_connection._CHECK_SECONDS", 0.01)
@@ -611,7 +613,7 @@ async def test_a_silent_connection_is_noticed_though_nobody_reads(
         await until(lambda: len(script.writers) == 2)
 
 
-async def test_dropping_it_ends_everybodys_wait_and_makes_another(script: Script) -> None:
+async def test_dropping_it_ends_every_exchange_and_makes_another(script: Script) -> None:
     async with connected(script.url) as shared:
         replies = await ask(shared, script, 3)
 
