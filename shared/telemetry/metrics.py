@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from functools import cache, wraps
 from itertools import product
 from typing import Any, TypeVar
@@ -17,33 +17,15 @@ from shared.errors import RenderFailure
 T = TypeVar("T")
 
 
-class Counter:
-    """Counts events by their labels. The `known` labels are exported as 0 before their first event."""
+class _Metric:
+    """A metric of the library's class of the same name, once counting is on."""
 
-    def __init__(self, name: str, what: str, *labels: str, known: Iterable[tuple[str, ...]] = ()) -> None:
+    def __init__(
+        self, name: str, what: str, *labels: str, known: Iterable[tuple[str, ...]] = (), **options: Any
+    ) -> None:
         self._declared = (name, what, labels)
+        self._options = options
         self._known = tuple(known)
-        self._real: Any = None
-        _ALL.append(self)
-
-    def add(self, *labels: str, by: float = 1) -> None:
-        """Count one event, or `by` of them."""
-        if self._real is not None:
-            self._labelled(*labels).inc(by)
-
-    def switch_on(self, prometheus: Any, registry: Any) -> None:
-        self._real = prometheus.Counter(*self._declared, registry=registry)
-        self._labelled = _labelled(self._real)
-        for labels in self._known:
-            self._labelled(*labels)
-
-
-class Histogram:
-    """Counts measured values in buckets, by their labels."""
-
-    def __init__(self, name: str, what: str, *labels: str, up_to: Sequence[float]) -> None:
-        self._declared = (name, what, labels)
-        self._up_to = up_to
         self._real: Any = None
         _ALL.append(self)
 
@@ -51,22 +33,35 @@ class Histogram:
     def is_on(self) -> bool:
         return self._real is not None
 
+    def switch_on(self, prometheus: Any, registry: Any) -> None:
+        real = self._real = getattr(prometheus, type(self).__name__)(
+            *self._declared, registry=registry, **self._options
+        )
+        # Cached: the library's own lookup by labels takes longer than counting.
+        self._labelled = cache(lambda *labels: real.labels(*labels) if labels else real)
+        for labels in self._known:
+            self._labelled(*labels)
+
+
+class Counter(_Metric):
+    """Counts events by their labels. The `known` labels are exported as 0 before their first event."""
+
+    def add(self, *labels: str, by: float = 1) -> None:
+        """Count one event, or `by` of them."""
+        if self.is_on:
+            self._labelled(*labels).inc(by)
+
+
+class Histogram(_Metric):
+    """Counts measured values in `buckets`, by their labels."""
+
     def observe(self, value: float, *labels: str) -> None:
         """Count a measured value."""
-        if self._real is not None:
+        if self.is_on:
             self._labelled(*labels).observe(value)
 
-    def switch_on(self, prometheus: Any, registry: Any) -> None:
-        self._real = prometheus.Histogram(*self._declared, registry=registry, buckets=self._up_to)
-        self._labelled = _labelled(self._real)
 
-
-def _labelled(metric: Any) -> Callable[..., Any]:
-    """Return a cached lookup of a metric by its labels: the library's own takes longer than counting."""
-    return cache(lambda *labels: metric.labels(*labels) if labels else metric)
-
-
-_ALL: list[Counter | Histogram] = []
+_ALL: list[_Metric] = []
 
 # From a cached answer to a rendering at its time limit; the short ones from a read of a local copy to a locked ledger.
 # The long bounds lie past round numbers: a client that asks to wait for 10 or 20 s is answered right after that.
@@ -81,10 +76,10 @@ REQUEST_SECONDS = Histogram(
     "method",
     "route",
     "waited",
-    up_to=_SECONDS,
+    buckets=_SECONDS,
 )
-UPLOAD_BYTES = Histogram("asgilook_upload_bytes", "Bytes of the originals that were committed.", up_to=_BYTES)
-UPLOAD_SECONDS = Histogram("asgilook_upload_seconds", "Seconds from a body's begin to its commit.", up_to=_SECONDS)
+UPLOAD_BYTES = Histogram("asgilook_upload_bytes", "Bytes of the originals that were committed.", buckets=_BYTES)
+UPLOAD_SECONDS = Histogram("asgilook_upload_seconds", "Seconds from a body's begin to its commit.", buckets=_SECONDS)
 RESPONSE_CACHE = Counter(
     "asgilook_response_cache",
     "Looks into the response cache, and its fills.",
@@ -106,9 +101,13 @@ ATTEMPTS = Counter(
         ("left to the sweep", "LedgerUnavailable"),
     ],
 )
-ATTEMPT_SECONDS = Histogram("asgilook_attempt_seconds", "Seconds from a claim to its publication.", up_to=_SECONDS)
+ATTEMPT_SECONDS = Histogram("asgilook_attempt_seconds", "Seconds from a claim to its publication.", buckets=_SECONDS)
 RENDER_SECONDS = Histogram(
-    "asgilook_render_seconds", "Seconds that a stage of a picture's rendering took.", "stage", "format", up_to=_SECONDS
+    "asgilook_render_seconds",
+    "Seconds that a stage of a picture's rendering took.",
+    "stage",
+    "format",
+    buckets=_SECONDS,
 )
 CHILDREN_REPLACED = Counter("asgilook_children_replaced", "Children that ended and had to be replaced.")
 SWEPT = Counter(
@@ -119,8 +118,8 @@ SWEPT = Counter(
     known=product(("tokens", "lost", "thumbnails", "queued", "leftovers"), ("served", "given back")),
 )
 SETTLED = Counter("asgilook_settled", "Debts that were paid.", "owed", known=[("tokens",), ("leftovers",)])
-LEDGER_SECONDS = Histogram("asgilook_ledger_seconds", "Seconds in the ledger.", "operation", up_to=_SHORT_SECONDS)
-STORAGE_SECONDS = Histogram("asgilook_storage_seconds", "Seconds in storage.", "operation", up_to=_SHORT_SECONDS)
+LEDGER_SECONDS = Histogram("asgilook_ledger_seconds", "Seconds in the ledger.", "operation", buckets=_SHORT_SECONDS)
+STORAGE_SECONDS = Histogram("asgilook_storage_seconds", "Seconds in storage.", "operation", buckets=_SHORT_SECONDS)
 
 
 def switch_on(prometheus: Any, registry: Any) -> None:
