@@ -25,8 +25,6 @@ from shared.storage.files import digest_of, fsync_path, in_thread, stream_file
 _FANNED_OUT = ("originals", "renditions")
 #: Folders between the root and an image: the kind of its key, then two by its time.
 _FAN_OUT_DEPTH = 3
-#: Folders that are remembered as durable. Two are new every 65 s.
-_MOST_DURABLE = 4096
 
 #: Threads for fsyncs that wait for the disk at the same time.
 _fsync_threads = ThreadPoolExecutor(16, thread_name_prefix="fsync")
@@ -38,8 +36,6 @@ class DiskStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._drafts = root / "drafts"
-        #: Folders whose own entries are known to be fsynced.
-        self._durable: set[Path] = set()
 
     async def prepare(self) -> None:
         def make() -> None:
@@ -86,8 +82,6 @@ class DiskStorage:
         folders = {target.parent for target in targets}
         # All bytes and folders are durable before the first rename.
         _run_together([draft.sync for draft in targets.values()] + self._make_folders(folders))
-        for folder in folders:
-            self._note_durable(folder)
         for target, draft in targets.items():
             draft.rename(target)
         for folder in folders:
@@ -199,25 +193,13 @@ class DiskStorage:
         """Nothing is open."""
 
     def _make_folders(self, folders: Iterable[Path]) -> list[Callable[[], None]]:
-        """Make folders; return the fsyncs that make their own entries durable; blocks."""
-        fresh: set[Path] = set()
+        """Make folders; return the fsyncs that make their entries durable, up to the root; blocks."""
+        above: set[Path] = set()
         for folder in folders:
-            below_root = folder.relative_to(self._root)
-            for made in (*reversed(below_root.parents), below_root):
-                place = self._root / made
-                # A folder that had to be made is not durable, also if it was before: it has been removed meanwhile.
-                if made.parts and (_make(place) or place not in self._durable):
-                    fresh.add(place.parent)
-        return [functools.partial(fsync_path, above) for above in fresh]
-
-    def _note_durable(self, folder: Path) -> None:
-        """Remember that the entries of a folder, and of those above it, have been fsynced."""
-        parts = folder.relative_to(self._root).parts
-        # The images' own folders, below these, are made once and may be removed.
-        for depth in range(1, min(len(parts), _FAN_OUT_DEPTH) + 1):
-            if len(self._durable) >= _MOST_DURABLE:
-                self._durable.clear()
-            self._durable.add(self._root.joinpath(*parts[:depth]))
+            folder.mkdir(parents=True, exist_ok=True)
+            # Also for folders that were there: the process that made them may not have fsynced them yet.
+            above.update(self._root / parent for parent in folder.relative_to(self._root).parents)
+        return [functools.partial(fsync_path, folder) for folder in above]
 
     def _path(self, key: str) -> Path:
         return self._root / place_below(key)
@@ -236,15 +218,6 @@ def _in_order(folder: Path) -> list[Path]:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return sorted(folder.iterdir())
     return []
-
-
-def _make(folder: Path) -> bool:
-    """Make a folder; return whether there was none."""
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
 
 
 def _run_together(fsyncs: Sequence[Callable[[], None]]) -> None:

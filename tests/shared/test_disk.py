@@ -84,24 +84,9 @@ async def test_a_put_is_fsynced_then_renamed_then_its_folders_are_fsynced(
     assert events[renamed + 1 :] == [("fsync", folders[-1])]
 
 
-async def test_folders_are_made_durable_once(storage: DiskStorage, events: list[Event]) -> None:
-    await put(storage, original_key(ID), b"the original")
-    events.clear()
-
-    await put(storage, original_key(f"{ID[:-1]}8"), b"another one of the same minute")
-
-    folder = "originals/01890/a5d"
-    assert [event for event in events if event[0] != "mkdir"] == [
-        ("fsync", "draft"),
-        ("rename", f"{folder}/{ID[:-1]}8"),
-        ("fsync", folder),
-    ]
-
-
 async def test_a_folder_that_was_removed_meanwhile_is_made_durable_again(
     storage: DiskStorage, tmp_path: Path, events: list[Event]
 ) -> None:
-    """What is remembered of folders is no reason to lose what is put into a new one of that name."""
     await put(storage, original_key(ID), b"the original")
     shutil.rmtree(tmp_path / "originals" / "01890")
     events.clear()
@@ -114,10 +99,9 @@ async def test_a_folder_that_was_removed_meanwhile_is_made_durable_again(
 
 
 @pytest.mark.parametrize("fails", [1, 2])
-async def test_what_is_known_durable_is_only_what_was_fsynced(
+async def test_folders_that_a_failed_put_has_made_are_made_durable_by_the_next(
     storage: DiskStorage, events: list[Event], monkeypatch: pytest.MonkeyPatch, fails: int
 ) -> None:
-    """A put that fails has made its folders all the same: the next one finds them, and fsyncs them once more."""
     fsync, calls = os.fsync, count(1)
 
     def fail_once(descriptor: int) -> None:
