@@ -95,7 +95,7 @@ def _is_another(headers: Mapping[str, str], etag: str, last_modified: float | No
         given = _WEAK_AND_TAG.findall(tags) if _TAG_LIST.fullmatch(tags) else []
         held = [tag for weak, tag in given if not weak]
         return tags.strip(" \t") != "*" and etag not in held
-    since = _seconds_of(headers.get("if-unmodified-since", ""))
+    since = _seconds_of(headers.get("if-unmodified-since"))
     return since is not None and last_modified is not None and int(last_modified) > since
 
 
@@ -103,10 +103,12 @@ def _is_held_already(headers: Mapping[str, str], etag: str, last_modified: float
     tags = headers.get("if-none-match")
     if tags is not None:
         # Section 13.1.3: a date beside it is ignored, even where the tags themselves are malformed.
-        return tags.strip(" \t") == "*" or (
-            _TAG_LIST.fullmatch(tags) is not None and etag.removeprefix("W/") in _TAG.findall(tags)
+        return (
+            tags == etag
+            or tags.strip(" \t") == "*"
+            or (_TAG_LIST.fullmatch(tags) is not None and etag.removeprefix("W/") in _TAG.findall(tags))
         )
-    since = _seconds_of(headers.get("if-modified-since", ""))
+    since = _seconds_of(headers.get("if-modified-since"))
     return since is not None and last_modified is not None and int(last_modified) <= since
 
 
@@ -162,8 +164,10 @@ _HTTP_DATES = (
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _seconds_of(date: str) -> int | None:
+def _seconds_of(date: str | None) -> int | None:
     """Read any of the three forms of section 5.6.7; by locale's names, as strptime does, they could not be."""
+    if date is None:
+        return None
     match = next((found for form in _HTTP_DATES if (found := form.fullmatch(date.strip(" \t")))), None)
     if match is None or int(match["second"]) > 60:
         return None

@@ -43,39 +43,32 @@ class MemoryDoor:
             self._authorize(route, entry.image_id, query, headers)
         except Problem:
             return None
-        match _decided(method, headers, entry):
-            case conditional.Whole():
-                status, lines, body = 200, entry.lines, entry.body if method == "GET" else b""
-            case conditional.NotModified():
-                status, lines, body = 304, entry.unmodified, b""
-            case _:
-                return None
+        decision = _decided(method, headers, entry)
+        if isinstance(decision, conditional.Whole):
+            status, lines, body = 200, entry.lines, entry.body if method == "GET" else b""
+        elif isinstance(decision, conditional.NotModified):
+            status, lines, body = 304, entry.unmodified, b""
+        else:
+            return None
         return Answer(status, route, "Hit" if entry.is_hit else "Miss", lines, entry.safety, body)
 
 
 def _decided(method: str, headers: Headers, entry: Entry) -> conditional.Decision | None:
-    conditions: dict[str, str] = {}
-    for name, value in headers:
-        if name in _CONDITIONAL:
-            text = name.decode("ascii")
-            if text in conditions:
-                return None
-            conditions[text] = value.decode("latin-1")
-    if not conditions:
+    given = [header for header in headers if header[0] in _CONDITIONAL]
+    if not given:
         return _WHOLE
-    return conditional.decide(
-        method,
-        conditions,
-        etag=entry.etag.decode("latin-1"),
-        last_modified=_last_modified_in(entry.unmodified),
-        length=len(entry.body),
-    )
+    conditions = {name.decode("ascii"): value.decode("latin-1") for name, value in given}
+    if len(conditions) < len(given):
+        return None  # several lines of one name
+    etag, last_modified = _validators(entry.etag, entry.unmodified)
+    return conditional.decide(method, conditions, etag=etag, last_modified=last_modified, length=len(entry.body))
 
 
 _WHOLE = conditional.Whole()
 
 
 @lru_cache(maxsize=1024)
-def _last_modified_in(lines: bytes) -> float | None:
+def _validators(etag: bytes, lines: bytes) -> tuple[str, float | None]:
     found = _LAST_MODIFIED.search(lines)
-    return parsedate_to_datetime(found[1].decode("latin-1")).timestamp() if found else None
+    modified = parsedate_to_datetime(found[1].decode("latin-1")).timestamp() if found else None
+    return etag.decode("latin-1"), modified

@@ -45,8 +45,8 @@ class _Process:
     guard: Guard
     most_connections: int
     unread: UnreadAnswers
-    #: Connections that have no request to answer, the longest idle first.
-    idle: dict[Connection, None] = field(default_factory=dict)
+    #: Connections that have no request to answer, and since when, the longest idle first.
+    idle: dict[Connection, float] = field(default_factory=dict)
 
 
 class Connection(HttpToolsProtocol):
@@ -90,6 +90,7 @@ class Connection(HttpToolsProtocol):
         self._answered: RequestResponseCycle | None = None
         #: Of what the client has to do next: to send a head, or to close a connection that was refused.
         self._deadline = Deadline()
+        self._keep_alive = Deadline()
 
     # --- The connection's life ---
 
@@ -102,13 +103,14 @@ class Connection(HttpToolsProtocol):
             self._write(Problem("too-many-connections"))
             self.transport.close()  # without lingering: there may be a flood of these
             return
-        self.process.idle[self] = None
+        self.process.idle[self] = self.loop.time()
         self._deadline.start(self._settings.header_seconds, self._end_wait)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.process.idle.pop(self, None)
         self._reader.stop()
         self._deadline.stop()
+        self._keep_alive.stop()
         # uvicorn tells the last request only, and that one may still wait for its turn.
         if self._answered is not None:
             self._answered.disconnected = True
@@ -138,6 +140,17 @@ class Connection(HttpToolsProtocol):
             self._refuse(Problem("head-too-slow"))
         else:
             # Browsers connect in advance, and would take a 408 for the answer to their first request.
+            self.transport.close()
+
+    def _end_keep_alive(self) -> None:
+        # The deadline is not moved by each request: that would take a sixth of the time of a small answer.
+        idle_since = self.process.idle.get(self)
+        if idle_since is None or self._is_inside_head:
+            return  # It starts again after the answer.
+        left = idle_since + self._settings.keep_alive_seconds - self.loop.time()
+        if left > 0.001:  # the loop counts in milliseconds
+            self._keep_alive.start(left, self._end_keep_alive)
+        else:
             self.transport.close()
 
     # --- What the client sends ---
@@ -186,10 +199,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if not self._head_bytes:
-            # It came together with the request before it, and is counted from the next data on.
-            self._head_bytes = 1
-            self._deadline.stop()
+        # A head that came together with the request before it is counted from the next data on.
+        self._head_bytes = max(self._head_bytes, 1)
 
     def on_headers_complete(self) -> None:
         self._deadline.stop()
@@ -292,7 +303,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self.process.idle[self] = None
+        self.process.idle[self] = self.loop.time()
         self._deadline.start(LINGER_SECONDS, self.transport.close)
 
     def _write(self, problem: Problem) -> None:
@@ -325,9 +336,11 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        self.process.idle[self] = None
-        patience = self._settings.header_seconds if self._is_inside_head else self._settings.keep_alive_seconds
-        self._deadline.start(patience, self._end_wait)
+        self.process.idle[self] = self.loop.time()
+        if self._is_inside_head:
+            self._deadline.start(self._settings.header_seconds, self._end_wait)
+        elif not self._keep_alive.is_set:
+            self._keep_alive.start(self._settings.keep_alive_seconds, self._end_keep_alive)
         self._send_refusal()
 
     def pause_writing(self) -> None:

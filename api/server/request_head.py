@@ -33,27 +33,25 @@ def check_head(version: str, target: bytes, headers: Headers) -> None:
     if b"#" in target:
         raise Problem("malformed-request", "The target has a fragment.")
     size = len(target)
-    hosts: list[bytes] = []
-    codings: list[bytes] = []
-    has_length = False
+    hosts, host, codings, coding, has_length = 0, b"", 0, b"", False
     for name, value in headers:
         size += len(name) + len(value)
         if name == b"host":
-            hosts.append(value)
+            hosts, host = hosts + 1, value
         elif name == b"transfer-encoding":
-            codings.append(value)
+            codings, coding = codings + 1, value
         elif name == b"content-length":
             has_length = True
     if size > MOST_HEAD_BYTES:
         raise Problem("head-too-large")
     # RFC 9112, section 3.2
-    if len(hosts) > 1 or (version == "1.1" and not hosts) or not all(map(_is_host, hosts)):
+    if hosts > 1 or (version == "1.1" and not hosts) or not _HOST.fullmatch(host.strip(b" \t")):
         raise Problem("malformed-request", "There must be one Host.")
     if codings:
         # RFC 9112, section 6.1: an older proxy may have found another end of the body.
         if version == "1.0" or has_length:
             raise Problem("malformed-request", "Its body could be framed in two ways.")
-        if len(codings) > 1 or codings[0].strip(b" \t").lower() != b"chunked":
+        if codings > 1 or coding.strip(b" \t").lower() != b"chunked":
             raise Problem("unsupported-coding")
 
 
@@ -67,7 +65,3 @@ def check_framing(size: int) -> None:
     """Raise Problem if a body has had too many bytes besides its content."""
     if size > MOST_HEAD_BYTES:
         raise Problem("malformed-request", "The body has more framing than content.")
-
-
-def _is_host(value: bytes) -> bool:
-    return _HOST.fullmatch(value.strip(b" \t")) is not None
