@@ -1,7 +1,4 @@
-"""Storage on a local or shared disk: every put is fsynced, renamed into place, and its folder fsynced.
-
-Longer than 250 lines: where each key's file lies, and the order of fsyncs that makes it durable, are checked together.
-"""
+"""Storage on a local or shared disk: every put is fsynced, renamed into place, and its folder fsynced."""
 
 from __future__ import annotations
 
