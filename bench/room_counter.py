@@ -12,6 +12,7 @@ import http.client
 import io
 import json
 import os
+import random
 import re
 import sqlite3
 import sys
@@ -23,14 +24,15 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 CODE = Path.cwd()
-ROUNDS = 7
+ROUNDS = 9
 #: The module called, and the one that called it, where it was not the event loop.
 Call = tuple[str, "str | None"]
 PRODUCT = ("api", "shared", "worker")
 KINDS = ("an upload, until it is settled", "a GET from memory", "a GET from Redis", "a cold GET")
 _WAIT_SECONDS = 60.0
-#: Between two requests: what one has left to do in the background is over.
-_REST_SECONDS = 0.3
+#: Before and after a request: what is left to do in the background is over. The first is drawn at random, so that
+#: requests do not fall into step with periodic tasks.
+_LEAST_REST_SECONDS, _MOST_REST_SECONDS, _AFTER_SECONDS = 0.3, 1.3, 0.1
 
 
 class Recorder:
@@ -125,11 +127,11 @@ class Client(threading.Thread):
         return [uploaded, memory, redis, cold]
 
     def _recorded(self, act: Callable[[], None]) -> list[Call]:
-        time.sleep(_REST_SECONDS)
+        time.sleep(random.uniform(_LEAST_REST_SECONDS, _MOST_REST_SECONDS))  # noqa: S311 - no secret
         self._recorder.calls = []
         self._recorder.is_on = True
         act()
-        time.sleep(_REST_SECONDS / 3)
+        time.sleep(_AFTER_SECONDS)
         self._recorder.is_on = False
         return self._recorder.calls
 

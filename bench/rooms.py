@@ -1,14 +1,14 @@
 """How many modules a reader has to follow for one request: `python -m bench.rooms [--code FOLDER] [--names]`.
 
 Web and worker run in one process (`bench.room_counter`). It notes each call of a function of `api`, `shared` or
-`worker`, in all threads, with the module that called it. Four requests are made, in seven rounds:
+`worker`, in all threads, with the module that called it. Four requests are made, in nine rounds:
 
 - an upload of a JPEG with two thumbnails, until it is settled,
 - a GET of a thumbnail that is in no cache, then from memory, then, when memory has dropped it, from Redis.
 
 A module is **entered** when one of its functions is called. It is **turned back into** when it is called by a module
-that was entered through it: a callback, which a reader cannot follow downwards. Modules that are not in every round
-belong to periodic tasks and do not count; nor does the child, which is another process, nor what an import runs.
+that was entered through it: a callback, which a reader cannot follow downwards. What is not in every round belongs to
+periodic tasks and does not count; nor does the child, which is another process, nor what an import runs.
 
 `--code` measures the code in another folder, `--names` prints the modules.
 """
@@ -41,18 +41,13 @@ class Way:
 
 
 def way_of(rounds: Sequence[Sequence[Call]]) -> Way:
-    """Return what was entered and turned back into in each of the rounds."""
-    ways = [_way_of_one(calls) for calls in rounds]
-    return Way(
-        tuple(module for module in ways[0].entered if all(module in way.entered for way in ways)),
-        tuple(module for module in ways[0].turned_back_into if all(module in way.turned_back_into for way in ways)),
-    )
-
-
-def _way_of_one(calls: Sequence[Call]) -> Way:
+    """Return what was entered in every round, and turned back into in the one with the fewest calls."""
+    in_every_round = set[str].intersection(*({module for module, _ in calls} for calls in rounds))
     first_caller: dict[str, str | None] = {}
     turned_back_into: dict[str, None] = {}
-    for module, caller in calls:
+    for module, caller in min(rounds, key=len):
+        if module not in in_every_round:
+            continue
         if module not in first_caller:
             first_caller[module] = caller
         elif module != caller and module in _path_to(caller, first_caller):
@@ -93,7 +88,7 @@ def measure(code: Path) -> dict[str, Way]:
             if valkey.process is not None:
                 valkey.process.kill()
                 valkey.process.wait()
-    return {kind: way_of(rounds) for kind, rounds in json.loads(found).items()}
+    return {kind: way_of(rounds) for kind, rounds in json.loads(found.splitlines()[-1]).items()}
 
 
 def main() -> None:
@@ -101,10 +96,12 @@ def main() -> None:
     parser.add_argument("--code", type=Path, default=HERE, help="the folder of the code to measure")
     parser.add_argument("--names", action="store_true", help="print the modules, too")
     arguments = parser.parse_args()
-    print("| request | entered | turned back into |\n|---|---|---|")
-    ways = measure(arguments.code.resolve())
+    code = arguments.code.resolve()
+    ways = measure(code)
+    print("| request | entered | turned back into | lines of those entered |\n|---|---|---|---|")
     for kind, way in ways.items():
-        print(f"| {kind} | {len(way.entered)} | {len(way.turned_back_into)} |")
+        lines = sum(len((code / f"{module}.py").read_text().splitlines()) for module in way.entered)
+        print(f"| {kind} | {len(way.entered)} | {len(way.turned_back_into)} | {lines:,} |")
     for kind, way in ways.items() if arguments.names else ():
         print(f"\n{kind}: {', '.join(way.entered)}\nback into: {', '.join(way.turned_back_into)}")
 

@@ -26,6 +26,6 @@ def test_a_call_within_a_module_does_not_turn_back() -> None:
 
 
 def test_what_is_not_in_every_round_does_not_count() -> None:
-    once = [("door", None), ("sweep", None), ("ledger", "sweep"), ("sweep", "ledger")]
+    disturbed = [("door", None), ("sweep", None), ("ledger", "sweep"), ("sweep", "ledger")]
 
-    assert way_of([once, [("door", None)]]) == Way(("door",), ())
+    assert way_of([disturbed, [("door", None)]]) == Way(("door",), ())
