@@ -26,8 +26,7 @@ def create_application() -> Guard:
     """Build what the server runs, from the environment. Raises AsgilookError for a bad setting."""
     settings = Settings.from_env()
     logs.configure(settings.log_level)
-    app = create_app(settings, middleware=[EndAtOnce()])
-    guard = Guard(app, settings, at_once=app.at_once)
+    guard = create_app(settings, middleware=[EndAtOnce()])
     Connection.configure(settings, guard)
     return guard
 

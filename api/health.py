@@ -1,4 +1,4 @@
-"""Health: whether this process lives, and whether the parts it needs do."""
+"""Health: whether this process is alive, and whether the parts that it needs are."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import falcon
 from falcon.asgi import Request, Response
-from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from api.records import body_of
 from shared.errors import AsgilookError, MismatchError
 from shared.identity import holds_marker
 from shared.ledger import Identity, Ledger
-from shared.redis.circuit_breaker import CircuitBreaker, RedisAway
+from shared.redis.circuit_breaker import RedisAway
+from shared.redis.connections import RedisConnections
 from shared.redis.queue import Queue
 from shared.storage import Storage
 
@@ -37,34 +37,28 @@ class Alive:
 
 
 class Ready:
-    """`/readyz`: each part by name. Only without ledger or storage are we no use; without the others, degraded."""
+    """`/readyz`: each part by name. Without ledger or storage the service is unavailable, without others degraded."""
 
     def __init__(
         self,
         ledger: Ledger,
         storage: Storage,
         queue: Queue,
-        redis: Redis,
-        breaker: CircuitBreaker,
-        cache_redis: Redis,
-        cache_breaker: CircuitBreaker,
+        redis: RedisConnections,
         identity: Callable[[], Identity],
     ) -> None:
         self._ledger = ledger
         self._storage = storage
         self._queue = queue
         self._redis = redis
-        self._breaker = breaker
-        self._cache_redis = cache_redis
-        self._cache_breaker = cache_breaker
         self._identity = identity
 
     async def on_get(self, req: Request, resp: Response) -> None:
         ledger, storage, redis, cache, workers, warnings = await asyncio.gather(
             _state(self._ledger.identity()),
             _state(self._look_at_storage()),
-            _state(self._breaker.call(self._redis.ping)),
-            _state(self._cache_breaker.call(self._cache_redis.ping)),
+            _state(self._redis.queue_breaker.call(self._redis.queue.ping)),
+            _state(self._redis.cache_breaker.call(self._redis.cache.ping)),
             self._workers(),
             self._warnings(),
         )
@@ -98,24 +92,20 @@ class Ready:
         return warnings
 
     async def _warnings_of_eviction(self) -> list[str]:
-        memory = await self._breaker.call(self._memory)
+        memory = await self._redis.queue_breaker.call(self._memory)
         policy = memory.get("maxmemory_policy", "noeviction")
         if not memory.get("maxmemory") or policy == "noeviction":
             return []
-        shared = (
-            " Let CACHE_REDIS_URL name another server for the response cache."
-            if self._cache_redis is self._redis
-            else ""
-        )
+        shared = " Let CACHE_REDIS_URL name another server for the response cache." if self._redis.is_one_server else ""
         return [
             f"Redis evicts keys ({policy}) when it is full: queued jobs may vanish, and wait for the sweep.{shared}"
         ]
 
     async def _memory(self) -> dict[str, Any]:
         try:
-            memory: dict[str, Any] = await self._redis.info("memory")
+            memory: dict[str, Any] = await self._redis.queue.info("memory")
         except NoPermissionError:
-            # Some of those who sell a Redis keep this to themselves. That is no trouble of Redis'.
+            # Some Redis services do not allow INFO.
             return {}
         return memory
 

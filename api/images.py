@@ -11,19 +11,19 @@ import falcon
 from falcon.asgi import Request, Response
 
 from api import conditional
+from api.enqueueing import Enqueueing
 from api.problems import RETRY_SECONDS, TROUBLE_SECONDS, Problem
-from api.records import Page, body_of, etag_of, image_path, picture_path, record_of
+from api.records import Page, body_of, etag_of, record_of
 from api.response_cache_middleware import allow_copy, apply_decision
-from api.uploads import Uploads, refuse_by_headers, require_room, require_token
-from api.wait import Waiting, wait_of
+from api.uploads import Uploads
+from api.urls import jpeg_path, record_path
+from api.wait import Waiter, wait_of
 from shared.cancellation import to_the_end
 from shared.errors import AsgilookError
 from shared.images import Image, Status
-from shared.ledger import Ledger, Taken
+from shared.ledger import Ledger
 from shared.redis.circuit_breaker import RedisAway
-from shared.redis.queue import Queue
 from shared.redis.response_cache import LIST_TOPIC, RECORD_SECONDS, Slot
-from shared.settings import Settings
 from shared.settling import Settling
 
 logger = logging.getLogger(__name__)
@@ -38,43 +38,22 @@ def require_json(req: Request) -> None:
         raise Problem("not-acceptable")
 
 
-class Enqueueing:
-    """Sends an image's wake-up; where Redis is away, leaves it to the sweep."""
-
-    def __init__(self, ledger: Ledger, queue: Queue) -> None:
-        self._ledger = ledger
-        self._queue = queue
-
-    async def enqueue(self, image: Image) -> bool:
-        """Enqueue the image; return False where the sweep will have to."""
-        try:
-            await self._queue.enqueue(image)
-        except RedisAway:
-            with contextlib.suppress(AsgilookError):
-                # Due at once: the next pass enqueues it, not the one ten seconds from now.
-                await self._ledger.give_back([Taken(image, image.created)])
-            return False
-        return True
-
-
 class ImageList:
     """`/images`."""
 
     def __init__(
         self,
-        settings: Settings,
         ledger: Ledger,
         settling: Settling,
         enqueueing: Enqueueing,
-        waiting: Waiting,
+        waiter: Waiter,
         uploads: Uploads,
     ) -> None:
-        self.settings = settings
-        self.uploads = uploads
+        self._uploads = uploads
         self._ledger = ledger
         self._settling = settling
         self._enqueueing = enqueueing
-        self._waiting = waiting
+        self._waiter = waiter
 
     def slot_of(self, req: Request) -> Slot | None:
         require_json(req)
@@ -91,8 +70,8 @@ class ImageList:
         else:
             after_id = page.after if isinstance(page.after, str) else None
             images = await self._ledger.list_with_status(page.status, after_id, page.limit + 1, page.newest_first)
-        # A client that sees an image in this list, or no longer, must not read an older one next, whoever still has to
-        # say so to Redis. Before the list was read it would not do: what is committed in between would be told as well.
+        # A client that sees an image in this list, or misses one, must not read an older list next. Debts are settled
+        # after the list was read: it may show what was committed in between.
         with contextlib.suppress(RedisAway):
             await self._settling.settle_all_tokens()
         body = body_of([record_of(image) for image in images[: page.limit]])
@@ -102,36 +81,33 @@ class ImageList:
 
     on_head = on_get
 
-    @falcon.before(require_token)
-    @falcon.before(refuse_by_headers)
-    @falcon.before(require_room)
     async def on_post(self, req: Request, resp: Response) -> None:
-        image = await self.uploads.receive(req)
+        image = await self._uploads.receive(req)
         enqueued, wait = False, wait_of(req.get_header("Prefer"))
         try:
             enqueued = await self._enqueueing.enqueue(image)
             if wait is not None:
                 resp.set_header("Preference-Applied", f"wait={wait}")
-                latest = await self._waiting.until_final(image.id, wait)
+                latest = await self._waiter.until_final(image.id, wait)
                 if latest is None:
                     raise Problem("no-such-image")
                 image = latest
         except asyncio.CancelledError:
-            # The server's grace is over, and what is committed is acknowledged all the same: who is told to come back
-            # would send a picture that we have.
+            # The server's grace is over. The upload is committed, so it is acknowledged all the same: a client that is
+            # told to try again would send it twice.
             logger.info("acknowledged at the end of the grace", extra={"image": image.id})
-        resp.set_header("Content-Location", image_path(image.id))
+        resp.set_header("Content-Location", record_path(image.id))
         match image.status:
             case Status.READY:
                 resp.status = falcon.HTTP_201
-                resp.set_header("Location", picture_path(image.id))
+                resp.set_header("Location", jpeg_path(image.id))
             case Status.FAILED:
                 raise _failed(image, wait)
             case Status.DELETING:
                 raise Problem("no-such-image")
             case _:
                 resp.status = falcon.HTTP_202
-                resp.set_header("Location", image_path(image.id))
+                resp.set_header("Location", record_path(image.id))
                 resp.set_header("Retry-After", str(RETRY_SECONDS if enqueued else TROUBLE_SECONDS))
         _set_unfinished(resp, image)
 
@@ -139,19 +115,18 @@ class ImageList:
 class ImageRecord:
     """`/images/{id}`."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, settling: Settling, waiting: Waiting) -> None:
-        self.settings = settings
+    def __init__(self, ledger: Ledger, settling: Settling, waiter: Waiter) -> None:
         self._ledger = ledger
         self._settling = settling
-        self._waiting = waiting
+        self._waiter = waiter
 
     def slot_of(self, req: Request, image_id: str) -> Slot:
         require_json(req)
-        return Slot(image_path(image_id), image_id, RECORD_SECONDS)
+        return Slot(record_path(image_id), image_id, RECORD_SECONDS)
 
     async def on_get(self, req: Request, resp: Response, image_id: str) -> None:
         wait = wait_of(req.get_header("Prefer"))
-        image = await self._waiting.until_final(image_id, wait or 0)
+        image = await self._waiter.until_final(image_id, wait or 0)
         if image is None or image.status is Status.DELETING:
             raise Problem("no-such-image")
         if image.status is Status.READY:
@@ -164,7 +139,6 @@ class ImageRecord:
 
     on_head = on_get
 
-    @falcon.before(require_token)
     async def on_delete(self, req: Request, resp: Response, image_id: str) -> None:
         meant = await self._meant(req, resp, image_id) if _CONDITIONS & req.headers_lower.keys() else None
         image = await self._ledger.delete(image_id, meant)
@@ -173,7 +147,7 @@ class ImageRecord:
         try:
             await to_the_end(self._settling.settle(image))
         except AsgilookError as exc:
-            # It is gone for everybody already; the sweep removes the files.
+            # The image is gone for every client; the sweep removes the files.
             logger.warning("leftovers of a deleted image remain", extra={"image": image_id, "reason": str(exc)})
         resp.status = falcon.HTTP_204
         resp.set_header("Cache-Control", "no-store")
@@ -181,19 +155,19 @@ class ImageRecord:
     async def _refuse_delete(self, image_id: str) -> NoReturn:
         image = await self._ledger.get(image_id)
         if image is not None and image.status is not Status.DELETING:
-            # It was published between the look at its conditions and the delete.
+            # It was published after its conditions were judged.
             raise Problem("precondition-failed")
         if image is not None:
-            # Whoever began to delete it may not have told the cache yet, and a client told so must find no copy.
+            # The process that began to delete it may not have changed the tokens yet: this client must find no copy.
             await self._settling.settle_tokens(image)
         raise Problem("no-such-image")
 
     async def _meant(self, req: Request, resp: Response, image_id: str) -> Image:
-        """Return the image as the request's conditions found it. Raises Problem where they do not hold."""
+        """Return the image that the request's conditions hold for. Raises Problem if they do not hold."""
         image = await self._ledger.get(image_id)
         if image is None or image.status is Status.DELETING:
             await self._refuse_delete(image_id)
-        # What is not ready has no ETag yet, and none is like the empty one.
+        # An image that is not ready has no ETag: the empty one matches none.
         etag = etag_of(body_of(record_of(image))) if image.status is Status.READY else ""
         decision = conditional.decide("DELETE", req.headers_lower, etag=etag, last_modified=image.modified, length=None)
         apply_decision(resp, decision, 0)
@@ -203,13 +177,11 @@ class ImageRecord:
 class Retry:
     """`/images/{id}/retry`."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, settling: Settling, enqueueing: Enqueueing) -> None:
-        self.settings = settings
+    def __init__(self, ledger: Ledger, settling: Settling, enqueueing: Enqueueing) -> None:
         self._ledger = ledger
         self._settling = settling
         self._enqueueing = enqueueing
 
-    @falcon.before(require_token)
     async def on_post(self, req: Request, resp: Response, image_id: str) -> None:
         image = await self._ledger.retry(image_id)
         if image is None:
@@ -221,7 +193,7 @@ class Retry:
             raise Problem("not-failed", f"The image is {image.status}.")
         enqueued = await self._enqueueing.enqueue(image)
         resp.status = falcon.HTTP_202
-        resp.set_header("Location", image_path(image_id))
+        resp.set_header("Location", record_path(image_id))
         resp.set_header("Retry-After", str(RETRY_SECONDS if enqueued else TROUBLE_SECONDS))
         _set_unfinished(resp, image)
 
@@ -245,6 +217,6 @@ def _failed(image: Image, wait: int | None) -> Problem:
     return Problem(
         name,
         image.error_detail,
-        headers={"Location": image_path(image.id)} | ({} if wait is None else {"Preference-Applied": f"wait={wait}"}),
+        headers={"Location": record_path(image.id)} | ({} if wait is None else {"Preference-Applied": f"wait={wait}"}),
         extra={"image": record_of(image)},
     )

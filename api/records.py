@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from api.problems import Problem, problem_type
-from api.urls import ImageIdConverter
-from shared.images import Image, Status, thumbnail_name
+from api.urls import ImageIdConverter, jpeg_path, thumbnail_path
+from shared.images import Image, Status
 
 DEFAULT_LIMIT = 100
 MOST_LIMIT = 1000
@@ -27,7 +27,7 @@ def record_of(image: Image) -> dict[str, Any]:
     return {
         "id": image.id,
         "status": str(image.status),
-        "image": picture_path(image.id) if is_ready else None,
+        "image": jpeg_path(image.id) if is_ready else None,
         "modified": formatdate(image.modified, usegmt=True),
         "size": list(image.size) if is_ready and image.size else None,
         "thumbnails": [thumbnail_path(image.id, t.size) for t in image.thumbnails] if is_ready else [],
@@ -44,21 +44,6 @@ def record_of(image: Image) -> dict[str, Any]:
             else None
         ),
     }
-
-
-def image_path(image_id: str) -> str:
-    """Return the path of an image's record."""
-    return f"/images/{image_id}"
-
-
-def picture_path(image_id: str) -> str:
-    """Return the path of an image's full-size JPEG."""
-    return f"/images/{image_id}.jpeg"
-
-
-def thumbnail_path(image_id: str, size: tuple[int, int]) -> str:
-    """Return the path of an image's thumbnail."""
-    return f"/thumbnails/{image_id}/{thumbnail_name(size)}"
 
 
 def body_of(content: object) -> bytes:

@@ -1,7 +1,8 @@
-"""The middleware that answers from the response cache, fills it, and applies conditionals to either answer."""
+"""The middleware that answers from copies, keeps and fills them, and applies conditions to either answer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,10 +11,11 @@ from falcon.asgi import Request, Response
 
 from api import conditional
 from api.problems import Problem
-from api.renditions.memory import found_in
+from api.renditions.flights import Flights
+from api.renditions.memory import Memory, Moment
 from api.renditions.x_accel import HEADERS
 from shared.redis.circuit_breaker import RedisAway
-from shared.redis.response_cache import Copy, ResponseCache, Slot
+from shared.redis.response_cache import Copy, Lookup, ResponseCache, Slot
 
 _HEADER = "X-ASGILook-Cache"
 
@@ -26,14 +28,25 @@ class Cacheable(Protocol):
         """Return where the answer has its copy, or None where it has none. Raises Problem for a bad request."""
 
 
-class ResponseCaching:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Under which token an answer's source is read, empty where there is none, and since when."""
+
+    token: bytes
+    began: Moment
+
+
+class ResponseCacheMiddleware:
     """Falcon middleware around every resource that is Cacheable.
 
-    A responder whose answer may be copied says so by `allow_copy(req)`: nothing unfinished and no error is.
+    A copy is looked for in this process's memory (renditions only), then in Redis. A responder whose answer may be
+    copied calls `allow_copy`: no error is copied, and nothing unfinished.
     """
 
-    def __init__(self, cache: ResponseCache) -> None:
+    def __init__(self, cache: ResponseCache, memory: Memory) -> None:
         self._cache = cache
+        self._memory = memory
+        self._lookups: Flights[Lookup | None] = Flights(memory)
 
     async def process_resource(self, req: Request, resp: Response, resource: Any, params: dict[str, Any]) -> None:
         if not isinstance(resource, Cacheable) or req.method not in ("GET", "HEAD"):
@@ -41,54 +54,52 @@ class ResponseCaching:
         slot = resource.slot_of(req, **params)
         if slot is None:
             return
-        if (found := found_in(req.scope)) is not None:
-            # Somebody has looked already, and Redis is not asked twice.
-            if found.error is not None:
-                raise found.error
-            if found.entry is not None:
-                _answer_with(req, resp, found.entry.copy, is_hit=found.entry.is_hit)
+        if slot.is_rendition and (entry := self._memory.entry(slot.path)) is not None:
+            _answer_with_copy(req, resp, entry.copy)
             return
+        began = self._memory.now()
+        lookup, is_first = await self._look(slot, began)
         req.context.slot = slot
-        try:
-            lookup = await self._cache.read(slot)
-        except RedisAway:
+        if lookup is None or lookup.copy is None:
+            req.context.reading = Reading(b"" if lookup is None else lookup.token, began)
             return
-        req.context.token = lookup.token
-        if lookup.copy is not None:
-            _answer_with(req, resp, lookup.copy, is_hit=True)
+        if slot.is_rendition and is_first and req.method == "GET":
+            self._memory.keep_entry(slot.path, slot.topic, lookup.copy, began)
+        _answer_with_copy(req, resp, lookup.copy)
 
     async def process_response(self, req: Request, resp: Response, resource: Any, req_succeeded: bool) -> None:
         if not req_succeeded or resp.status_code != 200 or req.method not in ("GET", "HEAD"):
             return
-        is_hit: bool | None = req.context.get("is_hit")
-        if req.context.get("may_copy") and is_hit is None:
-            await self._fill(req, resp)
-        if is_hit is not None or req.context.get("may_copy"):
+        is_hit, may_copy = req.context.get("is_hit", False), req.context.get("may_copy", False)
+        if may_copy and req.method == "GET":
+            self._keep(req, resp)
+        if is_hit or may_copy:
             resp.set_header(_HEADER, "Hit" if is_hit else "Miss")
         if isinstance(resp.data, bytes) and (etag := resp.get_header("ETag")):
-            _apply_conditionals(req, resp, etag, resp.data)
+            _apply_conditions(req, resp, etag, resp.data)
 
-    async def _fill(self, req: Request, resp: Response) -> None:
-        token: bytes | None = req.context.get("token")
-        if req.method != "GET" or token is None or not isinstance(resp.data, bytes):
+    async def _look(self, slot: Slot, began: Moment) -> tuple[Lookup | None, bool]:
+        async def look() -> Lookup | None:
+            try:
+                return await self._cache.read(slot) if slot.is_in_redis else None
+            except RedisAway:
+                return None
+
+        if slot.is_rendition:
+            return await self._lookups.join(slot.path, slot.topic, began, look)
+        return await look(), True
+
+    def _keep(self, req: Request, resp: Response) -> None:
+        """Keep the whole answer, whatever its conditions make of it."""
+        slot: Slot | None = req.context.get("slot")
+        reading: Reading | None = req.context.get("reading")
+        if slot is None or reading is None or not isinstance(resp.data, bytes):
             return
-        if not HEADERS.isdisjoint(resp.headers):
-            return  # A copy of nothing.
         copy = Copy.of(200, resp.headers.items(), resp.data)
-        try:
-            await self._cache.fill(req.context.slot, token, copy)
-        except RedisAway:
-            return
-
-
-def _answer_with(req: Request, resp: Response, copy: Copy, is_hit: bool) -> None:
-    req.context.is_hit = is_hit
-    resp.status = falcon.code_to_http_status(copy.status)
-    for name, value in copy.headers:
-        resp.set_header(name, value)
-    resp.data = copy.body
-    # The responder is skipped, the middleware's process_response is not.
-    resp.complete = True
+        if slot.is_rendition:
+            self._memory.keep_entry(slot.path, slot.topic, copy, reading.began)
+        if slot.is_in_redis:
+            self._cache.fill(slot, reading.token, copy)
 
 
 def allow_copy(req: Request) -> None:
@@ -96,26 +107,11 @@ def allow_copy(req: Request) -> None:
     req.context.may_copy = True
 
 
-def _apply_conditionals(req: Request, resp: Response, etag: str, body: bytes) -> None:
-    """Turn a whole answer into what the request's conditions ask for (RFC 9110, section 13.2.2)."""
-    modified = resp.get_header("Last-Modified")
-    is_handed_over = not HEADERS.isdisjoint(resp.headers)
-    # Where the server in front sends it, ranges are that one's.
-    takes_ranges = resp.get_header("Accept-Ranges") == "bytes" and not is_handed_over
-    decision = conditional.decide(
-        req.method,
-        req.headers_lower,
-        etag=etag,
-        last_modified=parsedate_to_datetime(modified).timestamp() if modified else None,
-        length=len(body) if takes_ranges else None,
-    )
-    apply_decision(resp, decision, len(body))
-    if isinstance(decision, conditional.Part):
-        resp.data = body[decision.first : decision.last + 1]
-    elif isinstance(decision, conditional.NotModified):
-        resp.data = None
-        for name in HEADERS if is_handed_over else ():
-            resp.delete_header(name)
+def set_copy(resp: Response, copy: Copy) -> None:
+    """Answer with this copy."""
+    for name, value in copy.headers:
+        resp.set_header(name, value)
+    resp.data = copy.body
 
 
 def apply_decision(resp: Response, decision: conditional.Decision, length: int) -> None:
@@ -132,3 +128,32 @@ def apply_decision(resp: Response, decision: conditional.Decision, length: int) 
             raise Problem(
                 "range-not-satisfiable", headers={"Content-Range": conditional.content_range(decision, length)}
             )
+
+
+def _answer_with_copy(req: Request, resp: Response, copy: Copy) -> None:
+    req.context.is_hit = True
+    set_copy(resp, copy)
+    # The responder is skipped, the middleware's process_response is not.
+    resp.complete = True
+
+
+def _apply_conditions(req: Request, resp: Response, etag: str, body: bytes) -> None:
+    """Turn a whole answer into what the request's conditions ask for (RFC 9110, section 13.2.2)."""
+    modified = resp.get_header("Last-Modified")
+    is_sent_by_proxy = not HEADERS.isdisjoint(resp.headers)
+    # Of a file that the proxy sends, ranges are the proxy's.
+    takes_ranges = resp.get_header("Accept-Ranges") == "bytes" and not is_sent_by_proxy
+    decision = conditional.decide(
+        req.method,
+        req.headers_lower,
+        etag=etag,
+        last_modified=parsedate_to_datetime(modified).timestamp() if modified else None,
+        length=len(body) if takes_ranges else None,
+    )
+    apply_decision(resp, decision, len(body))
+    if isinstance(decision, conditional.Part):
+        resp.data = body[decision.first : decision.last + 1]
+    elif isinstance(decision, conditional.NotModified):
+        resp.data = None
+        for name in HEADERS if is_sent_by_proxy else ():
+            resp.delete_header(name)

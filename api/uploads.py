@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import hmac
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import falcon
-from falcon.asgi import Request, Response
+from falcon.asgi import Request
 from falcon.asgi.multipart import BodyPart
 from falcon.media import MultipartFormHandler
 
@@ -32,50 +31,15 @@ _COUNTED_FOR_SECONDS = 1.0
 _DIGESTS = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 
 
-async def require_token(req: Request, resp: Response, resource: Any, params: dict[str, Any]) -> None:
-    """Refuse to write without the token, where one is set."""
-    require_bearer(req, resource.settings.write_token)
-
-
-def require_bearer(req: Request, token: str | None) -> None:
-    """Refuse a request without this token, where there is one."""
-    if token is None:
-        return
-    challenge = {"WWW-Authenticate": "Bearer"}
-    scheme, _, given = (req.get_header("Authorization") or "").partition(" ")
-    if scheme.lower() != "bearer":
-        raise Problem("missing-token", headers=challenge)
-    if not hmac.compare_digest(given.strip().encode(), token.encode()):
-        raise Problem("wrong-token", headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
-
-
-async def refuse_by_headers(req: Request, resp: Response, resource: Any, params: dict[str, Any]) -> None:
-    """Refuse what can be refused before a byte of the body is read."""
-    media_type = (req.content_type or "").partition(";")[0].strip().lower()
-    if media_type == falcon.MEDIA_JSON or (media_type.startswith("multipart/") and not _is_form(req)):
-        raise Problem("unsupported-media-type", f"{media_type} is not taken: send the picture's bytes, or a form.")
-    if (req.get_header("Content-Encoding") or "identity").strip().lower() != "identity":
-        raise Problem("unsupported-encoding")
-    req.context.digests = digests_of(req.get_header("Content-Digest"))
-    limit = resource.settings.max_upload_bytes + (_FORM_BYTES if _is_form(req) else 0)
-    if (req.content_length or 0) > limit:
-        raise too_large(resource.settings)
-
-
-async def require_room(req: Request, resp: Response, resource: Any, params: dict[str, Any]) -> None:
-    """Refuse while there is no room, on the disk or in the queue."""
-    await resource.uploads.require_room(req.content_length or 0)
-
-
 def too_large(settings: Settings) -> Problem:
-    """Return the problem of an upload past the limit; the connection is closed, or the server swallows the rest."""
+    """Return the problem of an upload past the limit. It closes the connection: else the server would read the rest."""
     return Problem(
         "upload-too-large", f"At most {settings.max_upload_bytes:,} bytes are taken.", headers={"Connection": "close"}
     )
 
 
 def digests_of(header: str | None) -> dict[str, bytes]:
-    """Return the digests that a Content-Digest (RFC 9530, a dictionary of RFC 8941) gives and we can check."""
+    """Return the digests in a Content-Digest (RFC 9530, a dictionary of RFC 8941) that we can check."""
     digests: dict[str, bytes] = {}
     for member in filter(None, (part.strip() for part in (header or "").split(","))):
         match = re.fullmatch(r"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):(?:;.*)?", member)
@@ -106,19 +70,13 @@ class Uploads:
         self._waiting = 0
         self._counted_at = -_COUNTED_FOR_SECONDS
 
-    async def require_room(self, length: int) -> None:
-        """Raise Problem where the disk is at its floor, or too many images wait."""
-        free = await self._storage.free_bytes()
-        if free is not None and free - length < self._settings.free_disk_floor:
-            raise Problem("storage-full", headers={"Retry-After": "60"})
-        if time.monotonic() - self._counted_at >= _COUNTED_FOR_SECONDS:
-            self._waiting = await self._ledger.count_queued(self._settings.max_waiting)
-            self._counted_at = time.monotonic()
-        if self._waiting >= self._settings.max_waiting:
-            raise Problem("too-many-waiting", headers={"Retry-After": str(TROUBLE_SECONDS)})
-
     async def receive(self, req: Request) -> Image:
-        """Return the image that this request's upload became. Raises Problem for one that is refused."""
+        """Return the image that this request's upload became. Raises Problem for one that is refused.
+
+        What can be refused by its headers is refused before a byte of the body is read.
+        """
+        self._check_headers(req)
+        await self._require_room(req.content_length or 0)
         began = time.monotonic()
         draft = await self._storage.draft()
         try:
@@ -128,11 +86,33 @@ class Uploads:
             image = await to_the_end(self._store(draft, media_type))
             metrics.UPLOAD_BYTES.observe(image.original.bytes)
             metrics.UPLOAD_SECONDS.observe(time.monotonic() - began)
-            # Once more: what the task of its own has set is not seen outside of it.
+            # Context variables set in the shielded task do not propagate: set the id here too.
             logs.image_id.set(image.id)
             return image
         finally:
             await draft.discard()
+
+    def _check_headers(self, req: Request) -> None:
+        media_type = (req.content_type or "").partition(";")[0].strip().lower()
+        if media_type == falcon.MEDIA_JSON or (media_type.startswith("multipart/") and not _is_form(req)):
+            raise Problem("unsupported-media-type", f"{media_type} is not taken: send the picture's bytes, or a form.")
+        if (req.get_header("Content-Encoding") or "identity").strip().lower() != "identity":
+            raise Problem("unsupported-encoding")
+        req.context.digests = digests_of(req.get_header("Content-Digest"))
+        limit = self._settings.max_upload_bytes + (_FORM_BYTES if _is_form(req) else 0)
+        if (req.content_length or 0) > limit:
+            raise too_large(self._settings)
+
+    async def _require_room(self, length: int) -> None:
+        """Raise Problem if the disk is at its floor, or too many images wait."""
+        free = await self._storage.free_bytes()
+        if free is not None and free - length < self._settings.free_disk_floor:
+            raise Problem("storage-full", headers={"Retry-After": "60"})
+        if time.monotonic() - self._counted_at >= _COUNTED_FOR_SECONDS:
+            self._waiting = await self._ledger.count_queued(self._settings.max_waiting)
+            self._counted_at = time.monotonic()
+        if self._waiting >= self._settings.max_waiting:
+            raise Problem("too-many-waiting", headers={"Retry-After": str(TROUBLE_SECONDS)})
 
     async def _fill(self, draft: Draft, req: Request) -> str:
         body = _Body(req, self._settings)
@@ -189,7 +169,7 @@ class Uploads:
             await self._storage.delete(key)
             raise
         except LedgerUnavailable:
-            # The commit may have gone through all the same; only a row that is certainly absent lets us undo.
+            # The commit may have gone through all the same: the original goes only if the row is certainly absent.
             found = await self._ledger.get_certainly(image_id, original)
             if found is None:
                 await self._storage.delete(key)
@@ -200,7 +180,7 @@ class Uploads:
 
 
 class _Body:
-    """A request's body as it arrives: counted, and hashed where its client gave digests."""
+    """A request's body as it arrives: counted, and hashed by the algorithms of its Content-Digest."""
 
     def __init__(self, req: Request, settings: Settings) -> None:
         self._stream = req.stream
@@ -220,7 +200,7 @@ class _Body:
             yield chunk
 
     def check_digests(self) -> None:
-        """Raise Problem where the content is not what a digest says."""
+        """Raise Problem if a digest is not the content's."""
         for name, digest in self._digests.items():
             if digest.digest() != self._wanted[name]:
                 raise Problem("digest-mismatch", f"Its {name} is another one.")

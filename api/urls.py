@@ -1,13 +1,13 @@
-"""The parts of our paths, each with exactly one spelling; anything else is no path of ours."""
+"""Our paths, and the converters of their parameters: each path has exactly one spelling."""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 
 from falcon.routing import BaseConverter, CompiledRouterOptions
 
-from shared.images import MAX_SIDE, Size
+from shared.images import MAX_SIDE, Size, thumbnail_name
 
 
 class ImageIdConverter(BaseConverter):
@@ -33,26 +33,30 @@ class SizeConverter(BaseConverter):
         return size if max(size) <= MAX_SIDE else None
 
 
-#: `/thumbnails/{id}/{w}x{h}.jpeg`.
-_LONGEST_PICTURE = 12 + 36 + 1 + 5 + 1 + 5 + 5
-_IMAGE_ID, _SIZE = ImageIdConverter(), SizeConverter()
+def record_path(image_id: str) -> str:
+    """Return the path of an image's record."""
+    return f"/images/{image_id}"
 
 
-def picture_at(path: str) -> tuple[str, Size | None] | None:
-    """Return whose picture is at this path and its size, if it is a thumbnail; None where no picture can be there."""
-    return _picture_at(path) if len(path) <= _LONGEST_PICTURE and path.endswith(".jpeg") else None
+def jpeg_path(image_id: str) -> str:
+    """Return the path of an image's full-size JPEG."""
+    return f"/images/{image_id}.jpeg"
 
 
-@lru_cache(maxsize=1024)
-def _picture_at(path: str) -> tuple[str, Size | None] | None:
-    match path[: -len(".jpeg")].split("/"):
-        case ["", "images", name]:
-            image_id = _IMAGE_ID.convert(name)
-            return None if image_id is None else (image_id, None)
-        case ["", "thumbnails", name, dimensions]:
-            image_id, size = _IMAGE_ID.convert(name), _SIZE.convert(dimensions)
-            return None if image_id is None or size is None else (image_id, size)
-    return None
+def thumbnail_path(image_id: str, size: Size) -> str:
+    """Return the path of an image's thumbnail."""
+    return f"/thumbnails/{image_id}/{thumbnail_name(size)}"
+
+
+def with_converters(template: str) -> str:
+    """Return falcon's form of a route's template: a parameter's converter has the parameter's name."""
+    return re.sub(r"\{(\w+)\}", r"{\1:\1}", template)
+
+
+@cache
+def readable(template: str) -> str:
+    """Return a route's template without falcon's converters."""
+    return re.sub(r"\{(\w+):\w+\}", r"{\1}", template)
 
 
 def register(router_options: CompiledRouterOptions) -> None:

@@ -28,7 +28,7 @@ def wait_of(prefer: str | None) -> int | None:
     return None
 
 
-class Waiting:
+class Waiter:
     """Reads images, and holds an answer until one is final."""
 
     def __init__(

@@ -29,7 +29,7 @@ from launch.valkey import is_valkey_up, valkey_command
 from shared.cancellation import cancel
 from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
 from shared.redis.clients import web_client
-from shared.redis.response_cache import PICTURE_SECONDS, Copy, ResponseCache, Slot
+from shared.redis.response_cache import RENDITION_SECONDS, Copy, ResponseCache, Slot
 from shared.redis.shared_connection import SharedConnection, connection_beside
 
 #: Readers at once, and reads of each side in a round.
@@ -37,8 +37,8 @@ CONCURRENCIES = (1, 10, 50)
 READS = 3_000
 
 ID = "0192f0c1-7c1e-7b1e-8b1e-0192f0c17c1e"
-SLOT = Slot(f"/thumbnails/{ID}/320x180.jpeg", ID, PICTURE_SECONDS)
-KEYS = (f"asgiread:5ca1ab1e:token:{ID}", f"asgiread:5ca1ab1e:response:{SLOT.path}")
+SLOT = Slot(f"/thumbnails/{ID}/320x180.jpeg", ID, RENDITION_SECONDS)
+KEYS = (f"asgilook:5ca1ab1e:token:{ID}", f"asgilook:5ca1ab1e:response:{SLOT.path}")
 HEADERS = (
     ("etag", '"2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"'),
     ("last-modified", "Wed, 25 Nov 2026 20:00:00 GMT"),
@@ -112,7 +112,7 @@ async def clients(port: int) -> AsyncIterator[dict[str, Read]]:
             raise SystemExit("a fake Redis is not measured")
         opened.push_async_callback(cancel, await running(shared))
         cache, before = (ResponseCache(client, breaker, lambda: "5ca1ab1e", each) for each in (shared, None))
-        await cache.fill(SLOT, (await cache.read(SLOT)).token, Copy.of(200, HEADERS, BODY))
+        cache.fill(SLOT, (await cache.read(SLOT)).token, Copy.of(200, HEADERS, BODY))
         ways: dict[str, Read] = {
             WHOLE: lambda: cache.read(SLOT),
             WHOLE_BEFORE: lambda: before.read(SLOT),

@@ -118,6 +118,8 @@ class Ledger:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        #: The same engine; single reads on SQLite need no transaction.
+        self._reading_engine = engine.execution_options(reading=True)
         self._is_postgresql = engine.dialect.name == "postgresql"
         self._writing: AbstractAsyncContextManager[Any] = nullcontext() if self._is_postgresql else asyncio.Lock()
 
@@ -164,8 +166,12 @@ class Ledger:
 
     async def get(self, image_id: str) -> Image | None:
         """Return the image, or None. An image that is `deleting` is returned too."""
-        found = await self._select(select(images).where(images.c.id == image_id))
-        return found[0] if found else None
+
+        async def work(connection: AsyncConnection) -> Image | None:
+            row = (await connection.execute(_GET, {"of_id": image_id})).one_or_none()
+            return None if row is None else _image(row)
+
+        return await self._read(work)
 
     async def which_are_ready(self, image_ids: Sequence[str]) -> set[str]:
         """Return the ids among `image_ids` whose image is ready."""
@@ -515,32 +521,40 @@ class Ledger:
 
     async def _read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         # Not cancellable: aiosqlite's thread must not report its result to a closed event loop.
-        return await to_the_end(self._in_connection(work, reading=True))
+        return await to_the_end(self._in_reading_connection(work))
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         # SQLite lets one writer in at a time, in no order. This lock makes them wait in order, and keeps the pool's
         # other connections for readers.
         async with self._writing:
-            return await to_the_end(self._in_connection(work, reading=False))
+            return await to_the_end(self._in_transaction(work))
 
-    async def _in_connection(self, work: Callable[[AsyncConnection], Awaitable[T]], reading: bool) -> T:
+    async def _in_reading_connection(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        try:
+            async with self._reading_engine.connect() as connection:
+                return await work(connection)
+        except (SQLAlchemyError, OSError) as exc:
+            raise NothingCommitted(_reason_of(exc)) from exc
+
+    async def _in_transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         committing = False
         try:
-            async with self._engine.connect() as connection:
-                await connection.execution_options(reading=reading)
-                async with connection.begin():
-                    result = await work(connection)
-                    committing = True
+            async with self._engine.begin() as connection:
+                result = await work(connection)
+                committing = True
             return result
         except (SQLAlchemyError, OSError) as exc:
-            reason = str(getattr(exc, "orig", None) or exc) or "it does not answer in time"
-            raise (LedgerUnavailable if committing else NothingCommitted)(reason) from exc
+            raise (LedgerUnavailable if committing else NothingCommitted)(_reason_of(exc)) from exc
 
 
 async def _has_rows(connection: AsyncConnection, condition: ColumnElement[bool]) -> bool:
     # The order makes PostgreSQL use the index on `due`: its statistics do not tell it how few rows are due.
     query = select(images.c.id).where(condition, _is_due).order_by(images.c.due).limit(1)
     return (await connection.execute(query)).one_or_none() is not None
+
+
+def _reason_of(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error) or "it does not answer in time"
 
 
 def _has_no_table(error: DBAPIError) -> bool:
@@ -592,6 +606,7 @@ _is_as_read = and_(
     images.c.attempt == bindparam("of_attempt"),
 )
 
+_GET = select(images).where(images.c.id == bindparam("of_id"))
 _CLAIM = _returning(
     and_(images.c.id == bindparam("of_id"), _queued),
     {

@@ -19,7 +19,7 @@ _EVERY_SECONDS = 600.0
 _LEAST_SECONDS = 5.0
 
 
-class Copies:
+class LocalCopies:
     """Asks the ledger about every image that has copies: at the start, after each gap in the notices, now and then."""
 
     def __init__(self, ledger: Ledger, storage: KeepsCopies) -> None:

@@ -1,172 +1,175 @@
-"""The pictures that were served a moment ago, in this process's memory: what is asked for again costs hardly anything.
+"""Renditions that this process served a moment ago, and the rows that they were served by.
 
-What is here is no older than `MOST_SECONDS`, counted from before its source was read: a picture that is deleted is gone
-everywhere within so long, and at once from the process that deletes it, or hears of it.
+Nothing here is older than `MOST_SECONDS`, counted from before its source was read. So a rendition that is deleted is
+gone everywhere within that time, and at once from the process that deletes it or hears of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from email.utils import parsedate_to_datetime
 
 from api.renditions.x_accel import HEADERS
 from api.server.headers import SAFETY_HEADERS
 from shared.images import Image
 from shared.redis.response_cache import Copy
 
-#: Seconds from when its source was read until a picture, or its row, is asked for anew.
+#: Seconds from when its source was about to be read until a rendition, or a row, is read anew.
 MOST_SECONDS = 2.0
-#: Which part of the whole one picture may have.
+#: The part of all room that one rendition may take.
 _LARGEST_PART = 8
-#: What an entry takes beside the picture's bytes, and a row for each of its renditions: its objects, generously.
+#: What an entry takes beside its body, and a row for each of its renditions: generously.
 _ENTRY_BYTES = 4096
 _RENDITION_BYTES = 512
+#: Images of which it is remembered that they changed. What began before the oldest of these changes is not kept.
+_MOST_CHANGES = 1000
 
-#: What says which file is to be sent, which is none where a client has it.
-_FILE_LINES = re.compile(rb"(?<![^\n])(?:%b): [^\r]*\r\n" % b"|".join(sorted(name.encode() for name in HEADERS)))
+#: A header by which a proxy is told which file to send. A 304 has none.
+_FILE_LINE = re.compile(rb"(?<![^\n])(?:%b): [^\r]*\r\n" % b"|".join(sorted(name.encode() for name in HEADERS)))
 _ETAG = re.compile(rb"(?<![^\n])etag: ([^\r]*)")
-_HIT, _MISS = b"x-asgilook-cache: Hit\r\n", b"x-asgilook-cache: Miss\r\n"
+_LAST_MODIFIED = re.compile(rb"(?<![^\n])last-modified: ([^\r]*)")
+_HIT = b"x-asgilook-cache: Hit\r\n"
 _SAFETY = [(b"\n%b: " % name, b"%b: %b\r\n" % (name, value)) for name, value in SAFETY_HEADERS]
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When something began: its place in the order of everything, and the time by the clock."""
+
+    order: int
+    seconds: float
+
+
 class Entry:
-    """A picture as it is answered."""
+    """A rendition as it is answered: the header lines in one piece, of a 200 and of a 304."""
 
-    __slots__ = ("_etag", "body", "copy", "image_id", "is_hit", "lines", "read_at", "safety", "unmodified")
+    __slots__ = ("_validators", "body", "copy", "image_id", "lines", "read_at", "safety", "unmodified")
 
-    def __init__(self, image_id: str, copy: Copy, read_at: float, is_hit: bool) -> None:
+    def __init__(self, image_id: str, copy: Copy, read_at: float) -> None:
         self.image_id = image_id
         self.copy = copy
-        self.is_hit = is_hit
         #: When its source was about to be read.
         self.read_at = read_at
         self.body = copy.body
-        self._etag: bytes | None = None
-        # In one piece, for an answer that is given without a detour: of a 304, then of all; what the guard would add.
-        lines, files = copy.lines, b""
-        if b"\nx-" in lines:
-            files = b"".join(_FILE_LINES.findall(lines))
-            lines = _FILE_LINES.sub(b"", lines)
-        self.unmodified = lines + (_HIT if is_hit else _MISS)
-        self.lines = b"%b%bcontent-length: %d\r\n" % (self.unmodified, files, len(copy.body))
-        present = b"\n" + lines
+        self._validators: tuple[str, float | None] | None = None
+        self.lines = b"%b%bcontent-length: %d\r\n" % (copy.lines, _HIT, len(copy.body))
+        self.unmodified = _FILE_LINE.sub(b"", copy.lines) + _HIT
+        present = b"\n" + copy.lines
+        #: The safety headers that the copy has none of its own for.
         self.safety = b"".join([line for name, line in _SAFETY if name not in present])
 
     @property
-    def etag(self) -> bytes:
-        if self._etag is None:
-            match = _ETAG.search(self.copy.lines)
-            self._etag = match[1] if match else b""
-        return self._etag
+    def validators(self) -> tuple[str, float | None]:
+        """Its ETag, and its Last-Modified in seconds since the epoch."""
+        if self._validators is None:
+            etag, modified = (pattern.search(self.copy.lines) for pattern in (_ETAG, _LAST_MODIFIED))
+            self._validators = (
+                etag[1].decode("latin-1") if etag else "",
+                parsedate_to_datetime(modified[1].decode("latin-1")).timestamp() if modified else None,
+            )
+        return self._validators
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The row of an image that is ready, the token that was there before it was read, and when that was."""
+
+    image: Image
+    token: bytes
+    began: Moment
 
     @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """The same as `lines`, name by name."""
-        return [(name, value) for name, _, value in (line.partition(b": ") for line in self.lines.split(b"\r\n")[:-1])]
+    def read_at(self) -> float:
+        return self.began.seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What is known of a picture that is asked for: the picture; its image, if it is to be streamed; what is wrong."""
-
-    entry: Entry | None = None
-    image: Image | None = None
-    error: Exception | None = None
-
-
-_FOUND = "asgilook.found"
-
-
-def put_into(scope: MutableMapping[str, Any], found: Found | None) -> None:
-    """Have whoever handles a request know what was found."""
-    scope[_FOUND] = found
-
-
-def found_in(scope: MutableMapping[str, Any]) -> Found | None:
-    """Return what was found, where somebody has looked."""
-    found: Found | None = scope.get(_FOUND)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    image: Image
-    read_at: float
-
-
-class Recent:
-    """What was served lately, up to so many bytes: pictures by their paths, and the rows that they were served by."""
+class Memory:
+    """Entries by path and rows by image id, up to so many bytes, those used last; none of an image that has changed."""
 
     def __init__(self, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most_bytes = most_bytes
         self._clock = clock
+        self._order = itertools.count(1)
         #: By path or by id; the one used last at the end.
-        self._held: OrderedDict[str, tuple[Entry | _Row, int]] = OrderedDict()
+        self._held: OrderedDict[str, tuple[Entry | Row, int]] = OrderedDict()
         self._paths_of: dict[str, set[str]] = {}
+        #: The order of an image's last change, the latest at the end; and that of the last change that is not there.
+        self._changes: OrderedDict[str, int] = OrderedDict()
+        self._changed_before = 0
         self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._held)
 
+    def now(self) -> Moment:
+        """Return this moment. Ask before the source is read: the order tells whether the image has changed since."""
+        return Moment(next(self._order), self._clock())
+
+    def is_current(self, image_id: str, began: Moment) -> bool:
+        """Return whether what was read since then may still be told: it is not old, and the image has not changed."""
+        changed = self._changes.get(image_id, self._changed_before)
+        return began.order > changed and not self._is_old(began.seconds)
+
     def entry(self, path: str) -> Entry | None:
-        """Return the picture at a path, if it was read a moment ago."""
-        held = self._held.get(path)
-        if held is None:
-            return None
-        if self.is_old(held[0].read_at):
-            self._drop(path)
-            return None
-        self._held.move_to_end(path)
-        assert isinstance(held[0], Entry)  # noqa: S101 - no path is an id
-        return held[0]
+        """Return the rendition at a path, if it was read a moment ago."""
+        held = self._get(path)
+        return held if isinstance(held, Entry) else None
 
-    def row(self, image_id: str) -> tuple[Image, float] | None:
-        """Return the row of an image that is ready, and when it was about to be read, if that was a moment ago."""
-        held = self._held.get(image_id)
-        if held is None:
-            return None
-        row = held[0]
-        if self.is_old(row.read_at):
-            self._drop(image_id)
-            return None
-        self._held.move_to_end(image_id)
-        assert isinstance(row, _Row)  # noqa: S101 - no id is a path
-        return row.image, row.read_at
+    def row(self, image_id: str) -> Row | None:
+        """Return the row of an image that is ready, if it was read a moment ago."""
+        held = self._get(image_id)
+        return held if isinstance(held, Row) else None
 
-    def is_old(self, read_at: float) -> bool:
-        """Tell whether what was read then may not be told any more."""
-        return self._clock() - read_at >= MOST_SECONDS
-
-    def keep_entry(self, path: str, entry: Entry) -> None:
-        """Keep a picture, unless it is too large."""
-        cost = len(entry.body) + _ENTRY_BYTES
-        if len(entry.body) <= self._most_bytes // _LARGEST_PART:
-            self._keep(path, entry, cost)
-            self._paths_of.setdefault(entry.image_id, set()).add(path)
+    def keep_entry(self, path: str, image_id: str, copy: Copy, began: Moment) -> None:
+        """Keep a rendition, unless it is too large or the image has changed since."""
+        if len(copy.body) <= self._most_bytes // _LARGEST_PART and self.is_current(image_id, began):
+            self._keep(path, Entry(image_id, copy, began.seconds), len(copy.body) + _ENTRY_BYTES)
+            self._paths_of.setdefault(image_id, set()).add(path)
             self._make_room()
 
-    def keep_row(self, image: Image, read_at: float) -> None:
-        """Keep the row of an image that is ready."""
-        self._keep(image.id, _Row(image, read_at), _ENTRY_BYTES + _RENDITION_BYTES * len(image.renditions))
-        self._make_room()
+    def keep_row(self, row: Row) -> None:
+        """Keep the row of an image that is ready, unless the image has changed since."""
+        if self.is_current(row.image.id, row.began):
+            self._keep(row.image.id, row, _ENTRY_BYTES + _RENDITION_BYTES * len(row.image.renditions))
+            self._make_room()
 
     def forget(self, image_id: str) -> None:
-        """Let go of all that there is of an image: it has changed, or is no more."""
+        """Drop all that there is of an image: it has changed, or is no more."""
+        self._changes[image_id] = next(self._order)
+        self._changes.move_to_end(image_id)
+        if len(self._changes) > _MOST_CHANGES:
+            _, self._changed_before = self._changes.popitem(last=False)
         self._drop(image_id)
         for path in tuple(self._paths_of.get(image_id, ())):
             self._drop(path)
 
     def forget_all(self) -> None:
-        """Let go of everything: who knows what has changed."""
+        """Drop everything: changes may have been missed."""
+        self._changes.clear()
+        self._changed_before = next(self._order)
         self._held.clear()
         self._paths_of.clear()
         self.bytes = 0
 
-    def _keep(self, key: str, what: Entry | _Row, cost: int) -> None:
+    def _is_old(self, read_at: float) -> bool:
+        return self._clock() - read_at >= MOST_SECONDS
+
+    def _get(self, key: str) -> Entry | Row | None:
+        held = self._held.get(key)
+        if held is None:
+            return None
+        if self._is_old(held[0].read_at):
+            self._drop(key)
+            return None
+        self._held.move_to_end(key)
+        return held[0]
+
+    def _keep(self, key: str, what: Entry | Row, cost: int) -> None:
         self._drop(key)
         self._held[key] = what, cost
         self.bytes += cost
@@ -176,12 +179,10 @@ class Recent:
             self._drop(next(iter(self._held)))
 
     def _drop(self, key: str) -> None:
-        held = self._held.pop(key, None)
-        if held is None:
-            return
-        self.bytes -= held[1]
-        if isinstance(held[0], Entry):
-            paths = self._paths_of[held[0].image_id]
+        held, cost = self._held.pop(key, (None, 0))
+        self.bytes -= cost
+        if isinstance(held, Entry):
+            paths = self._paths_of[held.image_id]
             paths.discard(key)
             if not paths:
-                del self._paths_of[held[0].image_id]
+                del self._paths_of[held.image_id]

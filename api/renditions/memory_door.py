@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
-from functools import lru_cache
 
 from api import conditional
 from api.problems import Problem
-from api.renditions.memory import Entry, Recent
+from api.renditions.memory import Entry, Memory
 from api.server.asgi_types import Headers
 from api.server.at_once import Answer
 
@@ -21,13 +18,12 @@ FULL_ROUTE, THUMBNAIL_ROUTE = "/images/{image_id}.jpeg", "/thumbnails/{image_id}
 _CONDITIONAL = frozenset(
     (b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range")
 )
-_LAST_MODIFIED = re.compile(rb"(?<![^\n])last-modified: ([^\r]*)")
 
 
 class MemoryDoor:
     """The way "at once" to serve a rendition. Everything but a 200 or a 304 is left to the application."""
 
-    def __init__(self, memory: Recent, authorize: Authorize) -> None:
+    def __init__(self, memory: Memory, authorize: Authorize) -> None:
         self._memory = memory
         self._authorize = authorize
 
@@ -40,7 +36,7 @@ class MemoryDoor:
             return None
         route = FULL_ROUTE if path.startswith("/images/") else THUMBNAIL_ROUTE
         try:
-            self._authorize(route, entry.image_id, query, headers)
+            self._authorize(f"GET {route}", entry.image_id, query, headers)
         except Problem:
             return None
         decision = _decided(method, headers, entry)
@@ -50,7 +46,7 @@ class MemoryDoor:
             status, lines, body = 304, entry.unmodified, b""
         else:
             return None
-        return Answer(status, route, "Hit" if entry.is_hit else "Miss", lines, entry.safety, body)
+        return Answer(status, route, "Hit", lines, entry.safety, body)
 
 
 def _decided(method: str, headers: Headers, entry: Entry) -> conditional.Decision | None:
@@ -60,15 +56,8 @@ def _decided(method: str, headers: Headers, entry: Entry) -> conditional.Decisio
     conditions = {name.decode("ascii"): value.decode("latin-1") for name, value in given}
     if len(conditions) < len(given):
         return None  # several lines of one name
-    etag, last_modified = _validators(entry.etag, entry.unmodified)
+    etag, last_modified = entry.validators
     return conditional.decide(method, conditions, etag=etag, last_modified=last_modified, length=len(entry.body))
 
 
 _WHOLE = conditional.Whole()
-
-
-@lru_cache(maxsize=1024)
-def _validators(etag: bytes, lines: bytes) -> tuple[str, float | None]:
-    found = _LAST_MODIFIED.search(lines)
-    modified = parsedate_to_datetime(found[1].decode("latin-1")).timestamp() if found else None
-    return etag.decode("latin-1"), modified

@@ -1,8 +1,9 @@
-"""The pictures: an image's JPEG and its thumbnails, from the response cache, else from storage."""
+"""The renditions: an image's JPEG and its thumbnails, from storage where no copy is at hand."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from typing import TypeVar
@@ -11,71 +12,103 @@ import falcon
 from falcon.asgi import Request, Response
 
 from api import conditional
-from api.images import Enqueueing
+from api.enqueueing import Enqueueing
 from api.problems import RETRY_SECONDS, Problem
-from api.records import picture_path, thumbnail_path
-from api.renditions.memory import found_in
-from api.renditions.x_accel import HandingOver
-from api.response_cache_middleware import allow_copy, apply_decision
+from api.renditions.flights import Flights
+from api.renditions.memory import Memory, Row
+from api.renditions.x_accel import XAccel
+from api.response_cache_middleware import Reading, allow_copy, apply_decision, set_copy
+from api.urls import jpeg_path, thumbnail_path
 from shared.errors import NoSuchKey
 from shared.images import FULL, Image, Rendition, Size, Status, ladder, rendition_key, thumbnail_name
 from shared.ledger import Ledger
-from shared.redis.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Copy, Slot
+from shared.redis.response_cache import MOST_BODY_BYTES, RENDITION_SECONDS, Copy, Slot
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
 
 T = TypeVar("T")
 
-#: Seconds for which the address of a large picture is good: to begin with it, not to pass it on.
+#: Seconds for which the address of a large rendition is good: long enough to begin with it, too short to pass it on.
 _REDIRECT_SECONDS = 60.0
 
 
-class Pictures:
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A ready image, and a copy of one of its renditions; None for one that is streamed or redirected."""
+
+    image: Image
+    copy: Copy | None
+
+
+class Renditions:
     """Serves one rendition of an image; both resources below share it."""
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, storage: Storage, settling: Settling, enqueueing: Enqueueing
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        storage: Storage,
+        settling: Settling,
+        enqueueing: Enqueueing,
+        memory: Memory,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._storage = storage
         self._settling = settling
         self._enqueueing = enqueueing
-        self._handing_over = HandingOver(settings)
+        self._memory = memory
+        self._x_accel = XAccel(settings)
+        self._loads: Flights[_Loaded] = Flights(memory)
 
-    @property
-    def are_handed_over(self) -> bool:
-        """Whether the server in front of us sends the pictures' bytes: what is answered has none."""
-        return self._handing_over.is_on
+    def slot_of(self, path: str, image_id: str, name: str) -> Slot | None:
+        """Return where this rendition has its copy, or None for one that is known to be too large."""
+        row = self._memory.row(image_id)
+        rendition = None if row is None else row.image.renditions.get(name)
+        if rendition is not None and not self._is_copied(rendition):
+            return None
+        return Slot(path, image_id, RENDITION_SECONDS, is_large=name == FULL, is_in_redis=not self._x_accel.is_on)
 
     async def serve(self, req: Request, resp: Response, image_id: str, name: str, size: Size | None) -> None:
         """Answer with the rendition called `name`; `size` is None for the full-size JPEG."""
-        found = found_in(req.scope)
-        image = None if found is None else found.image
-        await self._of_ready(image_id, lambda image: self._answer(req, resp, image, name, size), image)
+        reading: Reading = req.context.get("reading") or Reading(b"", self._memory.now())
+        row = self._memory.row(image_id)
+        if row is not None:
+            # What is read by a known row is as old as the row.
+            reading = Reading(row.token, row.began)
 
-    async def find(self, image_id: str, name: str, size: Size | None) -> tuple[Image, Copy | None]:
-        """Return an image that is ready and a copy of one of its pictures, or None for one that is to be streamed.
+        async def load() -> _Loaded:
+            return await self._load(image_id, name, size, row, reading)
 
-        Raises Problem for what is not there.
-        """
+        if req.method == "HEAD":
+            loaded, is_first = await load(), False
+        else:
+            loaded, is_first = await self._loads.join(req.path, image_id, reading.began, load)
+        if loaded.copy is None:
+            await self._of_ready(image_id, lambda image: self._send_large(req, resp, image, name, size), loaded.image)
+            return
+        set_copy(resp, loaded.copy)
+        allow_copy(req)
+        # Only the first of a crowd keeps and fills: the token of another may be younger than the row it was handed.
+        req.context.reading = reading if is_first else None
 
-        async def read(image: Image) -> tuple[Image, Copy | None]:
+    async def _load(self, image_id: str, name: str, size: Size | None, row: Row | None, reading: Reading) -> _Loaded:
+        async def read(image: Image) -> _Loaded:
             rendition = await self._rendition(image, name, size)
-            if not self.is_copied(rendition):
-                return image, None
-            return image, await self.read(image, rendition, name)
+            if not self._is_copied(rendition):
+                return _Loaded(image, None)
+            key = rendition_key(image.id, image.published or 0, name)
+            headers = self._headers(image, rendition) | self._x_accel.headers_for(key)
+            return _Loaded(image, Copy.of(200, headers.items(), await self._read(key)))
 
-        return await self._of_ready(image_id, read)
-
-    async def read(self, image: Image, rendition: Rendition, name: str) -> Copy:
-        """Return a copy of a picture as it is answered. Raises NoSuchKey where its file is gone."""
-        key = rendition_key(image.id, image.published or 0, name)
-        return self.copy_of(image, rendition, key, await self._read(key))
+        loaded = await self._of_ready(image_id, read, None if row is None else row.image)
+        if row is None or loaded.image is not row.image:
+            self._memory.keep_row(Row(loaded.image, reading.token, reading.began))
+        return loaded
 
     async def _read(self, key: str) -> bytes:
-        if not self.are_handed_over:
+        if not self._x_accel.is_on:
             return await self._storage.read(key)
         if not await self._storage.exists(key):
             raise NoSuchKey(key)
@@ -96,17 +129,11 @@ class Pictures:
             except NoSuchKey:
                 raise await self._missing(latest) from None
 
-    def is_copied(self, rendition: Rendition) -> bool:
-        """Tell whether a picture is small enough to be held and copied: others are streamed, or fetched elsewhere."""
+    def _is_copied(self, rendition: Rendition) -> bool:
+        """Return whether a rendition is held and copied whole; larger ones are streamed, or redirected to the store."""
         most = self._settings.redirect_bytes
-        if self.are_handed_over:
-            return True
-        return rendition.bytes <= MOST_BODY_BYTES and (most is None or rendition.bytes <= most)
-
-    def copy_of(self, image: Image, rendition: Rendition, key: str, body: bytes) -> Copy:
-        """Return a picture as it is answered."""
-        headers = self._headers(image, rendition) | self._handing_over.headers_for(key)
-        return Copy.of(200, headers.items(), body)
+        is_small = rendition.bytes <= MOST_BODY_BYTES and (most is None or rendition.bytes <= most)
+        return is_small or self._x_accel.is_on
 
     async def _ready_image(self, image_id: str) -> Image:
         image = await self._ledger.get(image_id)
@@ -124,19 +151,6 @@ class Pictures:
             case _:
                 raise Problem("no-such-image")
 
-    async def _answer(self, req: Request, resp: Response, image: Image, name: str, size: Size | None) -> None:
-        rendition = await self._rendition(image, name, size)
-        key = rendition_key(image.id, image.published or 0, name)
-        if await self._redirected(req, resp, image, rendition, key):
-            return
-        if rendition.bytes > MOST_BODY_BYTES and not self.are_handed_over:
-            await self._stream(req, resp, image, rendition, key)
-        else:
-            resp.data = await self._read(key)
-            allow_copy(req)
-        for header, value in (self._headers(image, rendition) | self._handing_over.headers_for(key)).items():
-            resp.set_header(header, value)
-
     async def _rendition(self, image: Image, name: str, size: Size | None) -> Rendition:
         rendition = image.renditions.get(name)
         if rendition is None:
@@ -145,13 +159,36 @@ class Pictures:
             raise Problem("no-such-size")
         return rendition
 
-    async def _redirected(self, req: Request, resp: Response, image: Image, rendition: Rendition, key: str) -> bool:
-        """Send the client of a large picture to the store itself, where that is wanted; tell whether it was sent."""
+    async def _missing(self, image: Image) -> Problem:
+        """Have a ready image's renditions made again; return the problem to answer with meanwhile."""
+        wanted = await self._ledger.request_thumbnails(image.id, image.published)
+        if wanted is not None:
+            await self._enqueueing.enqueue(wanted)
+        return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
+
+    async def _send_large(self, req: Request, resp: Response, image: Image, name: str, size: Size | None) -> None:
+        """Redirect to the store where that is wanted, else stream. Raises NoSuchKey before the answer begins."""
+        rendition = await self._rendition(image, name, size)
+        key = rendition_key(image.id, image.published or 0, name)
+        decision = conditional.decide(
+            req.method,
+            req.headers_lower,
+            etag=conditional.strong_etag(rendition.sha256),
+            last_modified=image.modified,
+            length=rendition.bytes,
+        )
+        if not await self._redirect(req, resp, rendition, key, decision):
+            await self._stream(resp, rendition, key, decision)
+            for header, value in self._headers(image, rendition).items():
+                resp.set_header(header, value)
+
+    async def _redirect(
+        self, req: Request, resp: Response, rendition: Rendition, key: str, decision: conditional.Decision
+    ) -> bool:
         most = self._settings.redirect_bytes
         # The address is signed for GET alone.
         if most is None or rendition.bytes <= most or req.method != "GET":
             return False
-        decision = _decided(req, image, rendition)
         if not isinstance(decision, conditional.Whole | conditional.Part):
             return False
         address = await self._storage.signed_url(key, _REDIRECT_SECONDS)
@@ -162,12 +199,11 @@ class Pictures:
         resp.status = falcon.HTTP_302
         resp.location = address
         resp.set_header("Cache-Control", "no-store")
-        # Of pages of other origins, browsers follow a redirect only where it may be theirs as well.
+        # On pages of other origins, browsers follow a redirect only where it may be embedded there as well.
         resp.set_header("Cross-Origin-Resource-Policy", "cross-origin")
         return True
 
-    async def _stream(self, req: Request, resp: Response, image: Image, rendition: Rendition, key: str) -> None:
-        decision = _decided(req, image, rendition)
+    async def _stream(self, resp: Response, rendition: Rendition, key: str, decision: conditional.Decision) -> None:
         apply_decision(resp, decision, rendition.bytes)
         resp.set_header("X-ASGILook-Cache", "Miss")
         if isinstance(decision, conditional.NotModified):
@@ -185,18 +221,11 @@ class Pictures:
             "last-modified": _http_date(image.modified),
             "cache-control": f"public, max-age={self._settings.picture_max_age}, immutable",
             "accept-ranges": "bytes",
-            # Opened by itself, a picture is a document without rights. Pages of other origins may show it, also those
-            # that are isolated from whatever does not say so.
+            # Opened by itself, a picture is a document without rights. Pages of other origins may embed it, isolated
+            # ones, too.
             "content-security-policy": "default-src 'none'; sandbox",
             "cross-origin-resource-policy": "cross-origin",
         }
-
-    async def _missing(self, image: Image) -> Problem:
-        """Have a ready image's renditions made again; return the problem to answer with meanwhile."""
-        wanted = await self._ledger.request_thumbnails(image.id, image.published)
-        if wanted is not None:
-            await self._enqueueing.enqueue(wanted)
-        return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 @lru_cache(maxsize=1024)
@@ -204,18 +233,8 @@ def _http_date(seconds: float) -> str:
     return formatdate(seconds, usegmt=True)
 
 
-def _decided(req: Request, image: Image, rendition: Rendition) -> conditional.Decision:
-    return conditional.decide(
-        req.method,
-        req.headers_lower,
-        etag=conditional.strong_etag(rendition.sha256),
-        last_modified=image.modified,
-        length=rendition.bytes,
-    )
-
-
 async def _begun(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Return the same pieces, the first of them read: what is missing is missed before the answer begins."""
+    """Return the same pieces, the first of them read: a missing file is noticed before the answer begins."""
     first = await anext(pieces)
 
     async def all_of_them() -> AsyncIterator[bytes]:
@@ -229,14 +248,14 @@ async def _begun(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 class Jpeg:
     """`/images/{id}.jpeg`."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
+    def __init__(self, renditions: Renditions) -> None:
+        self._renditions = renditions
 
-    def slot_of(self, req: Request, image_id: str) -> Slot:
-        return Slot(picture_path(image_id), image_id, PICTURE_SECONDS, is_large=True)
+    def slot_of(self, req: Request, image_id: str) -> Slot | None:
+        return self._renditions.slot_of(jpeg_path(image_id), image_id, FULL)
 
     async def on_get(self, req: Request, resp: Response, image_id: str) -> None:
-        await self._pictures.serve(req, resp, image_id, FULL, None)
+        await self._renditions.serve(req, resp, image_id, FULL, None)
 
     on_head = on_get
 
@@ -244,13 +263,13 @@ class Jpeg:
 class Thumbnail:
     """`/thumbnails/{id}/{w}x{h}.jpeg`."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
+    def __init__(self, renditions: Renditions) -> None:
+        self._renditions = renditions
 
-    def slot_of(self, req: Request, image_id: str, size: Size) -> Slot:
-        return Slot(thumbnail_path(image_id, size), image_id, PICTURE_SECONDS)
+    def slot_of(self, req: Request, image_id: str, size: Size) -> Slot | None:
+        return self._renditions.slot_of(thumbnail_path(image_id, size), image_id, thumbnail_name(size))
 
     async def on_get(self, req: Request, resp: Response, image_id: str, size: Size) -> None:
-        await self._pictures.serve(req, resp, image_id, thumbnail_name(size), size)
+        await self._renditions.serve(req, resp, image_id, thumbnail_name(size), size)
 
     on_head = on_get

@@ -1,7 +1,7 @@
-"""Handing a picture over to the server in front of us, which sends files faster than anybody who has to read them.
+"""Having the proxy in front send a rendition's file, which it does faster than any process that has to read it.
 
-We answer headers only; one of them says which file. nginx (`X-Accel-Redirect`) is told an internal location of its own,
-others (`X-Sendfile`) the file's path. Conditions are ours to judge, ranges theirs.
+Our answer has no body; one of its headers names the file. nginx (`X-Accel-Redirect`) gets an internal location of its
+own, others (`X-Sendfile`) the file's path. Conditions are judged here, ranges by the proxy.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from shared.settings import Settings
 from shared.storage.disk import place_below
 
-#: By what a header tells the server in front which file to send.
+#: Headers by which a proxy is told which file to send.
 HEADERS = frozenset(("x-accel-redirect", "x-sendfile"))
 
 
-class HandingOver:
-    """Whether pictures are handed over, and how."""
+class XAccel:
+    """Whether a proxy sends the files, and how it is told which."""
 
     def __init__(self, settings: Settings) -> None:
         self._header, self._prefix = settings.accel or ("", "")
@@ -26,5 +26,5 @@ class HandingOver:
         return bool(self._header)
 
     def headers_for(self, key: str) -> dict[str, str]:
-        """Return what says where the picture under a storage key is."""
+        """Return the header that names the file of a storage key."""
         return {self._header: self._prefix + place_below(key)} if self._header else {}

@@ -45,6 +45,7 @@ from shared.redis.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage.disk import DiskStorage
+from tests.fills import fills_landed
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ class Redises:
         self._servers: dict[str, fakeredis.FakeServer] = defaultdict(fakeredis.FakeServer)
         #: What INFO says, which fakeredis cannot.
         self.memory: dict[str, Any] = {"used_memory": 1, "maxmemory": 0, "maxmemory_policy": "noeviction"}
-        #: Whether SET is refused for want of memory, and how often it was.
+        #: Whether SET is refused for want of memory, and how many copies were.
         self.is_full = False
         self.refused = 0
         self.is_frozen = False
@@ -98,10 +99,11 @@ class Redises:
                 if arguments[0] == "INFO":
                     await self.ping()
                     return redises.memory
-                if arguments[0] == "SET" and redises.is_full:
-                    redises.refused += 1
-                    raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
                 return await super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call] # redis-py
+
+            def pipeline(self, *arguments: Any, **options: Any) -> Any:
+                pipe = super().pipeline(*arguments, **options)
+                return _Full(pipe, redises) if redises.is_full else pipe
 
         client: Redis = Client.from_url(url, server=self._servers[url], **options)
         client.connection_pool.connection_class = Connection
@@ -131,6 +133,36 @@ class Redises:
     def begun_here(self) -> list[bytes]:
         """Return what the current task has asked Redis."""
         return [command for task, command in self.exchanges if task is asyncio.current_task()]
+
+
+class _Full:
+    """A pipeline to a server that has no memory left: it refuses each SET, and answers the rest."""
+
+    def __init__(self, pipe: Any, redises: Redises) -> None:
+        self._pipe = pipe
+        self._redises = redises
+        self._is_refused: list[bool] = []
+
+    async def __aenter__(self) -> _Full:
+        await self._pipe.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self._pipe.__aexit__(*exc)
+
+    def execute_command(self, *command: Any) -> None:
+        is_set = command[0] == "SET"
+        self._redises.refused += is_set and "NX" not in command
+        self._is_refused.append(is_set)
+        self._pipe.execute_command(*(("PING",) if is_set else command))
+
+    async def execute(self, raise_on_error: bool) -> list[Any]:
+        replies = await self._pipe.execute(raise_on_error=raise_on_error)
+        full = OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
+        return [full if refused else reply for refused, reply in zip(self._is_refused, replies, strict=True)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
 
 
 class Worker:
@@ -320,12 +352,12 @@ async def serve(template: Path, settings: Settings, redises: Redises, **injected
     """Serve an application on a copy of `template`, unless there is one already, and close all of it."""
     if not settings.storage_path.exists():
         shutil.copytree(template, settings.storage_path)
-    created = create_app(settings, redis_from_url=redises, **injected)
-    guard = Guard(created, settings, at_once=created.at_once)
+    guard = create_app(settings, redis_from_url=redises, **injected)
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         # Falcon's test client gives headers that can be read only once, on purpose; servers give lists.
         await guard({**scope, "headers": [tuple(pair) for pair in scope.get("headers", ())]}, receive, send)
+        await fills_landed()
 
     async with ASGIConductor(app) as client:
         with contextlib.closing(sqlite3.connect(settings.storage_path / "ledger.sqlite3")) as connection:

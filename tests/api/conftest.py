@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import io
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest_asyncio
 
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
+from shared.telemetry import logs
 from tests.api import arrange
 from tests.api.arrange import Redises, Service, introduce
 from tests.api.http_server import access, serve
@@ -30,6 +33,20 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     migrate(settings)
     asyncio.run(introduce(settings))
     return folder
+
+
+@pytest.fixture
+def output() -> Iterator[io.StringIO]:
+    """All that production would log, from DEBUG on, as it would be written."""
+    lines, root, ours = io.StringIO(), logging.getLogger(), [logging.getLogger(name) for name in ("api", "shared")]
+    handler, levels = logs.JsonHandler(lines), [logger.level for logger in ours]
+    root.addHandler(handler)
+    for logger in ours:
+        logger.setLevel(logging.DEBUG)
+    yield lines
+    for logger, level in zip(ours, levels, strict=True):
+        logger.setLevel(level)
+    root.removeHandler(handler)
 
 
 @pytest.fixture

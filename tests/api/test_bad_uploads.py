@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +19,6 @@ from shared.ledger import Ledger
 from shared.storage import Draft
 from shared.storage.disk import DiskStorage
 from shared.storage.disk_draft import DiskDraft
-from shared.telemetry.logs import JsonFormatter
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Service, certain, form, problem_of
 from tests.api.conftest import Start
 
@@ -35,17 +34,6 @@ DIGEST_OF_OTHER = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
 async def service(start: Start) -> Service:
     started: Service = await start(max_upload_bytes=LIMIT, write_token=TOKEN)
     return started
-
-
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> None:
-    for ours in ("api", "shared"):
-        caplog.set_level(logging.DEBUG, logger=ours)
-
-
-def lines_of(caplog: pytest.LogCaptureFixture) -> str:
-    """Return all that production would have logged, extras and tracebacks included."""
-    return "\n".join(map(JsonFormatter().format, caplog.records))
 
 
 def as_form(*files: tuple[str, bytes], fields: dict[str, str] | None = None) -> dict[str, Any]:
@@ -113,7 +101,7 @@ BAD = {
 
 @pytest.mark.parametrize(("request_", "status", "problem"), BAD.values(), ids=BAD)
 async def test_a_bad_upload_is_refused_without_a_trace(
-    service: Service, caplog: pytest.LogCaptureFixture, request_: dict[str, Any], status: int, problem: str
+    service: Service, output: io.StringIO, request_: dict[str, Any], status: int, problem: str
 ) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}", **request_["headers"]}
 
@@ -123,7 +111,7 @@ async def test_a_bad_upload_is_refused_without_a_trace(
     assert problem_of(response) == problem
     assert service.traces() == []
     assert await service.jobs() == []
-    lines = lines_of(caplog)
+    lines = output.getvalue()
     assert SECRET.decode() not in lines
     assert TOKEN not in lines
     assert '"level": "ERROR"' not in lines
@@ -182,7 +170,7 @@ FORM_TYPE, FORM = form(("a.jpeg", JPEG))
     ],
 )
 async def test_an_upload_whose_client_went_away_leaves_nothing(
-    service: Service, caplog: pytest.LogCaptureFixture, headers: dict[str, str], chunks: list[bytes]
+    service: Service, output: io.StringIO, headers: dict[str, str], chunks: list[bytes]
 ) -> None:
     """Falcon ends its stream without an error when the client leaves, so that half a picture looks whole.
 
@@ -195,8 +183,8 @@ async def test_an_upload_whose_client_went_away_leaves_nothing(
     assert answer == []
     assert service.traces() == []
     assert await service.jobs() == []
-    assert SECRET.decode() not in lines_of(caplog)
-    assert '"level": "ERROR"' not in lines_of(caplog)
+    assert SECRET.decode() not in output.getvalue()
+    assert '"level": "ERROR"' not in output.getvalue()
 
 
 async def test_an_upload_that_stalls_is_refused(start: Start) -> None:

@@ -22,6 +22,7 @@ from shared.redis.response_cache import LIST_TOPIC, Copy, ResponseCache, Slot
 from shared.settings import Settings
 from tests.api.arrange import Redises, Service, certain, headers_of, problem_of, until
 from tests.api.conftest import Start
+from tests.fills import fills_landed
 from tests.valkey import Valkey
 
 CACHE_URL = "redis://cache.test:6379/0"
@@ -406,7 +407,8 @@ COPY = Copy.of(200, (("content-type", "application/json"),), b"{}")
 
 async def test_a_fill_under_the_token_that_was_read_counts(cache: ResponseCache) -> None:
     lookup = await cache.read(IMAGE)
-    await cache.fill(IMAGE, lookup.token, COPY)
+    cache.fill(IMAGE, lookup.token, COPY)
+    await fills_landed()
 
     assert (lookup.copy, (await cache.read(IMAGE)).copy) == (None, COPY)
 
@@ -416,7 +418,8 @@ async def test_a_fill_from_before_a_change_never_counts(cache: ResponseCache, sl
     """The source was read, then changed and its tokens with it, and only then the copy was written."""
     lookup = await cache.read(slot)
     await cache.change_tokens("one")
-    await cache.fill(slot, lookup.token, COPY)
+    cache.fill(slot, lookup.token, COPY)
+    await fills_landed()
 
     assert (await cache.read(slot)).copy is None
 
@@ -424,7 +427,8 @@ async def test_a_fill_from_before_a_change_never_counts(cache: ResponseCache, sl
 async def test_a_fill_from_before_all_was_flushed_never_counts(cache: ResponseCache, redises: Redises) -> None:
     lookup = await cache.read(IMAGE)
     await redises("redis://127.0.0.1:6379/0").flushall()
-    await cache.fill(IMAGE, lookup.token, COPY)
+    cache.fill(IMAGE, lookup.token, COPY)
+    await fills_landed()
 
     assert (await cache.read(IMAGE)).copy is None
 
@@ -458,7 +462,8 @@ async def test_an_entry_that_cannot_be_read_is_no_copy(cache: ResponseCache, red
 
 async def test_a_copy_of_another_path_is_no_copy(cache: ResponseCache, redises: Redises) -> None:
     lookup = await cache.read(IMAGE)
-    await cache.fill(IMAGE, lookup.token, COPY)
+    cache.fill(IMAGE, lookup.token, COPY)
+    await fills_landed()
     redis = redises("redis://127.0.0.1:6379/0")
     await redis.rename("asgilook:name:response:/images/one", "asgilook:name:response:/images/one.jpeg")
 
@@ -601,11 +606,12 @@ async def test_copies_are_read_over_a_connection_of_their_own_where_there_may_be
     async with ASGIConductor(create_app(settings)) as client:
         await until(are_as_many_as_may_be)
         await client.simulate_get("/images")
+        await fills_landed()
 
-        async def fail(*keys: Any) -> None:
+        def fail(*arguments: Any, **options: Any) -> None:
             raise ConnectionLost("it is not to be asked")
 
-        monkeypatch.setattr(Redis, "mget", fail)
+        monkeypatch.setattr(Redis, "pipeline", fail)
         answers = await asyncio.gather(*(client.simulate_get("/images") for _ in range(50)))
 
         assert {cache_of(answer) for answer in answers} == {expected}

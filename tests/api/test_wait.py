@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from falcon.testing import Result
 
-from api.wait import Waiting, wait_of
+from api.wait import Waiter, wait_of
 from shared.engine import create_engine
 from shared.errors import (
     DecoderCrashed,
@@ -286,9 +286,9 @@ async def ledger(service: Service) -> AsyncIterator[ObservedLedger]:
 
 async def test_a_notice_wakes_who_waits(service: Service, listener: Listener, ledger: ObservedLedger) -> None:
     """He never looks for himself here, so that only the notice can have woken him."""
-    waiting = Waiting(ledger, service.worker.settling, listener, look_every=FOR_EVER)
+    waiter = Waiter(ledger, service.worker.settling, listener, look_every=FOR_EVER)
     attempt = await service.worker.processing()
-    request = asyncio.create_task(waiting.until_final(attempt.id, FOR_EVER))
+    request = asyncio.create_task(waiter.until_final(attempt.id, FOR_EVER))
     await asyncio.wait_for(ledger.was_read.wait(), PATIENCE)
     await service.worker.publish(attempt)
 
@@ -300,9 +300,9 @@ async def test_a_notice_wakes_who_waits(service: Service, listener: Listener, le
 async def test_a_notice_that_is_missed_is_caught_by_a_look(
     service: Service, listener: Listener, ledger: ObservedLedger
 ) -> None:
-    waiting = Waiting(ledger, service.worker.settling, listener, look_every=0.01)
+    waiter = Waiter(ledger, service.worker.settling, listener, look_every=0.01)
     attempt = await service.worker.processing()
-    request = asyncio.create_task(waiting.until_final(attempt.id, FOR_EVER))
+    request = asyncio.create_task(waiter.until_final(attempt.id, FOR_EVER))
     await asyncio.wait_for(ledger.was_read.wait(), PATIENCE)
     # Committed, but its worker died before it could tell anybody.
     await service.worker.publish(attempt, settle=False)
@@ -316,9 +316,9 @@ async def test_a_new_subscription_counts_as_a_notice(
     service: Service, listener: Listener, ledger: ObservedLedger
 ) -> None:
     """Whatever was announced while the connection was lost was announced to nobody."""
-    waiting = Waiting(ledger, service.worker.settling, listener, look_every=FOR_EVER)
+    waiter = Waiter(ledger, service.worker.settling, listener, look_every=FOR_EVER)
     attempt = await service.worker.processing()
-    request = asyncio.create_task(waiting.until_final(attempt.id, FOR_EVER))
+    request = asyncio.create_task(waiter.until_final(attempt.id, FOR_EVER))
     await asyncio.wait_for(ledger.was_read.wait(), PATIENCE)
     service.redises.go_away()
     await service.worker.publish(attempt, settle=False)
@@ -349,9 +349,9 @@ class OvertakenLedger(ObservedLedger):
 async def test_a_notice_between_subscription_and_read_is_not_missed(service: Service, listener: Listener) -> None:
     attempt = await service.worker.processing()
     ledger = OvertakenLedger(service, listener, attempt)
-    waiting = Waiting(ledger, service.worker.settling, listener, look_every=FOR_EVER)
+    waiter = Waiter(ledger, service.worker.settling, listener, look_every=FOR_EVER)
 
-    image = await asyncio.wait_for(waiting.until_final(attempt.id, FOR_EVER), PATIENCE)
+    image = await asyncio.wait_for(waiter.until_final(attempt.id, FOR_EVER), PATIENCE)
 
     await ledger.close()
     assert certain(image).status is Status.READY
@@ -360,11 +360,11 @@ async def test_a_notice_between_subscription_and_read_is_not_missed(service: Ser
 async def test_who_waits_pays_the_tokens_before_he_answers(
     service: Service, listener: Listener, ledger: ObservedLedger
 ) -> None:
-    waiting = Waiting(ledger, service.worker.settling, listener)
+    waiter = Waiter(ledger, service.worker.settling, listener)
     attempt = await service.worker.processing()
     await service.worker.publish(attempt, settle=False)
 
-    image = certain(await waiting.until_final(attempt.id, 0))
+    image = certain(await waiter.until_final(attempt.id, 0))
 
     assert image.owed != "tokens"
     assert (await service.image(attempt.id)).owed == "leftovers"

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import pytest
 
 from api.renditions import local_copies
-from api.renditions.local_copies import Copies
+from api.renditions.local_copies import LocalCopies
 from shared.cancellation import cancel
 from shared.errors import StorageUnavailable
 from shared.ledger import Ledger
@@ -38,16 +38,16 @@ def storage() -> Copied:
 
 
 @pytest.fixture
-async def copies(ledger: Ledger, storage: Copied, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Copies]:
+async def copies(ledger: Ledger, storage: Copied, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalCopies]:
     monkeypatch.setattr(local_copies, "_LEAST_SECONDS", 0.0)
-    copies = Copies(ledger, storage)
+    copies = LocalCopies(ledger, storage)
     running = asyncio.create_task(copies.run())
     yield copies
     await cancel(running)
 
 
 async def test_at_every_subscription_copies_are_checked_though_it_failed_before(
-    storage: Copied, copies: Copies
+    storage: Copied, copies: LocalCopies
 ) -> None:
     for times in (1, 2):
         copies.notices_missed()
@@ -57,7 +57,7 @@ async def test_at_every_subscription_copies_are_checked_though_it_failed_before(
 
 
 async def test_now_and_then_copies_are_checked_and_abandoned_ones_cleared(
-    monkeypatch: pytest.MonkeyPatch, storage: Copied, copies: Copies
+    monkeypatch: pytest.MonkeyPatch, storage: Copied, copies: LocalCopies
 ) -> None:
     monkeypatch.setattr(local_copies, "_EVERY_SECONDS", 0.01)
     copies.notices_missed()

@@ -1,4 +1,4 @@
-"""Pictures from this process's memory, by rows that it knows, and in flights that many share."""
+"""Renditions from this process's memory, by rows that it knows, and in lookups that many share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 import pytest_asyncio
 from falcon.testing import Result
 
-from api.renditions.memory import MOST_SECONDS, Entry, Recent
+from api.renditions.memory import MOST_SECONDS
 from api.server.asgi_types import Event
 from shared.images import Image
 from shared.ledger import Ledger
 from shared.redis.notices import Announcer, Listener
-from shared.redis.response_cache import MOST_BODY_BYTES, PICTURE_SECONDS, Copy, Lookup, ResponseCache, Slot
+from shared.redis.response_cache import MOST_BODY_BYTES, RENDITION_SECONDS, Lookup, ResponseCache, Slot
 from shared.storage.disk import DiskStorage
 from tests.api.arrange import Service, certain, picture, problem_of, until
 from tests.api.conftest import Start
@@ -154,6 +154,33 @@ async def test_a_thumbnail_after_its_image_is_a_miss_then_a_hit_and_redis_has_a_
     assert [cache_of(response) for response in responses] == ["Miss", "Hit"]
     assert {response.content for response in responses} == {picture(image, "320x180.jpeg")}
     assert await service.copies() == [path_of(image, "image.jpeg"), path_of(image)]
+
+
+async def test_another_size_of_an_image_that_is_known_is_read_without_asking_the_ledger(
+    service: Service, watch: Watch
+) -> None:
+    image = await service.worker.ready((640, 360))
+    await service.client.simulate_get(path_of(image))
+    ledger = watch(Ledger, "get")
+
+    response = await service.client.simulate_get(path_of(image, "160x90.jpeg"))
+
+    assert (cache_of(response), response.content) == ("Miss", picture(image, "160x90.jpeg"))
+    assert ledger.count == 0
+
+
+async def test_a_copy_of_what_was_read_by_a_known_row_has_the_token_from_before_that_row(service: Service) -> None:
+    """The token that is there by now may be younger than the row, and must not vouch for it."""
+    image = await service.worker.ready((640, 360))
+    await service.client.simulate_get(path_of(image, "image.jpeg"))
+    token_key = f"asgilook:{service.ledger_name}:token:{image.id}"
+    before = await service.redis.get(token_key)
+    await service.redis.set(token_key, b"a younger token")
+
+    await service.client.simulate_get(path_of(image))
+
+    entry = await service.redis.get(f"asgilook:{service.ledger_name}:response:{path_of(image)}")
+    assert msgpack.unpackb(certain(entry))[0] == before != b"a younger token"
 
 
 async def test_a_large_picture_of_an_image_that_is_known_is_streamed_without_asking_the_ledger(
@@ -346,7 +373,7 @@ async def test_a_thousand_requests_at_once_read_ledger_storage_and_redis_once(se
         watch(Ledger, "get"),
         watch(DiskStorage, "read"),
         watch(ResponseCache, "read"),
-        watch(ResponseCache, "fill"),
+        watch(ResponseCache, "_fill"),
     ]
 
     answers = await asyncio.gather(*(service.send("GET", path_of(image), {}, []) for _ in range(1000)))
@@ -484,7 +511,8 @@ async def test_a_stampede_for_a_picture_that_is_not_there_asks_hardly_more_than_
     answers = await asyncio.gather(*(service.send("GET", path_of(image), {}, []) for _ in range(100)))
 
     assert {status_of(answer) for answer in answers} == {404}
-    assert (ledger.count, cache.count) == (1, 1)
+    # Those that waited for the first lookup, which failed, share a second one of the ledger.
+    assert (ledger.count, cache.count) == (2, 1)
 
 
 @pytest.mark.parametrize(("name", "is_large"), [("image.jpeg", True), ("320x180.jpeg", False)])
@@ -504,7 +532,7 @@ async def test_whoever_looks_for_a_copy_looks_for_the_same_and_knows_whether_it_
     for method in ("GET", "HEAD"):
         await service.send(method, path_of(image, name), {}, [])
 
-    assert slots == [Slot(path_of(image, name), image.id, PICTURE_SECONDS, is_large)] * 2
+    assert slots == [Slot(path_of(image, name), image.id, RENDITION_SECONDS, is_large)] * 2
 
 
 async def test_one_who_asks_for_what_is_not_there_asks_ledger_and_redis_once(service: Service, watch: Watch) -> None:
@@ -611,59 +639,3 @@ async def test_a_copy_that_can_be_none_of_ours_is_no_copy(service: Service, stat
 
     assert (cache_of(answer), answer.headers.get("set-cookie")) == ("Miss", None)
     assert answer.content == picture(image, "320x180.jpeg")
-
-
-# --- How much is held ----------------------------------------------------------------------------------------
-
-
-def entry_of(image_id: str, length: int, clock: Clock) -> Entry:
-    return Entry(image_id, Copy.of(200, (("etag", '"x"'),), bytes(length)), clock.now, is_hit=True)
-
-
-async def test_no_more_is_held_than_may_be(service: Service, clock: Clock) -> None:
-    recent = Recent(1_000_000, clock)
-    image = await service.worker.ready()
-
-    for number in range(10_000):
-        recent.keep_entry(f"/images/{number}.jpeg", entry_of(str(number), 1000, clock))
-        recent.keep_row(image, clock.now)
-        assert recent.bytes <= 1_000_000
-
-    # Heads and rows take room, too: of the bodies alone there would be a thousand.
-    assert 100 < len(recent) < 250
-    assert len(recent._paths_of) == len(recent) - 1
-    for number in range(10_000):
-        recent.forget(str(number))
-    recent.forget(image.id)
-    assert (recent.bytes, len(recent), recent._paths_of) == (0, 0, {})
-
-
-def test_the_ones_used_last_are_kept(clock: Clock) -> None:
-    recent = Recent(100_000, clock)
-    recent.keep_entry("/first", entry_of("first", 1000, clock))
-
-    for number in range(100):
-        recent.keep_entry(f"/{number}", entry_of(str(number), 1000, clock))
-        assert recent.entry("/first") is not None
-
-    assert recent.entry("/0") is None
-    assert recent.entry("/99") is not None
-
-
-def test_one_picture_takes_an_eighth_at_the_most(clock: Clock) -> None:
-    recent = Recent(80_000, clock)
-
-    recent.keep_entry("/large", entry_of("large", 10_001, clock))
-    recent.keep_entry("/small", entry_of("small", 10_000, clock))
-
-    assert (recent.entry("/large"), recent.entry("/small") is not None) == (None, True)
-
-
-def test_all_pictures_of_an_image_are_forgotten_with_it_and_no_others(clock: Clock) -> None:
-    recent = Recent(1_000_000, clock)
-    for path, image_id in (("/a", "one"), ("/b", "one"), ("/c", "other")):
-        recent.keep_entry(path, entry_of(image_id, 10, clock))
-
-    recent.forget("one")
-
-    assert [recent.entry(path) is not None for path in ("/a", "/b", "/c")] == [False, False, True]

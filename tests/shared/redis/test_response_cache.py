@@ -19,6 +19,7 @@ from shared.redis.circuit_breaker import WEB_DEADLINE, WORKER_DEADLINE, CircuitB
 from shared.redis.clients import web_client, worker_client
 from shared.redis.response_cache import LIST_TOPIC, MOST_BODY_BYTES, Copy, Lookup, ResponseCache, Slot
 from shared.redis.shared_connection import SharedConnection, connection_beside
+from tests.fills import fills_landed
 from tests.services import LEDGER_NAME, ledger_name
 from tests.valkey import StartValkey, Valkey
 from tests.waiting import until
@@ -29,7 +30,8 @@ COPY = Copy.of(200, (("content-type", "application/json"), ("etag", '"1b"')), b'
 
 
 async def fill(cache: ResponseCache, slot: Slot = SLOT, copy: Copy = COPY) -> None:
-    await cache.fill(slot, (await cache.read(slot)).token, copy)
+    cache.fill(slot, (await cache.read(slot)).token, copy)
+    await fills_landed()
 
 
 async def test_the_first_read_finds_no_copy_and_sets_a_token(cache: ResponseCache) -> None:
@@ -95,7 +97,8 @@ async def test_a_fill_under_an_earlier_token_never_counts(cache: ResponseCache) 
     before = await cache.read(SLOT)
 
     await cache.change_tokens("image-1")
-    await cache.fill(SLOT, before.token, COPY)
+    cache.fill(SLOT, before.token, COPY)
+    await fills_landed()
 
     assert (await cache.read(SLOT)).copy is None
 
@@ -191,19 +194,17 @@ async def test_a_large_body_is_not_copied(cache: ResponseCache, redis: Redis) ->
 
 
 async def test_nothing_is_filled_without_a_token(cache: ResponseCache, redis: Redis) -> None:
-    await cache.fill(SLOT, b"", COPY)
+    cache.fill(SLOT, b"", COPY)
+    await fills_landed()
 
     assert await redis.keys() == []
 
 
 async def test_a_redis_that_is_away_is_told(cache: ResponseCache, redis_server: fakeredis.FakeServer) -> None:
-    token = (await cache.read(SLOT)).token
     redis_server.connected = False
 
     with pytest.raises(RedisAway):
         await cache.read(SLOT)
-    with pytest.raises(RedisAway):
-        await cache.fill(SLOT, token, COPY)
     with pytest.raises(RedisAway):
         await cache.change_tokens("image-1", even_if_open=True)
 
@@ -242,7 +243,8 @@ async def test_a_server_without_room_is_not_filled_and_not_left_alone(
     token = (await cache.read(SLOT)).token
     await client.config_set("maxmemory", "1")
 
-    await cache.fill(LIST, token, COPY)
+    cache.fill(LIST, token, COPY)
+    await fills_landed()
     lookup = await cache.read(SLOT)
 
     assert lookup.copy == COPY
@@ -287,7 +289,7 @@ async def test_a_server_that_does_not_tell_its_memory_is_filled(start_valkey: St
 
 
 class Web:
-    """A response cache with a reader, and what it is made of; what its client reads is counted."""
+    """A response cache with a reader, and what it is made of; what goes over its client is counted."""
 
     def __init__(self, valkey: Valkey, deadline: float) -> None:
         self.client = web_client(valkey.url)
@@ -296,14 +298,14 @@ class Web:
         self.reader: SharedConnection = reader
         self.breaker = CircuitBreaker(self.client, deadline, on_opening=reader.drop)
         self.cache = ResponseCache(self.client, self.breaker, ledger_name, reader)
-        self.read_by_client = 0
-        mget = self.client.mget
+        self.by_client = 0
+        pipeline = self.client.pipeline
 
-        def counted_mget(*keys: Any) -> Any:
-            self.read_by_client += 1
-            return mget(*keys)
+        def counted_pipeline(*arguments: Any, **options: Any) -> Any:
+            self.by_client += 1
+            return pipeline(*arguments, **options)
 
-        self.client.mget = counted_mget  # type: ignore[assignment] # it is the same, but for the count
+        self.client.pipeline = counted_pipeline  # type: ignore[method-assign] # it is the same, but for the count
 
 
 @asynccontextmanager
@@ -329,7 +331,7 @@ async def test_a_crowd_reads_over_the_readers_connection(valkey: Valkey) -> None
         lookups = await asyncio.gather(*(here.cache.read(slot) for slot in slots))
 
         assert [lookup.copy for lookup in lookups] == copies
-        assert here.read_by_client == 0
+        assert here.by_client == 0
 
 
 async def test_where_there_is_no_token_one_is_set(valkey: Valkey) -> None:
@@ -356,7 +358,7 @@ async def test_what_may_be_large_is_read_apart(valkey: Valkey) -> None:
     async with web(valkey) as here:
         await fill(here.cache, Slot("/images/image-1.jpeg", "image-1", 600, is_large=True))
 
-        assert here.read_by_client == 1
+        assert here.by_client == 2  # read and filled
 
 
 async def test_without_its_connection_the_client_reads(valkey: Valkey) -> None:
@@ -365,17 +367,17 @@ async def test_without_its_connection_the_client_reads(valkey: Valkey) -> None:
         here.reader.drop()
 
         assert (await here.cache.read(SLOT)).copy == COPY
-        assert here.read_by_client == 1
+        assert here.by_client == 1
         await until(lambda: here.reader.is_free)
         assert (await here.cache.read(SLOT)).copy == COPY
-        assert here.read_by_client == 1
+        assert here.by_client == 1
 
 
 async def test_a_frozen_server_costs_one_deadline_and_is_left_alone(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.redis.circuit_breaker.PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr("shared.redis.response_cache._LARGE_COPY_SECONDS", 0.1)
+    monkeypatch.setattr("shared.redis.response_cache._RENDITION_EXTRA_SECONDS", 0.1)
     async with web(valkey) as patient:
         await fill(patient.cache)
     async with web(valkey, WEB_DEADLINE) as here:

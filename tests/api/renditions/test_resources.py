@@ -9,9 +9,10 @@ import falcon.asgi
 import falcon.testing
 import pytest
 
-from api.images import Enqueueing
+from api.enqueueing import Enqueueing
 from api.problems import Problem
-from api.renditions.resources import Pictures
+from api.renditions.memory import Memory
+from api.renditions.resources import Renditions
 from shared.engine import create_engine
 from shared.images import FULL, Image, Owed, Size, Status
 from shared.ledger import Ledger
@@ -400,10 +401,10 @@ async def served_late(service: Service, image: Image, name: str, size: Size | No
     ledger = LateLedger(service, *before)
     queue = Queue(service.redis, CircuitBreaker(service.redis, WEB_DEADLINE), lambda: service.ledger_name)
     enqueueing = Enqueueing(ledger, queue)
-    pictures = Pictures(service.settings, ledger, service.storage, service.worker.settling, enqueueing)
+    renditions = Renditions(service.settings, ledger, service.storage, service.worker.settling, enqueueing, Memory(0))
     response = falcon.asgi.Response()
     try:
-        await pictures.serve(falcon.testing.create_asgi_req(), response, image.id, name, size)
+        await renditions.serve(falcon.testing.create_asgi_req(), response, image.id, name, size)
     finally:
         await ledger.close()
     return response

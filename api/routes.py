@@ -1,0 +1,41 @@
+"""The HTTP surface: path → resource, and the scope that a method needs. A method that is not named is public."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from api.authorization import Scope
+from api.collaborators import Collaborators
+from api.health import Alive, Ready
+from api.images import ImageList, ImageRecord, Retry
+from api.metrics import Metrics
+from api.renditions.resources import Jpeg, Renditions, Thumbnail
+from api.uploads import Uploads
+
+
+@dataclass(frozen=True)
+class Route:
+    template: str
+    resource: Any
+    scopes: Mapping[str, Scope] = field(default_factory=dict)
+
+
+def routes(web: Collaborators, uploads: Uploads) -> list[Route]:
+    """Return the table of contents."""
+    renditions = Renditions(web.settings, web.ledger, web.storage, web.settling, web.enqueueing, web.memory)
+    table = [
+        Route(
+            "/images", ImageList(web.ledger, web.settling, web.enqueueing, web.waiter, uploads), {"POST": Scope.WRITE}
+        ),
+        Route("/images/{image_id}", ImageRecord(web.ledger, web.settling, web.waiter), {"DELETE": Scope.DELETE}),
+        Route("/images/{image_id}/retry", Retry(web.ledger, web.settling, web.enqueueing), {"POST": Scope.WRITE}),
+        Route("/images/{image_id}.jpeg", Jpeg(renditions)),
+        Route("/thumbnails/{image_id}/{size}.jpeg", Thumbnail(renditions)),
+        Route("/healthz", Alive()),
+        Route("/readyz", Ready(web.ledger, web.storage, web.queue, web.redis, web.identity)),
+    ]
+    if web.exposition is not None:
+        table.append(Route("/metrics", Metrics(web.exposition, web.ledger, web.queue), {"GET": Scope.METRICS}))
+    return table
