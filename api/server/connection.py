@@ -42,7 +42,7 @@ class _Process:
     """What the connections of a process share."""
 
     settings: Settings
-    guard: Guard
+    guard: Guard | None
     most_connections: int
     unread: UnreadAnswers
     #: Connections that have no request to answer, and since when, the longest idle first.
@@ -60,7 +60,10 @@ class Connection(HttpToolsProtocol):
     - If there are too many connections, the one that has been idle for longest makes room.
     """
 
-    process: ClassVar[_Process]
+    #: For an application without a guard, which does not call `configure`.
+    process: ClassVar[_Process] = _Process(
+        Settings(), None, Settings.max_connections, UnreadAnswers(Settings.max_unsent_bytes)
+    )
 
     @classmethod
     def configure(cls, settings: Settings, guard: Guard) -> None:
@@ -240,11 +243,12 @@ class Connection(HttpToolsProtocol):
 
     def _is_answered_at_once(self) -> bool:
         # A client that does not read is left to the application, which waits until there is room to write.
-        if self.transport.get_write_buffer_size() or self.root_path:
+        guard = self.process.guard
+        if guard is None or self.transport.get_write_buffer_size() or self.root_path:
             return False
         written = self._answers.bytes
         try:
-            return self.process.guard.answer_at_once(
+            return guard.answer_at_once(
                 self.parser.get_method().decode("ascii"), self.url, self.headers, self._client_of, self._write_at_once
             )
         except Exception:

@@ -189,7 +189,7 @@ def test_a_whole_body_arrives_whole_however_it_is_cut(serve: Serve, request_byte
 
 
 async def test_after_the_body_only_the_disconnect_follows() -> None:
-    """Whoever waits for its client to leave must not be woken by the server's own event for an empty body."""
+    """The server sends an event for an empty body, too. It must not pass for the client leaving."""
     seen = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -837,7 +837,7 @@ async def _run(guard: Guard, receive: Receive, send: Send) -> None:
 
 
 async def test_a_failed_start_is_told_in_one_line() -> None:
-    """Falcon hands the server a whole traceback; whoever starts the service needs its last line."""
+    """Falcon sends a whole traceback, of which the last line is enough."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         message = "Traceback (most recent call last):\n  File …\nshared.errors.LedgerNotMigrated: run the migrations\n"
