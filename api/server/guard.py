@@ -20,6 +20,7 @@ _READ_HEADERS = frozenset((b"origin", b"x-request-id", b"prefer", b"content-leng
 
 #: A request with one of these is left to the application.
 _NOT_AT_ONCE = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"prefer", b"traceparent"))
+_READ_AT_ONCE = _NOT_AT_ONCE | {b"origin", b"x-request-id", b"x-forwarded-for"}
 
 
 class Guard:
@@ -74,13 +75,15 @@ class Guard:
         given_id: bytes | None = None
         forwarded: list[bytes] = []
         for name, value in headers:
+            if name not in _READ_AT_ONCE:
+                continue
             if name in _NOT_AT_ONCE:
                 return False
             if name == b"x-forwarded-for":
                 forwarded.append(value)
-            elif name == b"x-request-id" and given_id is None:
-                given_id = value
-            elif name == b"origin" and origin is None:
+            elif name == b"x-request-id":
+                given_id = value if given_id is None else given_id
+            elif origin is None:
                 origin = value
         raw_path, _, query = target.partition(b"?")
         path = raw_path.decode("latin-1")

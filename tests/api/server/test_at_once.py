@@ -51,7 +51,9 @@ def with_header(request: bytes, line: bytes) -> bytes:
 def test_what_is_ready_is_answered_and_logged(serve: Serve, access: Lines) -> None:
     ready = Ready()
     with serve(application, ready).connect() as client:
-        client.sendall(with_header(GET.replace(b"/images", b"/images?a=b"), b"X-Request-ID: mine"))
+        client.sendall(
+            with_header(GET.replace(b"/images", b"/images?a=b"), b"X-Request-ID: mine\r\nX-Request-ID: yours")
+        )
         answered = until(client, b"some body")
         line = access.next()
 
