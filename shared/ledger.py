@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
+from collections import namedtuple
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +19,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
-    Row,
     Select,
     and_,
     bindparam,
@@ -35,6 +36,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, NoResultFound, SQLAlchemy
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql.dml import Update
 
+from shared import sqlite
 from shared.cancellation import to_the_end
 from shared.engine import create_engine
 from shared.errors import LedgerNotMigrated, LedgerUnavailable, NothingCommitted
@@ -120,8 +122,10 @@ class Ledger:
         self._engine = engine
         #: The same engine; single reads on SQLite need no transaction.
         self._reading_engine = engine.execution_options(reading=True)
+        database = engine.url.database or ""
         self._is_postgresql = engine.dialect.name == "postgresql"
         self._writing: AbstractAsyncContextManager[Any] = nullcontext() if self._is_postgresql else asyncio.Lock()
+        self._rows = None if self._is_postgresql else sqlite.RowReader(database, _GET)
 
     @classmethod
     def connect(cls, settings: Settings, existing: bool = False) -> Ledger:
@@ -130,6 +134,8 @@ class Ledger:
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._rows is not None:
+            await self._rows.close()
         await self._engine.dispose()
 
     # Identity
@@ -166,12 +172,21 @@ class Ledger:
 
     async def get(self, image_id: str) -> Image | None:
         """Return the image, or None. An image that is `deleting` is returned too."""
+        if self._rows is not None:
+            return await to_the_end(self._get_from_sqlite(self._rows, image_id))
 
         async def work(connection: AsyncConnection) -> Image | None:
             row = (await connection.execute(_GET, {"of_id": image_id})).one_or_none()
             return None if row is None else _image(row)
 
         return await self._read(work)
+
+    async def _get_from_sqlite(self, rows: sqlite.RowReader, image_id: str) -> Image | None:
+        try:
+            row = await rows.read(image_id)
+        except (sqlite3.Error, OSError) as exc:
+            raise NothingCommitted(str(exc)) from exc
+        return None if row is None else _image(_Row(*row))
 
     async def which_are_ready(self, image_ids: Sequence[str]) -> set[str]:
         """Return the ids among `image_ids` whose image is ready."""
@@ -665,7 +680,11 @@ def _renditions_text(renditions: Mapping[str, Rendition]) -> str:
     return json.dumps({name: [*r.size, r.bytes, r.sha256] for name, r in renditions.items()})
 
 
-def _image(row: Row[Any]) -> Image:
+#: A row as RowReader returns it.
+_Row = namedtuple("_Row", [column.name for column in images.columns])  # type: ignore[misc] # named by the schema
+
+
+def _image(row: Any) -> Image:
     stored: dict[str, tuple[int, int, int, str]] = json.loads(row.renditions)
     return Image(
         id=row.id,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import aiosqlite
-from sqlalchemy import event, make_url
+from sqlalchemy import Select, event, make_url
+from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from shared.cancellation import to_the_end
@@ -65,6 +66,32 @@ async def _connected(database: str, existing: bool) -> _Connection:
     connection = _Connection(await to_the_end(asyncio.to_thread(connect)))
     await connection
     return connection
+
+
+class RowReader:
+    """Reads single rows by one statement, over a connection of its own.
+
+    SQLAlchemy's asyncio layer takes ten times the CPU time for it (`python -m bench.rows`), and most requests need
+    nothing else from the ledger.
+    """
+
+    def __init__(self, database: str, statement: Select[Any]) -> None:
+        self._database = database
+        self._statement = str(statement.compile(dialect=dialect()))
+        self._connecting: asyncio.Task[_Connection] | None = None
+
+    async def read(self, *parameters: Any) -> tuple[Any, ...] | None:
+        """Return the row, or None. Raises sqlite3.Error."""
+        if self._connecting is None or (self._connecting.done() and self._connecting.exception() is not None):
+            self._connecting = asyncio.create_task(_connected(self._database, existing=True))
+        connection = await asyncio.shield(self._connecting)
+        rows = (await connection.run(self._statement, parameters)).rows
+        return rows[0] if rows else None
+
+    async def close(self) -> None:
+        if self._connecting is not None:
+            with suppress(sqlite3.Error):
+                await (await self._connecting).close()
 
 
 @dataclass(frozen=True)
