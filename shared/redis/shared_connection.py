@@ -33,10 +33,6 @@ _MOST_BYTES = 2 * 1024 * 1024
 _LEAST_REPLY_BYTES = 2 * 1024
 #: Seconds between the end of a connection and the next attempt, doubled after each attempt that fails.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1 / 8, 1.0
-#: Seconds between two checks that the server still accepts writes.
-_CHECK_SECONDS = 1.0
-#: A key that never exists. A replica refuses even to delete it.
-_NO_KEY = "asgilook:nothing"
 
 Command = tuple[bytes | str | int, ...]
 
@@ -137,7 +133,7 @@ class SharedConnection:
     async def _use(self, connection: AbstractConnection) -> None:
         """Return, or raise the reason, when the connection is lost."""
         self._lost = asyncio.get_running_loop().create_future()
-        tasks = [asyncio.create_task(each) for each in (self._read(connection), self._write(connection), self._check())]
+        tasks = [asyncio.create_task(each) for each in (self._read(connection), self._write(connection))]
         try:
             ended, _ = await asyncio.wait([self._lost, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -170,22 +166,13 @@ class SharedConnection:
                 exchange.replies.set_result(replies)
             replies = []
 
-    async def _check(self) -> None:
-        """Send a write now and then, which a replica refuses.
-
-        A failover turns the old master into a replica that may keep its connections. Reads alone would not notice it,
-        and would see no changed token any more.
-        """
-        while True:
-            await asyncio.sleep(_CHECK_SECONDS)
-            if self.is_free:
-                await self.execute(("DEL", _NO_KEY), seconds=WORKER_DEADLINE)
-
 
 async def _reply_from(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response()
     except ReadOnlyError:
+        # A failover has made a replica of the server, which keeps its connections but sees no changed token any more.
+        # Every read begins with a write, so the first one finds out; the address leads to the new master.
         raise
     except ResponseError as refusal:
         return refusal
