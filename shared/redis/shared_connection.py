@@ -26,11 +26,9 @@ from shared.stalls import Deadline
 
 logger = logging.getLogger(__name__)
 
-#: Bytes that may be under way, commands and expected replies together. Redis keeps in memory what it has answered and
-#: we have not read, and the last exchange waits for all of it.
-_MOST_BYTES = 2 * 1024 * 1024
-#: What the replies of an exchange are expected to take at least, so that the number of exchanges is bounded, too.
-_LEAST_REPLY_BYTES = 2 * 1024
+#: Exchanges that may be under way. Redis keeps in memory what it has answered and we have not read, and the last
+#: exchange waits for all of it. Large copies do not come this way.
+_MOST_EXCHANGES = 64
 #: Seconds between the end of a connection and the next attempt, doubled after each attempt that fails.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1 / 8, 1.0
 
@@ -47,7 +45,6 @@ def connection_beside(client: Redis) -> SharedConnection | None:
 class _Exchange:
     replies: asyncio.Future[list[Any]]
     commands: int
-    bytes: float
     deadline: Deadline
 
 
@@ -65,13 +62,11 @@ class SharedConnection:
         self._exchanges: deque[_Exchange] = deque()
         self._unsent: list[bytes] = []
         self._has_unsent = asyncio.Event()
-        self._bytes_under_way = 0.0
-        self._usual_reply_bytes: float = _LEAST_REPLY_BYTES
 
     @property
     def is_free(self) -> bool:
         """Whether there is a connection with room for another exchange."""
-        return self._lost is not None and self._bytes_under_way < _MOST_BYTES
+        return self._lost is not None and len(self._exchanges) < _MOST_EXCHANGES
 
     def execute(self, *commands: Command, seconds: float) -> asyncio.Future[list[Any]]:
         """Send commands, and return a future of their replies, in order. A refusal is a reply, too: a ResponseError.
@@ -82,11 +77,9 @@ class SharedConnection:
         if self._lost is None:
             raise ConnectionLost("there is no connection")
         packed = b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type] # typed as if it took one word
-        bytes_expected = len(packed) + self._usual_reply_bytes
-        exchange = _Exchange(self._lost.get_loop().create_future(), len(commands), bytes_expected, Deadline())
+        exchange = _Exchange(self._lost.get_loop().create_future(), len(commands), Deadline())
         exchange.deadline.start(seconds, partial(self.drop, TimeoutError, "a reply is overdue"))
         self._exchanges.append(exchange)
-        self._bytes_under_way += exchange.bytes
         self._unsent.append(packed)
         self._has_unsent.set()
         return exchange.replies
@@ -98,7 +91,6 @@ class SharedConnection:
         self._lost.set_result(None)
         self._lost = None
         self._unsent.clear()
-        self._bytes_under_way = 0.0
         while self._exchanges:
             exchange = self._exchanges.popleft()
             exchange.deadline.stop()
@@ -158,10 +150,6 @@ class SharedConnection:
                 continue
             exchange = self._exchanges.popleft()
             exchange.deadline.stop()
-            self._bytes_under_way -= exchange.bytes
-            # It grows at once and shrinks slowly: one large reply among many small ones is what matters.
-            size = _size_of(replies)
-            self._usual_reply_bytes = max(size, 0.9 * self._usual_reply_bytes + 0.1 * size, _LEAST_REPLY_BYTES)
             if not exchange.replies.done():  # its caller may have been cancelled
                 exchange.replies.set_result(replies)
             replies = []
@@ -176,9 +164,3 @@ async def _reply_from(connection: AbstractConnection) -> Any:
         raise
     except ResponseError as refusal:
         return refusal
-
-
-def _size_of(reply: Any) -> int:
-    if isinstance(reply, bytes):
-        return len(reply)
-    return sum(map(_size_of, reply)) if isinstance(reply, list) else 0
