@@ -37,18 +37,15 @@ class LocalCopies:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._missed.wait(), _EVERY_SECONDS)
             try:
-                await self.check(now_and_then=not self._missed.is_set())
+                await self.check()
             except AsgilookError as exc:
                 logger.info("copies could not be checked", extra={"reason": str(exc)})
             except Exception:
                 logger.exception("checking copies failed")
             await asyncio.sleep(_LEAST_SECONDS)
 
-    async def check(self, now_and_then: bool = False) -> None:
+    async def check(self) -> None:
         """Remove the copies of images that are not ready any more."""
         # Cleared first: a gap that begins during the check needs another check.
         self._missed.clear()
         await self._storage.check_copies(self._ledger.which_are_ready)
-        if now_and_then:
-            # Not at the start, when the processes that will take these folders over may still be starting.
-            await self._storage.clear_abandoned_copies()

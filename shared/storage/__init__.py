@@ -102,6 +102,3 @@ class KeepsCopies(Protocol):
 
     async def check_copies(self, which_are_ready: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
         """Remove this process's copies of images that are not ready any more."""
-
-    async def clear_abandoned_copies(self) -> None:
-        """Remove the copies of processes of this machine that have ended without a successor."""

@@ -59,7 +59,7 @@ class CachedStorage:
         await in_thread(self._folder, self._cache.open)
 
     async def close(self) -> None:
-        # No copy may be written once the next process owns the folder and has counted it.
+        # No copy may be written once the next process owns the folder.
         await cancel(*self._fills.values())
         self._cache.close()
         await self._storage.close()
@@ -102,9 +102,6 @@ class CachedStorage:
             page = images[start : start + _PAGE]
             for image_id in set(page) - await which_are_ready(page):
                 await self.forget_copies(image_id)
-
-    async def clear_abandoned_copies(self) -> None:
-        await in_thread(self._folder, self._cache.clear_abandoned)
 
     async def _drop(self, prefix: str) -> None:
         # Copies under way are removed when they are written; the caller does not wait for them.

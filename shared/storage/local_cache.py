@@ -1,15 +1,14 @@
 """Which copies of renditions are on this machine's disk, and which of them make room for a new one.
 
-Each process has a folder of its own, in which no other process counts, evicts or removes:
+Each process has a folder of its own, in which no other process counts, evicts or removes. It begins empty: copies are
+not fsynced, so a power cut may have torn those of an earlier process.
 
     cache/{number}/lock                         locked by the process that owns the folder
-    cache/{number}/boot                         the boot id of the machine when the copies were made
     cache/{number}/{x}/{id}.{attempt}.{name}    a copy; its name begins with a point until it is whole
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import shutil
 from collections import OrderedDict
@@ -24,7 +23,6 @@ _NAME_BYTES = 128
 _FOLDERS = 16
 #: What the folders take on the disk besides copies.
 FIXED_BYTES = (_FOLDERS + 3) * _BLOCK_BYTES
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class LocalCache:
@@ -47,58 +45,20 @@ class LocalCache:
         return self._copied + self._under_way
 
     def open(self) -> None:
-        """Take the first folder that no process owns, with the copies in it; blocks."""
+        """Take the first folder that no process owns, and remove the copies in all of those; blocks."""
         number = 0
         while self._lock is None:
             self._folder = self._root / str(number)
             self._folder.mkdir(parents=True, exist_ok=True)
-            lock = (self._folder / "lock").open("ab")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._lock = lock
-            except BlockingIOError:
-                lock.close()
-                number += 1
-        self._clear_if_torn()
-        self._take_stock()
-
-    def _clear_if_torn(self) -> None:
-        """Remove all copies after a reboot: they are not fsynced, so a power cut may have torn them."""
-        boot, now = self._folder / "boot", _BOOT_ID.read_text() if _BOOT_ID.exists() else ""
-        if now and boot.exists() and boot.read_text() == now:
-            return
-        _clear(self._folder)
-        boot.write_text(now)
-
-    def clear_abandoned(self) -> None:
-        """Remove the copies in folders that no process owns any more; blocks."""
+            self._lock = _emptied(self._folder)
+            number += 1
         for folder in self._root.iterdir():
-            if folder != self._folder and folder.is_dir():
-                with (folder / "lock").open("ab") as lock, contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _clear(folder)
+            if folder != self._folder and folder.is_dir() and (lock := _emptied(folder)) is not None:
+                lock.close()
 
     def images(self) -> list[str]:
         """Return the ids of the images that have copies."""
         return list(self._keys_of)
-
-    def _take_stock(self) -> None:
-        found: list[tuple[float, str, int]] = []
-        for folder in (entry for entry in self._folder.iterdir() if entry.is_dir()):
-            for path in folder.iterdir():
-                if path.name.startswith(".") or path.name.count(".") < 2:
-                    path.unlink()
-                else:
-                    status = path.stat()
-                    found.append((status.st_mtime, path.name, status.st_size))
-        for _, name, length in sorted(found):
-            image_id, attempt, rendition = name.split(".", 2)
-            self.note(f"renditions/{image_id}/{attempt}/{rendition}", length)
-        # The bound may be lower than the former process's.
-        while self._copied > self._bound and self._bytes:
-            oldest = next(iter(self._bytes))
-            self.forget(oldest)
-            self.place_of(oldest).unlink()
 
     def close(self) -> None:
         """Give the folder up, for the next process."""
@@ -162,10 +122,18 @@ class LocalCache:
         return [self.place_of(key) for key in keys]
 
 
-def _clear(folder: Path) -> None:
+def _emptied(folder: Path) -> IO[bytes] | None:
+    """Lock a folder and remove the copies in it; return the lock, or None if another process owns the folder."""
+    lock = (folder / "lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
     for entry in folder.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
+    return lock
 
 
 def _on_disk(length: int) -> int:
