@@ -6,6 +6,7 @@ Longer than 250 lines: one field, one line of `from_env` and often one parser fo
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -132,48 +133,48 @@ class Settings:
             storage_path=read("ASGI_LOOK_STORAGE_PATH", _folder, default.storage_path),
             storage_url=read("ASGI_LOOK_STORAGE", _storage_url, default.storage_url),
             allow_local=read("ASGI_LOOK_ALLOW_LOCAL", _flag, default.allow_local),
-            local_cache_bytes=read("ASGI_LOOK_LOCAL_CACHE_BYTES", _at_least(0), default.local_cache_bytes),
-            redirect_bytes=read("ASGI_LOOK_REDIRECT_BYTES", _at_least(0), default.redirect_bytes),
-            memory_cache_bytes=read("ASGI_LOOK_MEMORY_CACHE_BYTES", _at_least(0), default.memory_cache_bytes),
+            local_cache_bytes=read("ASGI_LOOK_LOCAL_CACHE_BYTES", _whole(0), default.local_cache_bytes),
+            redirect_bytes=read("ASGI_LOOK_REDIRECT_BYTES", _whole(0), default.redirect_bytes),
+            memory_cache_bytes=read("ASGI_LOOK_MEMORY_CACHE_BYTES", _whole(0), default.memory_cache_bytes),
             accel=read("ASGI_LOOK_ACCEL", _accel, default.accel),
             database_url=read("DATABASE_URL", _database_url, ""),
-            database_connections=read("ASGI_LOOK_DATABASE_CONNECTIONS", _at_least(1), default.database_connections),
+            database_connections=read("ASGI_LOOK_DATABASE_CONNECTIONS", _whole(1), default.database_connections),
             redis_url=read("REDIS_URL", _redis_url, default.redis_url),
             cache_redis_url=read("CACHE_REDIS_URL", _redis_url, ""),
-            redis_cert_reqs=read("ASGI_LOOK_REDIS_CERT_REQS", _cert_reqs, _usual_cert_reqs(env)),
+            redis_cert_reqs=read("ASGI_LOOK_REDIS_CERT_REQS", _one_of("required", "none"), _usual_cert_reqs(env)),
             redis_ca_certs=read("ASGI_LOOK_REDIS_CA_CERTS", _file, default.redis_ca_certs),
-            redis_max_connections=read("ASGI_LOOK_REDIS_MAX_CONNECTIONS", _at_least(2), default.redis_max_connections),
+            redis_max_connections=read("ASGI_LOOK_REDIS_MAX_CONNECTIONS", _whole(2), default.redis_max_connections),
             write_token=read("ASGI_LOOK_WRITE_TOKEN", _token, default.write_token),
-            max_connections=read("ASGI_LOOK_MAX_CONNECTIONS", _at_least(1), default.max_connections),
+            max_connections=read("ASGI_LOOK_MAX_CONNECTIONS", _whole(1), default.max_connections),
             header_seconds=read("ASGI_LOOK_HEADER_SECONDS", _seconds, default.header_seconds),
             download_stall_seconds=read("ASGI_LOOK_DOWNLOAD_STALL_SECONDS", _seconds, default.download_stall_seconds),
-            download_least_rate=read("ASGI_LOOK_DOWNLOAD_LEAST_RATE", _at_least(0), default.download_least_rate),
-            max_unsent_bytes=read("ASGI_LOOK_MAX_UNSENT_BYTES", _at_least(1), default.max_unsent_bytes),
-            max_upload_bytes=read("ASGI_LOOK_MAX_UPLOAD_BYTES", _at_least(1), default.max_upload_bytes),
+            download_least_rate=read("ASGI_LOOK_DOWNLOAD_LEAST_RATE", _whole(0), default.download_least_rate),
+            max_unsent_bytes=read("ASGI_LOOK_MAX_UNSENT_BYTES", _whole(1), default.max_unsent_bytes),
+            max_upload_bytes=read("ASGI_LOOK_MAX_UPLOAD_BYTES", _whole(1), default.max_upload_bytes),
             upload_stall_seconds=read("ASGI_LOOK_UPLOAD_STALL_SECONDS", _seconds, default.upload_stall_seconds),
-            upload_least_rate=read("ASGI_LOOK_UPLOAD_LEAST_RATE", _at_least(0), default.upload_least_rate),
-            max_waiting=read("ASGI_LOOK_MAX_WAITING", _at_least(1), default.max_waiting),
-            free_disk_floor=read("ASGI_LOOK_FREE_DISK_FLOOR", _at_least(0), default.free_disk_floor),
+            upload_least_rate=read("ASGI_LOOK_UPLOAD_LEAST_RATE", _whole(0), default.upload_least_rate),
+            max_waiting=read("ASGI_LOOK_MAX_WAITING", _whole(1), default.max_waiting),
+            free_disk_floor=read("ASGI_LOOK_FREE_DISK_FLOOR", _whole(0), default.free_disk_floor),
             keep_originals=read("ASGI_LOOK_KEEP_ORIGINALS", _flag, default.keep_originals),
-            min_thumb_size=read("ASGI_LOOK_MIN_THUMB_SIZE", _at_least(1), default.min_thumb_size),
+            min_thumb_size=read("ASGI_LOOK_MIN_THUMB_SIZE", _whole(1), default.min_thumb_size),
             background=read("ASGI_LOOK_BACKGROUND", _colour, default.background),
-            max_pixels=read("ASGI_LOOK_MAX_PIXELS", _at_least(1), default.max_pixels),
-            max_side=read("ASGI_LOOK_MAX_SIDE", _between(1, MAX_SIDE), default.max_side),
-            picture_max_age=read("ASGI_LOOK_PICTURE_MAX_AGE", _at_least(0), default.picture_max_age),
-            render_slots=read("ASGI_LOOK_RENDER_SLOTS", _at_least(1), default.render_slots),
-            render_cpu_seconds=read("ASGI_LOOK_RENDER_CPU_SECONDS", _at_least(1), default.render_cpu_seconds),
+            max_pixels=read("ASGI_LOOK_MAX_PIXELS", _whole(1), default.max_pixels),
+            max_side=read("ASGI_LOOK_MAX_SIDE", _whole(1, MAX_SIDE), default.max_side),
+            picture_max_age=read("ASGI_LOOK_PICTURE_MAX_AGE", _whole(0), default.picture_max_age),
+            render_slots=read("ASGI_LOOK_RENDER_SLOTS", _whole(1), default.render_slots),
+            render_cpu_seconds=read("ASGI_LOOK_RENDER_CPU_SECONDS", _whole(1), default.render_cpu_seconds),
             render_wall_seconds=read("ASGI_LOOK_RENDER_WALL_SECONDS", _seconds, default.render_wall_seconds),
             render_memory_bytes=read(
-                "ASGI_LOOK_RENDER_MEMORY_BYTES", _at_least(256 * 1024 * 1024), default.render_memory_bytes
+                "ASGI_LOOK_RENDER_MEMORY_BYTES", _whole(256 * 1024 * 1024), default.render_memory_bytes
             ),
-            grace_seconds=read("ASGI_LOOK_GRACE_SECONDS", _at_least(0), default.grace_seconds),
+            grace_seconds=read("ASGI_LOOK_GRACE_SECONDS", _whole(0), default.grace_seconds),
             keep_alive_seconds=read("ASGI_LOOK_KEEP_ALIVE_SECONDS", _seconds, default.keep_alive_seconds),
             cors_origins=read("ASGI_LOOK_CORS_ORIGINS", _origins, default.cors_origins),
-            log_level=read("ASGI_LOOK_LOG_LEVEL", _log_level, default.log_level),
+            log_level=read("ASGI_LOOK_LOG_LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), default.log_level),
             host=read("HOST", str, default.host),
             metrics=read("ASGI_LOOK_METRICS", _flag, default.metrics),
             metrics_token=read("ASGI_LOOK_METRICS_TOKEN", _token, default.metrics_token),
-            metrics_port=read("ASGI_LOOK_METRICS_PORT", _between(1, 65_535), default.metrics_port),
+            metrics_port=read("ASGI_LOOK_METRICS_PORT", _whole(1, 65_535), default.metrics_port),
             tracing=_names_a_receiver(env),
         )
         if settings.accel is not None and settings.storage_url is not None:
@@ -203,19 +204,12 @@ def _ledger_in(folder: Path) -> str:
     return f"sqlite:///{folder / 'ledger.sqlite3'}"
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+    bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text, re.ASCII) or int(text) < least:
-            raise ValueError(f"not a whole number of at least {least}: {text}")
-        return int(text)
-
-    return parse
-
-
-def _between(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not least <= int(text) <= most:
-            raise ValueError(f"not a whole number from {least} to {most}: {text}")
+        if not re.fullmatch(r"\d{1,20}", text, re.ASCII) or not least <= int(text) <= most:
+            raise ValueError(f"not a whole number {bounds}: {text}")
         return int(text)
 
     return parse
@@ -262,10 +256,14 @@ def _file(text: str) -> Path:
     return path
 
 
-def _cert_reqs(text: str) -> str:
-    if text.lower() not in ("required", "none"):
-        raise ValueError(f"not one of required, none: {text}")
-    return text.lower()
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        for choice in choices:
+            if text.lower() == choice.lower():
+                return choice
+        raise ValueError(f"not one of {', '.join(choices)}: {text}")
+
+    return parse
 
 
 def _usual_cert_reqs(env: Mapping[str, str]) -> str:
@@ -328,12 +326,6 @@ def _origins(text: str) -> tuple[str, ...]:
                 f"not * nor origins like https://www.example.com, in lower case, without path and usual port: {origin}"
             )
     return origins
-
-
-def _log_level(text: str) -> str:
-    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise ValueError(f"not one of DEBUG, INFO, WARNING, ERROR: {text}")
-    return text.upper()
 
 
 def _redis_url(text: str) -> str:
