@@ -23,7 +23,7 @@ from shared.storage import KeepsCopies
 from shared.storage.backends import open_storage
 from shared.telemetry import tracing
 from shared.telemetry.exposition import Exposition
-from shared.telemetry.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
+from shared.telemetry.metrics import LEDGER_SECONDS, STORAGE_SECONDS
 from shared.telemetry.tracing import traced
 
 
@@ -37,8 +37,8 @@ class Collaborators:
         self.exposition = Exposition() if settings.metrics or settings.metrics_token else None
         if settings.tracing:
             tracing.switch_on("web")
-        self.ledger = traced(timed(Ledger.connect(settings), LEDGER_SECONDS), "ledger")
-        self.storage = traced(timed(open_storage(settings, cached=True), STORAGE_SECONDS), "storage")
+        self.ledger = traced(Ledger.connect(settings), "ledger", LEDGER_SECONDS)
+        self.storage = traced(open_storage(settings, cached=True), "storage", STORAGE_SECONDS)
         self.memory = Memory(settings.memory_cache_bytes, clock)
         keeps_copies = self.storage if isinstance(self.storage, KeepsCopies) else None
         self._local_copies = None if keeps_copies is None else LocalCopies(self.ledger, keeps_copies)

@@ -32,7 +32,7 @@ from shared.storage import Storage
 from shared.storage.backends import open_storage
 from shared.telemetry import logs, tracing
 from shared.telemetry.exposition import Exposition
-from shared.telemetry.metrics import LEDGER_SECONDS, STORAGE_SECONDS, timed
+from shared.telemetry.metrics import LEDGER_SECONDS, STORAGE_SECONDS
 from shared.telemetry.tracing import traced
 from worker import capacity
 from worker.attempts import Attempts
@@ -103,9 +103,9 @@ async def _open(settings: Settings, stack: contextlib.AsyncExitStack) -> Backend
     if settings.tracing:
         tracing.switch_on("worker")
         stack.push_async_callback(tracing.close)
-    ledger = traced(timed(Ledger.connect(settings), LEDGER_SECONDS), "ledger")
+    ledger = traced(Ledger.connect(settings), "ledger", LEDGER_SECONDS)
     stack.push_async_callback(ledger.close)
-    storage = traced(timed(open_storage(settings), STORAGE_SECONDS), "storage")
+    storage = traced(open_storage(settings), "storage", STORAGE_SECONDS)
     await storage.prepare()
     identity = await check_storage(ledger, storage, settings)
 

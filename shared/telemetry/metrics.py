@@ -5,16 +5,12 @@ Labels have few values: routes and not paths, types and not details.
 
 from __future__ import annotations
 
-import inspect
-import time
-from collections.abc import Awaitable, Callable, Iterable
-from functools import cache, wraps
+from collections.abc import Iterable
+from functools import cache
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any
 
 from shared.errors import RenderFailure
-
-T = TypeVar("T")
 
 
 class _Metric:
@@ -126,24 +122,3 @@ def switch_on(prometheus: Any, registry: Any) -> None:
     """Count everything above in `registry` from now on. `prometheus` is the library."""
     for metric in _ALL:
         metric.switch_on(prometheus, registry)
-
-
-def timed(part: T, seconds: Histogram) -> T:
-    """Time each public coroutine method of `part`, if metrics are on; return `part`."""
-    if seconds.is_on:
-        for name, operation in inspect.getmembers(part, inspect.iscoroutinefunction):
-            if not name.startswith("_"):
-                setattr(part, name, _timed(operation, name, seconds))
-    return part
-
-
-def _timed(operation: Callable[..., Awaitable[T]], name: str, seconds: Histogram) -> Callable[..., Awaitable[T]]:
-    @wraps(operation)
-    async def timed_operation(*args: Any, **kwargs: Any) -> T:
-        began = time.monotonic()
-        try:
-            return await operation(*args, **kwargs)
-        finally:
-            seconds.observe(time.monotonic() - began, name)
-
-    return timed_operation

@@ -10,14 +10,16 @@ import asyncio
 import inspect
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
 
 from shared.images import Image
 from shared.telemetry import logs
+from shared.telemetry.metrics import Histogram
 
 T = TypeVar("T")
 
@@ -129,20 +131,11 @@ def switch_on(process: str) -> None:
 
 async def close() -> None:
     """Send the spans that are left, for at most a second."""
-    if _tracing is None:
-        return
-    # Not a thread of the event loop's executor: asyncio waits for those at its end.
-    loop, sent = asyncio.get_running_loop(), asyncio.Event()
-
-    def send(provider: Any) -> None:
-        provider.shutdown()
-        with suppress(RuntimeError):  # the loop is closed: `close` has returned
-            loop.call_soon_threadsafe(sent.set)
-
-    threading.Thread(target=send, args=[_tracing.provider], daemon=True).start()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_FLUSH_SECONDS):
-            await sent.wait()
+    if _tracing is not None:
+        # Not a thread of the event loop's executor: asyncio waits for those at its end, and a receiver may be silent.
+        sending = threading.Thread(target=_tracing.provider.shutdown, daemon=True)
+        sending.start()
+        await asyncio.to_thread(sending.join, _FLUSH_SECONDS)
 
 
 def request(method: str, headers: Iterable[tuple[bytes, bytes]]) -> AbstractContextManager[None]:
@@ -191,20 +184,30 @@ def traceparent() -> str | None:
     return _traceparent.get()
 
 
-def traced(part: T, name: str) -> T:
-    """Make each public coroutine method of `part` a span, if tracing is on; return `part`."""
-    if _tracing is not None:
+def traced(part: T, name: str, seconds: Histogram | None = None) -> T:
+    """Make each public coroutine method of `part` a span, and time it in `seconds`; return `part`.
+
+    Where neither traces nor metrics are on, the methods stay as they are.
+    """
+    if _tracing is not None or (seconds is not None and seconds.is_on):
         for method, operation in inspect.getmembers(part, inspect.iscoroutinefunction):
             if not method.startswith("_"):
-                setattr(part, method, _traced(operation, f"{name}.{method}"))
+                setattr(part, method, _traced(operation, name, method, seconds))
     return part
 
 
-def _traced(operation: Callable[..., Awaitable[T]], name: str) -> Callable[..., Awaitable[T]]:
+def _traced(
+    operation: Callable[..., Awaitable[T]], name: str, method: str, seconds: Histogram | None
+) -> Callable[..., Awaitable[T]]:
     @wraps(operation)
     async def traced_operation(*args: Any, **kwargs: Any) -> T:
-        with span(name):
-            return await operation(*args, **kwargs)
+        began = time.monotonic()
+        try:
+            with span(f"{name}.{method}"):
+                return await operation(*args, **kwargs)
+        finally:
+            if seconds is not None:
+                seconds.observe(time.monotonic() - began, method)
 
     return traced_operation
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared.errors import LedgerUnavailable
 from shared.ledger import Ledger, Waiting
 from shared.redis.queue import Queue
-from shared.telemetry import exposition, metrics
+from shared.telemetry import exposition, metrics, tracing
 from shared.telemetry.exposition import Exposition
 from tests.ledgers import claimed, failed, let_pass, queued, ready
 
@@ -75,7 +75,7 @@ class Part:
 
 async def test_operations_are_timed_however_they_end(ledger: Ledger, queue: Queue) -> None:
     exposition = Exposition()
-    part = metrics.timed(Part(), metrics.LEDGER_SECONDS)
+    part = tracing.traced(Part(), "part", metrics.LEDGER_SECONDS)
 
     assert await part.work("good") == "good"
     with pytest.raises(LedgerUnavailable):
@@ -85,7 +85,7 @@ async def test_operations_are_timed_however_they_end(ledger: Ledger, queue: Queu
 
 
 def test_operations_are_left_as_they_are_where_nobody_counts() -> None:
-    part = metrics.timed(Part(), metrics.LEDGER_SECONDS)
+    part = tracing.traced(Part(), "part", metrics.LEDGER_SECONDS)
 
     assert vars(part) == {}
 
