@@ -19,6 +19,8 @@ MAKE_THUMBNAILS = "make_thumbnails"
 
 #: Seconds without a heartbeat after which a worker counts as dead.
 ALIVE_SECONDS = 6
+#: Follows the name of a worker whose children run without a system-call filter.
+_UNFILTERED = " unfiltered"
 
 #: Rings of the doorbell that are kept for workers. A ring that is lost costs half a second.
 _MOST_RINGS = 1000
@@ -89,45 +91,35 @@ class Queue:
         """Return the number of jobs in the queue. Asks even a Redis that is left alone."""
         return int(await self._breaker.call(lambda: self._client.zcard(self.name), even_if_open=True))
 
-    @property
-    def _unfiltered_beats(self) -> str:
-        return f"{self._beats}:unfiltered"
-
     async def beat(self, worker: str, *, is_filtered: bool = True) -> None:
         """Record, by Redis' clock, that this worker is alive, and whether a system-call filter holds its children."""
 
         async def exchange() -> None:
             seconds, _ = await self._client.time()
             async with self._client.pipeline(transaction=False) as pipe:
-                for key in (self._beats,) if is_filtered else (self._beats, self._unfiltered_beats):
-                    pipe.zadd(key, {worker: seconds})
-                    pipe.zremrangebyscore(key, "-inf", seconds - 10 * ALIVE_SECONDS)
-                    pipe.expire(key, 20 * ALIVE_SECONDS)
+                pipe.zadd(self._beats, {worker if is_filtered else worker + _UNFILTERED: seconds})
+                pipe.zremrangebyscore(self._beats, "-inf", seconds - 10 * ALIVE_SECONDS)
+                pipe.expire(self._beats, 20 * ALIVE_SECONDS)
                 await pipe.execute()
 
         await self._breaker.call(exchange)
 
     async def forget(self, worker: str) -> None:
         """Record that this worker has ended."""
-
-        async def exchange() -> None:
-            for key in (self._beats, self._unfiltered_beats):
-                await self._client.zrem(key, worker)
-
-        await self._breaker.call(exchange)
+        await self._breaker.call(lambda: self._client.zrem(self._beats, worker, worker + _UNFILTERED))
 
     async def workers_alive(self) -> list[str]:
         """Return the names of the workers that are alive."""
-        return await self._recent_in(self._beats)
+        return sorted({name.removesuffix(_UNFILTERED) for name in await self._beating()})
 
     async def workers_unfiltered(self) -> list[str]:
         """Return the names of those of them whose children run without a system-call filter."""
-        return await self._recent_in(self._unfiltered_beats)
+        return [name.removesuffix(_UNFILTERED) for name in await self._beating() if name.endswith(_UNFILTERED)]
 
-    async def _recent_in(self, beats: str) -> list[str]:
+    async def _beating(self) -> list[str]:
         async def exchange() -> list[str]:
             seconds, _ = await self._client.time()
-            names = await self._client.zrangebyscore(beats, seconds - ALIVE_SECONDS, "+inf")
+            names = await self._client.zrangebyscore(self._beats, seconds - ALIVE_SECONDS, "+inf")
             return [name.decode() for name in names]
 
         return await self._breaker.call(exchange)
