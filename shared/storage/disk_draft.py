@@ -22,9 +22,8 @@ class DiskDraft:
         self.path = path
         self._file = file
         self._is_kept = False
-        #: What is not written yet, and its length.
-        self._pieces: list[bytes] = []
-        self._collected = 0
+        #: What is not written yet.
+        self._collected = bytearray()
         self._digest = hashlib.sha256()
         self._length = 0
 
@@ -35,9 +34,8 @@ class DiskDraft:
         return cls(path, path.open("x+b", buffering=0))
 
     async def write(self, chunk: bytes) -> None:
-        self._pieces.append(chunk)
-        self._collected += len(chunk)
-        if self._collected >= WRITTEN_AT_ONCE:
+        self._collected += chunk
+        if len(self._collected) >= WRITTEN_AT_ONCE:
             await self.flush()
 
     def fileno(self) -> int:
@@ -59,20 +57,16 @@ class DiskDraft:
 
     async def flush(self) -> None:
         """Write what is collected, so that it can be read from the file."""
-        if self._pieces:
+        if self._collected:
             await in_thread(self.path, self._flush)
 
     def _flush(self) -> None:
-        pieces, self._pieces, self._collected = self._pieces, [], 0
-        pieces.reverse()
-        while pieces:
-            # Popped, so that each piece leaves the memory as soon as it is written.
-            piece = pieces.pop()
-            self._digest.update(piece)
-            self._length += len(piece)
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[self._file.write(rest) or 0 :]
+        collected, self._collected = self._collected, bytearray()
+        self._digest.update(collected)
+        self._length += len(collected)
+        rest = memoryview(collected)
+        while rest:
+            rest = rest[self._file.write(rest) or 0 :]
 
     def sync(self) -> None:
         """Make the file's bytes survive a power cut, still under the temporary name; blocks."""
