@@ -54,9 +54,9 @@ class Listener:
         client: Redis,
         ledger_name: LedgerName,
         *,
-        on_change: Callable[[str], None] | None = None,
+        on_change: Callable[[str], None] = lambda image_id: None,
         after_change: Callable[[str], Awaitable[None]] | None = None,
-        on_gap: Callable[[], None] | None = None,
+        on_gap: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._ledger_name = ledger_name
@@ -98,13 +98,11 @@ class Listener:
         if message["type"] == "subscribe":
             for event in [event for events in self._waiting.values() for event in events]:
                 event.set()
-            if self._on_gap is not None:
-                self._on_gap()
+            self._on_gap()
             return
         data = message["data"]
         image_id = data.decode("ascii", "replace") if isinstance(data, bytes) else str(data)
-        if self._on_change is not None:
-            self._on_change(image_id)
+        self._on_change(image_id)
         for event in list(self._waiting.get(image_id, ())):
             event.set()
         if self._after_change is not None:
