@@ -92,3 +92,12 @@ def _headings(page: Path) -> set[str]:
     """Return the anchors that GitHub makes of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_a_module_past_250_lines_says_why_at_its_top() -> None:
+    modules = [module for room in ("api", "worker", "shared", "launch") for module in (ROOT / room).rglob("*.py")]
+    long = [module for module in modules if len(module.read_text().splitlines()) > 250]
+
+    assert long != []
+    for module in long:
+        assert "250 lines" in module.read_text().partition('"""')[2].partition('"""')[0], module

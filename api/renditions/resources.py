@@ -1,4 +1,8 @@
-"""The renditions: an image's JPEG and its thumbnails, from storage where no copy is at hand."""
+"""The renditions: an image's JPEG and its thumbnails, from storage where no copy is at hand.
+
+Longer than 250 lines: whole, streamed, redirected or named to the proxy, each file may be superseded between its row
+and its read, and one function makes good for that.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Redis copies of HTTP responses. A copy counts only while its token is the one in Redis.
 
 To invalidate is to set a new random token after the commit: there is no delete, so no fill can come after it.
+
+Longer than 250 lines: what a copy is, where it lies and when it counts are one protocol.
 """
 
 from __future__ import annotations
