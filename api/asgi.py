@@ -18,8 +18,6 @@ from shared.settings import Settings
 from shared.telemetry import logs
 
 _PR_SET_PDEATHSIG = 1
-#: Objects that there are more of than at the last collection, when there is another.
-_ALLOCATIONS = 5_000
 
 
 def create_application() -> Guard:
@@ -32,7 +30,7 @@ def create_application() -> Guard:
 
 
 def die_with_supervisor() -> None:
-    """With WEB_CONCURRENCY, uvicorn's supervisor may be killed: its orphans must not go on holding the port."""
+    """End with uvicorn's supervisor (WEB_CONCURRENCY) even if it is killed: an orphan would hold the port."""
     supervisor = multiprocessing.parent_process()
     if supervisor is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -40,20 +38,11 @@ def die_with_supervisor() -> None:
             sys.exit(1)
 
 
-def keep_from_collector() -> None:
-    """Have the garbage collector pass over what there is by now: it stays.
-
-    It looks for what refers to itself, and no request leaves such things behind; each look takes time from them.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_ALLOCATIONS)
-
-
 die_with_supervisor()
 try:
     application = create_application()
-    keep_from_collector()
+    # The garbage collector skips what is loaded by now: it stays.
+    gc.freeze()
 except AsgilookError as exc:
     print(f"asgilook: the web process cannot run: {exc}", file=sys.stderr)
     # The one code at which uvicorn's supervisor ends too, instead of starting the same again and again.

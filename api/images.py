@@ -74,8 +74,7 @@ class ImageList:
         # after the list was read: it may show what was committed in between.
         with contextlib.suppress(RedisAway):
             await self._settling.settle_all_tokens()
-        body = body_of([record_of(image) for image in images[: page.limit]])
-        _set_json(resp, body)
+        _set_json(resp, [record_of(image) for image in images[: page.limit]], etag=True)
         if link := page.next_link(images):
             resp.set_header("Link", link)
 
@@ -109,7 +108,7 @@ class ImageList:
                 resp.status = falcon.HTTP_202
                 resp.set_header("Location", record_path(image.id))
                 resp.set_header("Retry-After", str(RETRY_SECONDS if enqueued else TROUBLE_SECONDS))
-        _set_unfinished(resp, image)
+        _set_json(resp, record_of(image), etag=False)
 
 
 class ImageRecord:
@@ -131,11 +130,11 @@ class ImageRecord:
             raise Problem("no-such-image")
         if image.status is Status.READY:
             allow_copy(req)
-            _set_json(resp, body_of(record_of(image)))
+            _set_json(resp, record_of(image), etag=True)
             return
         if not image.status.is_final:
             resp.set_header("Retry-After", str(RETRY_SECONDS))
-        _set_unfinished(resp, image)
+        _set_json(resp, record_of(image), etag=False)
 
     on_head = on_get
 
@@ -195,20 +194,15 @@ class Retry:
         resp.status = falcon.HTTP_202
         resp.set_header("Location", record_path(image_id))
         resp.set_header("Retry-After", str(RETRY_SECONDS if enqueued else TROUBLE_SECONDS))
-        _set_unfinished(resp, image)
+        _set_json(resp, record_of(image), etag=False)
 
 
-def _set_json(resp: Response, body: bytes) -> None:
-    resp.data = body
+def _set_json(resp: Response, content: object, etag: bool) -> None:
+    resp.data = body_of(content)
     resp.content_type = falcon.MEDIA_JSON
-    resp.set_header("Cache-Control", "no-cache")
-    resp.set_header("ETag", etag_of(body))
-
-
-def _set_unfinished(resp: Response, image: Image) -> None:
-    resp.data = body_of(record_of(image))
-    resp.content_type = falcon.MEDIA_JSON
-    resp.set_header("Cache-Control", "no-store")
+    resp.set_header("Cache-Control", "no-cache" if etag else "no-store")
+    if etag:
+        resp.set_header("ETag", etag_of(resp.data))
 
 
 def _failed(image: Image, wait: int | None) -> Problem:

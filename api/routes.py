@@ -11,7 +11,7 @@ from api.collaborators import Collaborators
 from api.health import Alive, Ready
 from api.images import ImageList, ImageRecord, Retry
 from api.metrics import Metrics
-from api.renditions.resources import Jpeg, Renditions, Thumbnail
+from api.renditions.resources import Renditions
 from api.uploads import Uploads
 
 
@@ -31,8 +31,8 @@ def routes(web: Collaborators, uploads: Uploads) -> list[Route]:
         ),
         Route("/images/{image_id}", ImageRecord(web.ledger, web.settling, web.waiter), {"DELETE": Scope.DELETE}),
         Route("/images/{image_id}/retry", Retry(web.ledger, web.settling, web.enqueueing), {"POST": Scope.WRITE}),
-        Route("/images/{image_id}.jpeg", Jpeg(renditions)),
-        Route("/thumbnails/{image_id}/{size}.jpeg", Thumbnail(renditions)),
+        Route("/images/{image_id}.jpeg", renditions),
+        Route("/thumbnails/{image_id}/{size}.jpeg", renditions),
         Route("/healthz", Alive()),
         Route("/readyz", Ready(web.ledger, web.storage, web.queue, web.redis, web.identity)),
     ]

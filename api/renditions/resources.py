@@ -22,7 +22,6 @@ from api.renditions.flights import Flights
 from api.renditions.memory import Memory, Row
 from api.renditions.x_accel import XAccel
 from api.response_cache_middleware import Reading, allow_copy, apply_decision, set_copy
-from api.urls import jpeg_path, thumbnail_path
 from shared.errors import NoSuchKey
 from shared.images import FULL, Image, Rendition, Size, Status, ladder, rendition_key, thumbnail_name
 from shared.ledger import Ledger
@@ -46,7 +45,7 @@ class _Loaded:
 
 
 class Renditions:
-    """Serves one rendition of an image; both resources below share it."""
+    """`/images/{id}.jpeg`, and `/thumbnails/{id}/{w}x{h}.jpeg`: without a `size` it is the full-size JPEG."""
 
     def __init__(
         self,
@@ -66,16 +65,16 @@ class Renditions:
         self._x_accel = XAccel(settings)
         self._loads: Flights[_Loaded] = Flights(memory)
 
-    def slot_of(self, path: str, image_id: str, name: str) -> Slot | None:
+    def slot_of(self, req: Request, image_id: str, size: Size | None = None) -> Slot | None:
         """Return where this rendition has its copy, or None for one that is known to be too large."""
+        name = _name_of(size)
         row = self._memory.row(image_id)
         rendition = None if row is None else row.image.renditions.get(name)
         if rendition is not None and not self._is_copied(rendition):
             return None
-        return Slot(path, image_id, RENDITION_SECONDS, is_large=name == FULL, is_in_redis=not self._x_accel.is_on)
+        return Slot(req.path, image_id, RENDITION_SECONDS, is_large=name == FULL, is_in_redis=not self._x_accel.is_on)
 
-    async def serve(self, req: Request, resp: Response, image_id: str, name: str, size: Size | None) -> None:
-        """Answer with the rendition called `name`; `size` is None for the full-size JPEG."""
+    async def on_get(self, req: Request, resp: Response, image_id: str, size: Size | None = None) -> None:
         reading: Reading = req.context.get("reading") or Reading(b"", self._memory.now())
         row = self._memory.row(image_id)
         if row is not None:
@@ -83,26 +82,28 @@ class Renditions:
             reading = Reading(row.token, row.began)
 
         async def load() -> _Loaded:
-            return await self._load(image_id, name, size, row, reading)
+            return await self._load(image_id, size, row, reading)
 
         if req.method == "HEAD":
             loaded, is_first = await load(), False
         else:
             loaded, is_first = await self._loads.join(req.path, image_id, reading.began, load)
         if loaded.copy is None:
-            await self._of_ready(image_id, lambda image: self._send_large(req, resp, image, name, size), loaded.image)
+            await self._of_ready(image_id, lambda image: self._send_large(req, resp, image, size), loaded.image)
             return
         set_copy(resp, loaded.copy)
         allow_copy(req)
         # Only the first of a crowd keeps and fills: the token of another may be younger than the row it was handed.
         req.context.reading = reading if is_first else None
 
-    async def _load(self, image_id: str, name: str, size: Size | None, row: Row | None, reading: Reading) -> _Loaded:
+    on_head = on_get
+
+    async def _load(self, image_id: str, size: Size | None, row: Row | None, reading: Reading) -> _Loaded:
         async def read(image: Image) -> _Loaded:
-            rendition = await self._rendition(image, name, size)
+            rendition = await self._rendition(image, size)
             if not self._is_copied(rendition):
                 return _Loaded(image, None)
-            key = rendition_key(image.id, image.published or 0, name)
+            key = rendition_key(image.id, image.published or 0, _name_of(size))
             headers = self._headers(image, rendition) | self._x_accel.headers_for(key)
             return _Loaded(image, Copy.of(200, headers.items(), await self._read(key)))
 
@@ -155,8 +156,8 @@ class Renditions:
             case _:
                 raise Problem("no-such-image")
 
-    async def _rendition(self, image: Image, name: str, size: Size | None) -> Rendition:
-        rendition = image.renditions.get(name)
+    async def _rendition(self, image: Image, size: Size | None) -> Rendition:
+        rendition = image.renditions.get(_name_of(size))
         if rendition is None:
             if size in ladder(image.size or (0, 0), self._settings.min_thumb_size):
                 raise await self._missing(image)
@@ -170,10 +171,10 @@ class Renditions:
             await self._enqueueing.enqueue(wanted)
         return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
 
-    async def _send_large(self, req: Request, resp: Response, image: Image, name: str, size: Size | None) -> None:
+    async def _send_large(self, req: Request, resp: Response, image: Image, size: Size | None) -> None:
         """Redirect to the store where that is wanted, else stream. Raises NoSuchKey before the answer begins."""
-        rendition = await self._rendition(image, name, size)
-        key = rendition_key(image.id, image.published or 0, name)
+        rendition = await self._rendition(image, size)
+        key = rendition_key(image.id, image.published or 0, _name_of(size))
         decision = conditional.decide(
             req.method,
             req.headers_lower,
@@ -232,6 +233,10 @@ class Renditions:
         }
 
 
+def _name_of(size: Size | None) -> str:
+    return FULL if size is None else thumbnail_name(size)
+
+
 @lru_cache(maxsize=1024)
 def _http_date(seconds: float) -> str:
     return formatdate(seconds, usegmt=True)
@@ -247,33 +252,3 @@ async def _begun(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield piece
 
     return all_of_them()
-
-
-class Jpeg:
-    """`/images/{id}.jpeg`."""
-
-    def __init__(self, renditions: Renditions) -> None:
-        self._renditions = renditions
-
-    def slot_of(self, req: Request, image_id: str) -> Slot | None:
-        return self._renditions.slot_of(jpeg_path(image_id), image_id, FULL)
-
-    async def on_get(self, req: Request, resp: Response, image_id: str) -> None:
-        await self._renditions.serve(req, resp, image_id, FULL, None)
-
-    on_head = on_get
-
-
-class Thumbnail:
-    """`/thumbnails/{id}/{w}x{h}.jpeg`."""
-
-    def __init__(self, renditions: Renditions) -> None:
-        self._renditions = renditions
-
-    def slot_of(self, req: Request, image_id: str, size: Size) -> Slot | None:
-        return self._renditions.slot_of(thumbnail_path(image_id, size), image_id, thumbnail_name(size))
-
-    async def on_get(self, req: Request, resp: Response, image_id: str, size: Size) -> None:
-        await self._renditions.serve(req, resp, image_id, thumbnail_name(size), size)
-
-    on_head = on_get

@@ -404,7 +404,7 @@ async def served_late(service: Service, image: Image, name: str, size: Size | No
     renditions = Renditions(service.settings, ledger, service.storage, service.worker.settling, enqueueing, Memory(0))
     response = falcon.asgi.Response()
     try:
-        await renditions.serve(falcon.testing.create_asgi_req(), response, image.id, name, size)
+        await renditions.on_get(falcon.testing.create_asgi_req(), response, image.id, size)
     finally:
         await ledger.close()
     return response
