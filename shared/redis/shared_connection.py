@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 #: Exchanges that may be under way. Redis keeps in memory what it has answered and we have not read, and the last
 #: exchange waits for all of it. Large copies do not come this way.
-_MOST_EXCHANGES = 64
+_MOST_EXCHANGES = 128
 #: Seconds between the end of a connection and the next attempt, doubled after each attempt that fails.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1 / 8, 1.0
 

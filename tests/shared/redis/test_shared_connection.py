@@ -577,7 +577,7 @@ async def test_no_more_is_on_its_way_than_is_good(script: Script) -> None:
     """What a server has answered and nobody has read is in its memory, and the last exchange waits for all of it."""
     async with connected(script.url) as shared:
         free = []
-        replies = await ask(shared, script, 63)
+        replies = await ask(shared, script, 127)
         free.append(shared.is_free)
         replies += await ask(shared, script, 1)
         free.append(shared.is_free)
