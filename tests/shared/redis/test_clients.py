@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from shared.errors import LedgerUnavailable
-from shared.redis.circuit_breaker import WEB_DEADLINE, CircuitBreaker, RedisAway
+from shared.redis.circuit_breaker import WEB_DEADLINE, WORKER_DEADLINE, CircuitBreaker, RedisAway
 from shared.redis.clients import arq_client, listening_client, web_client, worker_client
 from tests.valkey import Valkey
 from tests.waiting import until
@@ -195,7 +195,7 @@ async def test_a_frozen_redis_costs_one_deadline_and_no_more(valkey: Valkey, mak
     """A real server: it takes connections and commands while it is stopped, and answers them all later."""
     client = make(valkey.url)
     breaker = CircuitBreaker(client, WEB_DEADLINE)
-    await breaker.call(lambda: client.mset({"one": "1", "two": "2"}))
+    await breaker.call(lambda: client.mset({"one": "1", "two": "2"}), extra_seconds=WORKER_DEADLINE)
     waits = []
     valkey.freeze()
 
@@ -215,7 +215,10 @@ async def test_a_frozen_redis_costs_one_deadline_and_no_more(valkey: Valkey, mak
     # Twenty that waited as well would have taken twenty times as long.
     assert sum(waits[1:]) < waits[0] * 10
     # What was given up comes late, over a connection that nobody reads from any more.
-    assert [await breaker.call(lambda: client.get(key)) for key in ("two", "one")] == [b"2", b"1"]  # noqa: B023
+    assert [
+        await breaker.call(lambda: client.get(key), extra_seconds=WORKER_DEADLINE)  # noqa: B023
+        for key in ("two", "one")
+    ] == [b"2", b"1"]
     await breaker.close()
     await client.aclose()
 
