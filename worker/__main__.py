@@ -5,30 +5,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import functools
 import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from shared.cancellation import cancel
 from shared.errors import AsgilookError
 from shared.identity import check_redis, check_storage, keep_standing
-from shared.ledger import Identity, Ledger
+from shared.ledger import Ledger
 from shared.redis.circuit_breaker import RedisAway
-from shared.redis.connections import RedisConnections, open_redis
+from shared.redis.connections import open_redis
 from shared.redis.notices import Announcer
 from shared.redis.queue import Queue
 from shared.redis.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.shutdown_signals import Requests
-from shared.storage import Storage
 from shared.storage.backends import open_storage
 from shared.telemetry import logs, tracing
 from shared.telemetry.exposition import Exposition
@@ -50,136 +45,85 @@ logger = logging.getLogger("worker")
 _HAND_BACK_SECONDS = 1.0
 
 
-def worker_name() -> str:
-    """Return this process's name among the workers: its host, then its process id."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-#: Runs beside everything else until it is cancelled.
-Background = Callable[[], Coroutine[Any, Any, None]]
-
-
-@dataclass(frozen=True)
-class Backends:
-    """Where images, their files and jobs are."""
-
-    ledger: Ledger
-    storage: Storage
-    identity: Identity
-    redis: RedisConnections
-    queue: Queue
-    settling: Settling
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What runs in a worker."""
-
-    name: str
-    slots: int
-    queue: Queue
-    renderer: Renderer
-    attempts: Attempts
-    consumer: Consumer
-    background: Sequence[Background]
-
-
 async def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then finish or hand back what is running."""
     stop, stop_now = _signals()
     # Before anything that it counts.
     exposition = Exposition() if settings.metrics_port else None
+    name = f"{socket.gethostname()}:{os.getpid()}"
     async with contextlib.AsyncExitStack() as stack:
-        backends = await _open(settings, stack)
-        parts = _build(settings, backends, exposition)
-        stack.push_async_callback(parts.renderer.close)
-        tasks = await _start(parts)
+        if settings.tracing:
+            tracing.switch_on("worker")
+            stack.push_async_callback(tracing.close)
+        ledger = traced(Ledger.connect(settings), "ledger", LEDGER_SECONDS)
+        stack.push_async_callback(ledger.close)
+        storage = traced(open_storage(settings), "storage", STORAGE_SECONDS)
+        await storage.prepare()
+        identity = await check_storage(ledger, storage, settings)
+
+        def ledger_name() -> str:
+            return identity.name
+
+        # A web process that did not notice the absence trusts Redis again at once. The sweep would settle too late for
+        # it.
+        redis = open_redis(settings, "worker", before_closing=lambda: settling.settle_all_tokens(even_if_open=True))
+        stack.push_async_callback(redis.close)
+        await redis.check()
+        await check_redis(redis.queue, redis.queue_breaker, identity.name, settings)
+        queue = traced(Queue(redis.queue, redis.queue_breaker, ledger_name), "queue")
+        cache = ResponseCache(redis.cache, redis.cache_breaker, ledger_name)
+        announcer = Announcer(redis.queue, redis.queue_breaker, ledger_name)
+        settling = Settling(ledger, storage, cache, announcer, settings.keep_originals)
+
+        count = settings.render_slots or capacity.render_slots()
+        slots, pause = Slots(count), Pause()
+        renderer = Renderer(
+            settings,
+            count,
+            capacity.pixel_budget(count),
+            child_bytes=capacity.child_memory(count),
+            on_free=slots.freed.set,
+        )
+        stack.push_async_callback(renderer.close)
+        attempts = Attempts(ledger, storage, queue, settling, pause, name)
+        consumer = Consumer(
+            Jobs(settings, ledger, identity, storage, renderer, attempts).functions,
+            redis=redis.queue,
+            queue=queue,
+            slots=slots,
+            pause=pause,
+            children=renderer,
+            worker=name,
+            # For rendering the image, and the one before it in the same child.
+            job_seconds=2 * settings.render_wall_seconds + 60,
+        )
+        await renderer.start()
+        background = [
+            consumer.run(),
+            Sweep(ledger, storage, queue, settling).run(),
+            keep_standing(redis.queue, redis.queue_breaker, identity.name),
+        ]
+        if exposition is not None:
+            background.append(MetricsPort(settings, exposition, ledger, queue).run())
+        tasks = [asyncio.create_task(part) for part in background]
+        # The modules stay loaded: a collection that looks through them frees nothing.
+        gc.freeze()
+        logger.info("the worker is ready", extra={"worker": name, "slots": count})
         await stop.wait()
-        await _stop(parts, tasks, settings.grace_seconds, stop_now)
 
-
-async def _open(settings: Settings, stack: contextlib.AsyncExitStack) -> Backends:
-    """Open ledger, storage and Redis, which `stack` closes, and check that they belong together."""
-    if settings.tracing:
-        tracing.switch_on("worker")
-        stack.push_async_callback(tracing.close)
-    ledger = traced(Ledger.connect(settings), "ledger", LEDGER_SECONDS)
-    stack.push_async_callback(ledger.close)
-    storage = traced(open_storage(settings), "storage", STORAGE_SECONDS)
-    await storage.prepare()
-    identity = await check_storage(ledger, storage, settings)
-
-    # A web process that did not notice the absence trusts Redis again at once. The sweep would settle too late for it.
-    redis = open_redis(settings, "worker", before_closing=lambda: settling.settle_all_tokens(even_if_open=True))
-    stack.push_async_callback(redis.close)
-    await redis.check()
-    await check_redis(redis.queue, redis.queue_breaker, identity.name, settings)
-
-    def ledger_name() -> str:
-        return identity.name
-
-    cache = ResponseCache(redis.cache, redis.cache_breaker, ledger_name)
-    announcer = Announcer(redis.queue, redis.queue_breaker, ledger_name)
-    settling = Settling(ledger, storage, cache, announcer, settings.keep_originals)
-    queue = traced(Queue(redis.queue, redis.queue_breaker, ledger_name), "queue")
-    return Backends(ledger, storage, identity, redis, queue, settling)
-
-
-def _build(settings: Settings, backends: Backends, exposition: Exposition | None) -> Parts:
-    """Build the parts, each from those above it."""
-    ledger, storage, queue, redis = backends.ledger, backends.storage, backends.queue, backends.redis
-    name = worker_name()
-    count = settings.render_slots or capacity.render_slots()
-    slots = Slots(count)
-    child_bytes = capacity.child_memory(count)
-    renderer = Renderer(settings, count, capacity.pixel_budget(count), child_bytes=child_bytes, on_free=slots.freed.set)
-    pause = Pause()
-    attempts = Attempts(ledger, storage, queue, backends.settling, pause, name)
-    consumer = Consumer(
-        Jobs(settings, ledger, backends.identity, storage, renderer, attempts).functions,
-        redis=redis.queue,
-        queue=queue,
-        slots=slots,
-        pause=pause,
-        children=renderer,
-        worker=name,
-        # For rendering the image, and the one before it in the same child.
-        job_seconds=2 * settings.render_wall_seconds + 60,
-    )
-    background: list[Background] = [
-        consumer.run,
-        Sweep(ledger, storage, queue, backends.settling).run,
-        functools.partial(keep_standing, redis.queue, redis.queue_breaker, backends.identity.name),
-    ]
-    if exposition is not None:
-        background.append(MetricsPort(settings, exposition, ledger, queue).run)
-    return Parts(name, count, queue, renderer, attempts, consumer, background)
-
-
-async def _start(parts: Parts) -> list[asyncio.Task[None]]:
-    """Start the children, then all that runs beside them."""
-    await parts.renderer.start()
-    tasks = [asyncio.create_task(run_part()) for run_part in parts.background]
-    # The modules stay loaded: a collection that looks through them frees nothing.
-    gc.freeze()
-    logger.info("the worker is ready", extra={"worker": parts.name, "slots": parts.slots})
-    return tasks
-
-
-async def _stop(
-    parts: Parts, tasks: Sequence[asyncio.Task[None]], grace_seconds: float, stop_now: asyncio.Event
-) -> None:
-    """Take nothing new; finish what is running within the grace, and hand back the rest."""
-    logger.info("the worker takes nothing new", extra={"worker": parts.name})
-    parts.consumer.stop()
-    waits = [asyncio.ensure_future(parts.attempts.finish(grace_seconds)), asyncio.ensure_future(stop_now.wait())]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    parts.attempts.cancel()
-    await parts.attempts.finish(_HAND_BACK_SECONDS)
-    await cancel(*waits, *tasks)
-    with contextlib.suppress(RedisAway):
-        await parts.queue.forget(parts.name)
-    logger.info("the worker has ended", extra={"worker": parts.name})
+        logger.info("the worker takes nothing new", extra={"worker": name})
+        consumer.stop()
+        waits = [
+            asyncio.ensure_future(attempts.finish(settings.grace_seconds)),
+            asyncio.ensure_future(stop_now.wait()),
+        ]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        attempts.cancel()
+        await attempts.finish(_HAND_BACK_SECONDS)
+        await cancel(*waits, *tasks)
+        with contextlib.suppress(RedisAway):
+            await queue.forget(name)
+        logger.info("the worker has ended", extra={"worker": name})
 
 
 async def check(settings: Settings) -> int:
