@@ -94,9 +94,9 @@ def test_what_is_broken_by_hand_is_told_then_mended_and_pictures_are_served_whol
 
     assert (told.returncode, told.stderr) == (1, "")
     for kind, name in (
-        ("rendition missing", f"{no_thumbnail['id']}/1/320x180.jpeg"),
-        ("rendition torn", f"{torn_jpeg['id']}/1/image.jpeg"),
-        ("rendition torn", f"{altered_jpeg['id']}/1/image.jpeg"),
+        ("rendition broken", f"{no_thumbnail['id']}/1/320x180.jpeg"),
+        ("rendition broken", f"{torn_jpeg['id']}/1/image.jpeg"),
+        ("rendition broken", f"{altered_jpeg['id']}/1/image.jpeg"),
         ("stale attempt", f"{stale['id']}/3"),
         ("original without a row", nobodys[1].name),
         ("renditions without a row", nobodys[2].parent.parent.name),

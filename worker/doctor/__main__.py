@@ -17,22 +17,18 @@ from worker.doctor.doctor import Doctor
 from worker.doctor.report import Report
 
 
-async def run(settings: Settings, *, most: int, digests: bool, mend: bool) -> int:
+async def run(settings: Settings, *, digests: bool, mend: bool) -> int:
     """Examine what the settings name. Return the exit code."""
     ledger = Ledger.connect(settings, existing=True)
     try:
         storage = open_storage(settings)
         identity = await check_storage_as_it_is(ledger, storage, settings)
-        report = Report(most, mend)
+        report = Report(mend)
         doctor = Doctor(
             ledger, storage, identity, report, keep_originals=settings.keep_originals, digests=digests, mend=mend
         )
-        try:
-            await doctor.examine()
-        except AsgilookError:
-            report.sum_up(is_complete=False)
-            raise
-        report.sum_up(is_complete=True)
+        await doctor.examine()
+        report.sum_up()
         return 0 if report.is_well else 1
     finally:
         await ledger.close()
@@ -49,12 +45,11 @@ def main() -> int:
     )
     parser.add_argument("--mend", action="store_true", help="remove what nobody needs, have renditions made again")
     parser.add_argument("--digests", action="store_true", help="read every file and compare its SHA-256, too: slow")
-    parser.add_argument("--most", type=_count, default=20, metavar="N", help="lines for each kind at the most (20)")
     arguments = parser.parse_args()
     try:
         settings = Settings.from_env()
         logs.configure("ERROR")
-        return asyncio.run(run(settings, most=arguments.most, digests=arguments.digests, mend=arguments.mend))
+        return asyncio.run(run(settings, digests=arguments.digests, mend=arguments.mend))
     except BrokenPipeError:
         # The reader has closed the pipe, as `| head` does. Keep Python from flushing to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,12 +60,6 @@ def main() -> int:
     except (AsgilookError, OSError) as exc:
         print(f"asgilook: what is wrong cannot be told: {exc}", file=sys.stderr)
         return 2
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"not a whole number: {text}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from shared.images import (
     FULL,
     Image,
     Original,
-    Owed,
     Rendition,
     Status,
     original_key,
@@ -31,12 +30,10 @@ class Kind(StrEnum):
     ORIGINAL_WITHOUT_ROW = "original without a row"
     RENDITIONS_WITHOUT_ROW = "renditions without a row"
     STALE_ATTEMPT = "stale attempt"
-    RENDITION_MISSING = "rendition missing"
-    RENDITION_TORN = "rendition torn"
+    RENDITION_BROKEN = "rendition broken"
     BEYOND_MENDING = "beyond mending"
     ORIGINAL_TORN = "original torn"
-    UNFINISHED_WITHOUT_ORIGINAL = "unfinished, no original"
-    FAILED_WITHOUT_ORIGINAL = "failed, no original"
+    ORIGINAL_MISSING = "original missing"
     READY_WITHOUT_ORIGINAL = "ready, no original"
 
     @property
@@ -45,18 +42,13 @@ class Kind(StrEnum):
         return self is not Kind.READY_WITHOUT_ORIGINAL
 
 
-#: A worker can make these again.
-MADE_AGAIN = (Kind.RENDITION_MISSING, Kind.RENDITION_TORN)
-
-
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, and how many bytes are freed by mending it."""
+    """One thing that is wrong."""
 
     kind: Kind
     key: str
     detail: str = ""
-    frees: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,11 +114,11 @@ def _without_row(snapshot: Snapshot, now: float) -> list[Finding]:
     findings = []
     original = snapshot.files.get(original_key(snapshot.id))
     if original is not None and not is_young(original, now, snapshot.id):
-        findings.append(Finding(Kind.ORIGINAL_WITHOUT_ROW, original.key, _written([original]), original.bytes))
+        findings.append(Finding(Kind.ORIGINAL_WITHOUT_ROW, original.key, _written([original])))
     renditions = [stored for key, stored in snapshot.files.items() if key != original_key(snapshot.id)]
     if renditions and not any(is_young(stored, now, snapshot.id) for stored in renditions):
         key = renditions_prefix(snapshot.id)
-        findings.append(Finding(Kind.RENDITIONS_WITHOUT_ROW, key, _written(renditions), _bytes_of(renditions)))
+        findings.append(Finding(Kind.RENDITIONS_WITHOUT_ROW, key, _written(renditions)))
     return findings
 
 
@@ -139,25 +131,16 @@ def _of_original(snapshot: Snapshot, row: Image, keep_originals: bool) -> list[F
         return [Finding(Kind.ORIGINAL_TORN, key, fault)]
     if row.status is Status.READY:
         return [Finding(Kind.READY_WITHOUT_ORIGINAL, key)]
-    if row.status is Status.FAILED:
-        return [Finding(Kind.FAILED_WITHOUT_ORIGINAL, key)]
-    return [Finding(Kind.UNFINISHED_WITHOUT_ORIGINAL, key, f"{row.status}, losses so far: {row.losses}")]
+    return [Finding(Kind.ORIGINAL_MISSING, key, f"the image is {row.status}")]
 
 
 def _of_renditions(snapshot: Snapshot, row: Image) -> list[Finding]:
     faults = {key: _fault(snapshot, key, what) for key, what in expected_keys(row).items()}
     broken = {key: fault for key, fault in faults.items() if fault is not None and key != original_key(row.id)}
-    source = source_of(snapshot, row)
-    if broken and faults[source] is not None:
-        # There is no whole file to make them from.
-        if source in broken:
-            return [Finding(Kind.BEYOND_MENDING, source, f"{faults[source]}, and there is no original")]
-        return [Finding(Kind.BEYOND_MENDING, key, f"{fault}; its original is torn") for key, fault in broken.items()]
-    asked = ["is asked for already"] if row.owed is Owed.THUMBNAILS else []
+    if faults[source_of(snapshot, row)] is None:
+        return [Finding(Kind.RENDITION_BROKEN, key, fault) for key, fault in broken.items()]
     return [
-        Finding(Kind.RENDITION_TORN, key, "; ".join([fault, *asked]))
-        if key in snapshot.files
-        else Finding(Kind.RENDITION_MISSING, key, "; ".join(asked))
+        Finding(Kind.BEYOND_MENDING, key, f"{fault}; nothing whole is left to make it of")
         for key, fault in broken.items()
     ]
 
@@ -167,7 +150,7 @@ def _of_attempts(snapshot: Snapshot, row: Image, now: float) -> list[Finding]:
     for name, files in snapshot.attempts().items():
         if name != str(row.published) and not any(is_young(stored, now) for stored in files):
             key = f"{renditions_prefix(row.id)}/{name}"
-            findings.append(Finding(Kind.STALE_ATTEMPT, key, _written(files), _bytes_of(files)))
+            findings.append(Finding(Kind.STALE_ATTEMPT, key, _written(files)))
     return findings
 
 
@@ -183,11 +166,7 @@ def _fault(snapshot: Snapshot, key: str, expected: Original | Rendition) -> str 
 
 def _written(files: list[Stored]) -> str:
     latest = time.strftime("%Y-%m-%d %H:%M", time.gmtime(max(stored.changed for stored in files)))
-    return f"{_bytes_of(files):,} bytes, of {latest} UTC"
-
-
-def _bytes_of(files: list[Stored]) -> int:
-    return sum(stored.bytes for stored in files)
+    return f"{sum(stored.bytes for stored in files):,} bytes, of {latest} UTC"
 
 
 def birth_of(image_id: str) -> float:

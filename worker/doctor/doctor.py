@@ -1,7 +1,8 @@
 """The doctor: compares ledger and storage, reports what is wrong and, if asked to, mends it.
 
 It is safe while web and workers run. A walk through all rows and files finds suspects. Each suspect is then looked at
-again, at one moment, and only what is wrong then counts. Needs no Redis: the sweep finds what is to be made again.
+again, while its row does not change, and only what is wrong then counts. Needs no Redis: the sweep finds what is to be
+made again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 from shared.errors import NoSuchKey, StorageUnavailable
 from shared.identity import holds_marker
@@ -17,7 +17,6 @@ from shared.images import Image, Original, Owed, Rendition, original_key, rendit
 from shared.ledger import Identity, Ledger, Taken
 from shared.storage import Storage, Stored
 from worker.doctor.diagnosis import (
-    MADE_AGAIN,
     Finding,
     Kind,
     Snapshot,
@@ -66,7 +65,8 @@ class Doctor:
             if birth_of(snapshot.id) > began:
                 # Later uploads are left out, or a busy service would keep this going for ever.
                 break
-            if self._findings(await self._with_digests(snapshot)):
+            # Digests are read at the second look only. With them each row is suspect.
+            if self._findings(snapshot) or (self._digests and snapshot.row is not None):
                 await self._examine(snapshot.id)
 
     # The walk: three streams in the order of ids. Rows and files change meanwhile
@@ -77,7 +77,7 @@ class Doctor:
             for row in page:
                 yield Snapshot(row.id, row)
             after = page[-1].id
-            self._report.looked_at(rows=len(page))
+            self._report.rows += len(page)
 
     async def _files(self, kind: str) -> AsyncIterator[Snapshot]:
         files: dict[str, Stored] = {}
@@ -89,48 +89,34 @@ class Doctor:
                 files = {}
             current = image_id
             files[stored.key] = stored
-            self._report.looked_at(files=1)
+            self._report.files += 1
         if files:
             yield Snapshot(current, files=files)
 
     # One image, at one moment
 
     async def _examine(self, image_id: str) -> None:
-        snapshot = await self._look(image_id)
+        """Look at one image at one moment. An image whose row changes meanwhile is at work, and left to another run."""
+        row = await self._ledger.get(image_id)
+        prefixes = (original_key(image_id), renditions_prefix(image_id))
+        files = {stored.key: stored for prefix in prefixes async for stored in self._storage.listing(prefix)}
+        altered = await self._altered(row) if row is not None and self._digests else frozenset()
+        if _standing(row) != _standing(await self._ledger.get(image_id)):
+            return
+        if not await holds_marker(self._storage, self._identity):
+            raise StorageUnavailable("the storage has lost its marker, and with it all that it held")
+        snapshot = Snapshot(image_id, row, files, altered)
         findings = self._findings(snapshot)
         outcomes = await self._mended(snapshot, findings) if self._mend else {}
         for finding in findings:
             self._report.add(finding, outcomes.get(finding, Outcome()))
 
-    async def _look(self, image_id: str) -> Snapshot:
-        """Look at one image at one moment: its files are listed until its row did not change meanwhile."""
-        row = await self._ledger.get(image_id)
-        while True:
-            prefixes = (original_key(image_id), renditions_prefix(image_id))
-            files = {stored.key: stored for prefix in prefixes async for stored in self._storage.listing(prefix)}
-            snapshot = await self._with_digests(Snapshot(image_id, row, files))
-            latest = await self._ledger.get(image_id)
-            if _standing(row) == _standing(latest):
-                break
-            row = latest
-        if not await holds_marker(self._storage, self._identity):
-            raise StorageUnavailable("the storage has lost its marker, and with it all that it held")
-        return replace(snapshot, row=latest)
-
     def _findings(self, snapshot: Snapshot) -> list[Finding]:
         return diagnose(snapshot, time.time(), self._keep_originals)
 
-    async def _with_digests(self, snapshot: Snapshot) -> Snapshot:
-        if not self._digests or snapshot.row is None:
-            return snapshot
-        # A file of another length is torn, whatever its digest.
-        suspects = {
-            key: what
-            for key, what in expected_keys(snapshot.row).items()
-            if key in snapshot.files and snapshot.files[key].bytes == what.bytes
-        }
-        altered = [key for key, what in suspects.items() if not await self._is_whole(key, what)]
-        return replace(snapshot, altered=frozenset(altered))
+    async def _altered(self, image: Image) -> frozenset[str]:
+        expected = expected_keys(image).items()
+        return frozenset([key for key, what in expected if not await self._is_whole(key, what)])
 
     async def _is_whole(self, key: str, expected: Original | Rendition) -> bool:
         try:
@@ -141,22 +127,18 @@ class Doctor:
     # Mending
 
     async def _mended(self, snapshot: Snapshot, findings: list[Finding]) -> dict[Finding, Outcome]:
-        """Mend what can be mended. `image` was read a moment ago."""
+        """Mend what can be mended."""
+        row = snapshot.row
+        if row is None:
+            for finding in findings:
+                is_file = finding.kind is Kind.ORIGINAL_WITHOUT_ROW
+                await (self._storage.delete if is_file else self._storage.delete_folder)(finding.key)
+            return dict.fromkeys(findings, _REMOVED)
         outcomes: dict[Finding, Outcome] = {}
-        for finding in findings:
-            if finding.kind is Kind.ORIGINAL_WITHOUT_ROW:
-                await self._storage.delete(finding.key)
-                outcomes[finding] = _REMOVED
-            elif finding.kind is Kind.RENDITIONS_WITHOUT_ROW:
-                await self._storage.delete_folder(finding.key)
-                outcomes[finding] = _REMOVED
-        if snapshot.row is not None:
-            stale = [finding for finding in findings if finding.kind is Kind.STALE_ATTEMPT]
-            if stale:
-                outcomes |= dict.fromkeys(stale, await self._without_attempts(snapshot.row, stale))
-            broken = [finding for finding in findings if finding.kind in MADE_AGAIN]
-            if broken:
-                outcomes |= dict.fromkeys(broken, await self._made_again(snapshot, snapshot.row))
+        if stale := [finding for finding in findings if finding.kind is Kind.STALE_ATTEMPT]:
+            outcomes |= dict.fromkeys(stale, await self._without_attempts(row, stale))
+        if broken := [finding for finding in findings if finding.kind is Kind.RENDITION_BROKEN]:
+            outcomes |= dict.fromkeys(broken, await self._made_again(snapshot, row))
         return outcomes
 
     async def _without_attempts(self, image: Image, stale: list[Finding]) -> Outcome:
@@ -173,7 +155,7 @@ class Doctor:
 
     async def _made_again(self, snapshot: Snapshot, image: Image) -> Outcome:
         if image.owed is Owed.THUMBNAILS:
-            return Outcome(True)
+            return Outcome(True, "is asked for already")
         if self._asked_for == MOST_ASKED_FOR:
             return Outcome(False, f"left: {MOST_ASKED_FOR:,} images are asked for already, run again later")
         source = source_of(snapshot, image)
