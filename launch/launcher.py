@@ -135,17 +135,13 @@ class Launcher:
 
     def _keep_running(self) -> None:
         while True:
-            now = time.monotonic()
-            restarts = []
-            for part in [*self.valkey, *self.parts]:
-                if not part.is_running and part.restart is None:
-                    say(f"asgilook: {part.name} {part.end}; starting it again", sys.stderr)
-                    part.restart = now + RESTART_SECONDS
-                elif not part.is_running and part.restart is not None and part.restart <= now:
-                    part.start()
-                if part.restart is not None:
-                    restarts.append(part.restart - now)
-            self._pause(min(restarts, default=None))
+            ended = [part for part in (*self.valkey, *self.parts) if not part.is_running]
+            for part in ended:
+                say(f"asgilook: {part.name} {part.end}; starting it again", sys.stderr)
+            # Without the wait, a part that ends at once would be started without end.
+            self._pause(RESTART_SECONDS if ended else None)
+            for part in ended:
+                part.start()
 
     def _pause(self, seconds: float | None) -> None:
         if not self.signals.requests:

@@ -59,8 +59,6 @@ class Part:
     command: Sequence[str]
     env: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
-    problem: str = ""
-    restart: float | None = None
 
     def start(self) -> Part:
         """Start it in a session of its own, so that a terminal's Ctrl-C reaches only the launcher."""
@@ -72,18 +70,14 @@ class Part:
                 if os.getppid() != launcher:  # it ended before the line above
                     os._exit(1)
 
-        self.process, self.problem, self.restart = None, "", None
-        try:
-            self.process = subprocess.Popen(  # noqa: S603 - our own Procfile
-                self.command,
-                cwd=HERE,
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=end_with_launcher,
-            )
-        except OSError as exc:
-            self.problem = f"cannot be started: {exc.strerror}"
+        self.process = subprocess.Popen(  # noqa: S603 - our own Procfile
+            self.command,
+            cwd=HERE,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=end_with_launcher,
+        )
         return self
 
     @property
@@ -94,7 +88,7 @@ class Part:
     def end(self) -> str:
         """How it ended, in words."""
         code = self.process.returncode if self.process else 0
-        return self.problem or (f"was ended by signal {-code}" if code < 0 else f"ended with code {code}")
+        return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
 def read_procfile() -> dict[str, Sequence[str]]:
