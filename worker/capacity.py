@@ -50,36 +50,29 @@ def _physical_memory(root: Path) -> int:
 
 
 def _memory_limits(root: Path) -> Iterator[int]:
-    for folder in _cgroups(root, "memory"):
-        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+    for folder in _cgroups(root):
+        for name in ("memory.max", "memory.high"):
             if (text := _read(folder / name).strip()).isdecimal():
                 yield int(text)
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
-    for folder in _cgroups(root, "cpu"):
-        # Version 2: "150000 100000" or "max 100000". Version 1: a file for each number, -1 for no limit.
-        version_1 = (_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
-        for words in (_read(folder / "cpu.max").split(), " ".join(version_1).split()):
-            match words:
-                case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period):
-                    yield int(quota) / int(period)
+    for folder in _cgroups(root):
+        # "150000 100000", or "max 100000" where there is no limit.
+        match _read(folder / "cpu.max").split():
+            case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period):
+                yield int(quota) / int(period)
 
 
-def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's cgroups for `controller`, and their parents: every limit counts."""
-    mounts = root / "sys/fs/cgroup"
+def _cgroups(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's cgroup (version 2) and of its parents: every limit counts."""
     for line in _read(root / "proc/self/cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
+        number, _, path = line.split(":", 2)
         if number == "0":
-            mount = mounts
-        elif controller in controllers.split(","):
-            mount = mounts / controllers
-        else:
-            continue
-        # In a container the path may be of the host, and is not visible here. Then only the root is read.
-        inside = PurePosixPath(path.lstrip("/"))
-        yield from (mount / folder for folder in (inside, *inside.parents) if ".." not in folder.parts)
+            # In a container the path may be of the host, and is not visible here. Then only the root is read.
+            inside = PurePosixPath(path.lstrip("/"))
+            folders = (folder for folder in (inside, *inside.parents) if ".." not in folder.parts)
+            yield from (root / "sys/fs/cgroup" / folder for folder in folders)
 
 
 def _read(path: Path) -> str:

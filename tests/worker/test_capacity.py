@@ -54,20 +54,6 @@ def test_the_quota_of_a_version_2_cgroup_bounds_the_slots(machine: Machine, quot
     assert render_slots(root, cores=8) == slots
 
 
-@pytest.mark.parametrize(("quota", "slots"), [("-1", 8), ("300000", 3), ("20000", 1)])
-def test_the_quota_of_a_version_1_cgroup_bounds_the_slots(machine: Machine, quota: str, slots: int) -> None:
-    folder = "sys/fs/cgroup/cpu,cpuacct/docker/abc"
-    root = machine(
-        {
-            "proc/self/cgroup": "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n",
-            f"{folder}/cpu.cfs_quota_us": quota + "\n",
-            f"{folder}/cpu.cfs_period_us": "100000\n",
-        }
-    )
-
-    assert render_slots(root, cores=8) == slots
-
-
 def test_the_limit_of_a_version_2_cgroup_and_of_those_above_bounds_the_memory(machine: Machine) -> None:
     root = machine(
         {
@@ -79,23 +65,6 @@ def test_the_limit_of_a_version_2_cgroup_and_of_those_above_bounds_the_memory(ma
     )
 
     assert usable_memory(root) == 4 * GIB
-
-
-def test_the_limit_of_a_version_1_cgroup_bounds_the_memory_also_where_only_its_top_is_seen(machine: Machine) -> None:
-    """In a container the path is one of the host's, and the mount shows the container's own folder as its top."""
-    root = machine(
-        {"proc/self/cgroup": "3:memory:/docker/abc\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}\n"}
-    )
-
-    assert usable_memory(root) == 2 * GIB
-
-
-def test_no_limit_in_version_1_is_a_number_beyond_all_memory(machine: Machine) -> None:
-    root = machine(
-        {"proc/self/cgroup": "3:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712"}
-    )
-
-    assert usable_memory(root) == 64 * GIB
 
 
 def test_a_cgroup_above_our_view_is_not_looked_for_outside(machine: Machine) -> None:
