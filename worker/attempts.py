@@ -119,7 +119,7 @@ class Attempts:
         try:
             async with held_lease(self._ledger, image):
                 row: Image | None = await work(image)
-            self._pause.forget()
+            self._pause.end()
             seconds = time.monotonic() - began
             logger.info("published", extra=about | {"seconds": round(seconds, 3)})
             _count("published", "")

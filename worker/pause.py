@@ -7,14 +7,13 @@ import time
 
 logger = logging.getLogger(__name__)
 
+PAUSE_SECONDS = 2.0
+
 
 class Pause:
-    """Lasts 1 s at first, then twice as long each time, up to a minute. The first success ends it."""
-
-    MOST_SECONDS = 60.0
+    """Lasts 2 s from the last trouble. A success ends it."""
 
     def __init__(self) -> None:
-        self._seconds = 0.0
         self._until = 0.0
 
     @property
@@ -22,13 +21,11 @@ class Pause:
         return max(0.0, self._until - time.monotonic())
 
     def begin(self) -> None:
-        """Begin a pause, unless one lasts."""
-        if self.seconds_left:
-            return
-        self._seconds = min(self._seconds * 2 or 1.0, self.MOST_SECONDS)
-        self._until = time.monotonic() + self._seconds
-        logger.warning("this worker takes nothing new for a while", extra={"seconds": self._seconds})
+        """Begin a pause, or begin it anew."""
+        if not self.seconds_left:
+            logger.warning("this worker takes nothing new for a while", extra={"seconds": PAUSE_SECONDS})
+        self._until = time.monotonic() + PAUSE_SECONDS
 
-    def forget(self) -> None:
-        """End the pause, and begin the next one at 1 s."""
-        self._seconds = self._until = 0.0
+    def end(self) -> None:
+        """End the pause."""
+        self._until = 0.0

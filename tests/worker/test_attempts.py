@@ -48,6 +48,7 @@ from tests.ledgers import (
 )
 from tests.services import LEDGER_NAME, put_rendition
 from tests.waiting import until
+from worker import pause
 from worker.attempts import Attempts, Work
 from worker.pause import Pause
 
@@ -291,7 +292,7 @@ async def test_trouble_counts_nowhere_and_pauses_the_worker(
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures, row.worker) == (Status.QUEUED, 0, 0, None)
     assert 1 < await seconds_until_due(ledger, row) <= 2
-    assert 0 < attempts._pause.seconds_left <= 1
+    assert 0 < attempts._pause.seconds_left <= pause.PAUSE_SECONDS
     assert await folders_of(storage, image) == []
     assert await queue_of(redis) == []
 

@@ -578,7 +578,7 @@ async def test_a_worker_that_pauses_takes_nothing_and_is_still_alive(
     await until(turns(queue, monkeypatch))
     started_meanwhile = list(worked.started)
     alive_meanwhile = await queue.workers_alive()
-    running.pause.forget()
+    running.pause.end()
 
     await until(lambda: worked.ended)
     assert started_meanwhile == []
