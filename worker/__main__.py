@@ -77,13 +77,8 @@ async def run(settings: Settings) -> None:
 
         count = settings.render_slots or capacity.render_slots()
         slots, pause = Slots(count), Pause()
-        renderer = Renderer(
-            settings,
-            count,
-            capacity.pixel_budget(count),
-            child_bytes=capacity.child_memory(count),
-            on_free=slots.freed.set,
-        )
+        child_bytes = capacity.child_memory(count)
+        renderer = Renderer(settings, count, capacity.pixel_budget(count), child_bytes=child_bytes)
         stack.push_async_callback(renderer.close)
         attempts = Attempts(ledger, storage, queue, settling, pause, name)
         consumer = Consumer(

@@ -37,8 +37,6 @@ class Children(Protocol):
 
     unfiltered_for: str
 
-    def has_idle_child(self) -> bool: ...
-
 
 class Consumer:
     """Takes a job for each free slot, the oldest first. The ledger alone issues work again, so nothing is retried."""
@@ -103,11 +101,7 @@ class Consumer:
 
     async def _take_jobs(self) -> None:
         while self._may_take():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zpopmin(self._queue.name)
-                pipe.zcard(self._queue.name)
-                found, left = await pipe.execute()
-            self._slots.jobs_wait = left > 0
+            found = await self._redis.zpopmin(self._queue.name)
             if not found:
                 break
             ((job_id, score),) = found
@@ -142,8 +136,8 @@ class Consumer:
     async def _wait(self) -> None:
         if self._slots.freed.is_set():
             return  # a job ended while the queue was looked at, and more may wait
-        if self._may_take() and self._children.has_idle_child():
-            # Do not BLPOP while all children are busy: an idle worker needs that wake-up.
+        if self._may_take():
+            # Do not BLPOP while all slots are taken: an idle worker needs that wake-up.
             # redis-py's types know whole seconds only; the server takes fractions.
             await self._redis.blpop([self._queue.doorbell], timeout=_LISTEN_SECONDS)  # type: ignore[arg-type,misc]
         else:

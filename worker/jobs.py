@@ -112,7 +112,7 @@ class Jobs:
 
     async def _render(self, session: RenderSession, drafts: Mapping[Size, Draft], slot: Slot) -> None:
         outputs = {size: draft.fileno() for size, draft in drafts.items()}
-        await session.render(outputs, largest_written=slot.leave_if_wanted, rendered=slot.leave)
+        await session.render(outputs, rendered=slot.leave)
 
     async def _keep(
         self, image: Image, full: Size, drafts: Mapping[Size, Draft], written: Mapping[Size, tuple[int, str]]

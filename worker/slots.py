@@ -13,8 +13,6 @@ class Slots:
         self.storing = asyncio.Semaphore(count)
         #: Set when there may be room for another job.
         self.freed = asyncio.Event()
-        #: Whether jobs were left in the queue when it was last looked at.
-        self.jobs_wait = False
 
     def take(self) -> Slot:
         """Take a free slot. The caller has looked at `free`."""
@@ -31,21 +29,10 @@ class Slot:
 
     async def leave(self) -> None:
         """Free the slot for the next image, as soon as there is a place to store this one."""
-        if not self._is_left:
-            await self._slots.storing.acquire()
-            self._is_left = True
-            self._slots.free += 1
-            self._slots.freed.set()
-
-    async def leave_if_wanted(self) -> None:
-        """Free the slot although its child still makes thumbnails, where another job waits for one.
-
-        The next image is claimed and its original opened meanwhile. Without a job that waits, this would take the next
-        upload away from an idle worker, which would render it sooner. Never waits for a place to store, since the
-        child waits for this call.
-        """
-        if self._slots.jobs_wait and not self._slots.storing.locked():
-            await self.leave()
+        await self._slots.storing.acquire()
+        self._is_left = True
+        self._slots.free += 1
+        self._slots.freed.set()
 
     def release(self) -> None:
         """Free the slot, or the place to store that it was left for."""

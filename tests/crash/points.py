@@ -164,12 +164,6 @@ CONVERTING = _here(
     _lost("the child has read the header", "after", f"{_SESSION}.read_header"),
     _lost("one draft is made", "after", f"{_DRAFT}.__init__", "drafts originals"),
     _lost("all drafts are made", "after", "worker.jobs:Jobs._drafts", "drafts originals"),
-    _lost(
-        "the child has only thumbnails left",
-        "before",
-        "worker.slots:Slot.leave_if_wanted",
-        "drafts originals",
-    ),
     _lost("the full-size JPEG is copied", "after", f"{_SESSION}._take_over", "drafts originals"),
     _lost("the child has rendered", "after", f"{_SESSION}.render", "drafts originals"),
     _lost("its slot is left", "before", f"{_STORAGE}.keep", "drafts originals"),

@@ -6,7 +6,6 @@ Run by tests in place of `worker.child`, with the same arguments.
 from __future__ import annotations
 
 import ctypes
-import io
 import os
 import select
 import socket
@@ -15,18 +14,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
-from PIL import Image
-
 from shared.images import Size
 from worker.child import __main__ as child
 from worker.child import opening, rendering
-from worker.renderer.protocol import LARGEST_WRITTEN, pack
+from worker.renderer.protocol import pack
 
 CONNECTION = socket.socket(fileno=int(sys.argv[1]))
 HOARD: list[bytes] = []
 REAL_OPEN, REAL_RENDER = opening.open_picture, rendering.render
-#: What is to go wrong once the largest size of the picture that was opened is written.
-LATER: list[str] = []
 
 
 def hang() -> NoReturn:
@@ -93,7 +88,6 @@ FAULTS: dict[str, Callable[[], object]] = {
     "talks-later": say(pack({"error": "unreadable-image", "detail": "x"}) + b"more"),
     "odd-stages": say(pack({"stages": [1, 2]})),
     "endless-stage": say(pack({"stages": {"decode": float("inf")}})),
-    "largest-twice": say(2 * pack(LARGEST_WRITTEN)),
     "lie": say(pack({"stages": {"decode": 1.0}})),
 }
 
@@ -106,10 +100,6 @@ def open_picture(file: BinaryIO, **limits: int) -> opening.OpenedPicture:
     if word[:2] == ["FAULT", "render"]:
         # It claims to be of 4 x 4 pixels; what goes wrong does so when they are asked for.
         return opening.OpenedPicture((4, 4), "PNG", None, None, word[2].encode())
-    if word[:2] == ["FAULT", "thumbnails"]:
-        LATER.append(word[2])
-        file = io.BytesIO()
-        Image.new("L", (8, 8)).save(file, "PNG")
     file.seek(0)
     return REAL_OPEN(file, **limits)
 
@@ -118,17 +108,10 @@ def render(
     picture: opening.OpenedPicture,
     outputs: dict[Size, Any],
     background: tuple[int, int, int],
-    largest_written: Callable[[Size], None] = lambda size: None,
 ) -> dict[str, float]:
     if picture._image is None and picture.profile is not None:
         FAULTS[picture.profile.decode()]()
-
-    def tell(size: Size) -> None:
-        largest_written(size)
-        if LATER:
-            FAULTS[LATER.pop()]()
-
-    return REAL_RENDER(picture, outputs, background, tell)
+    return REAL_RENDER(picture, outputs, background)
 
 
 if __name__ == "__main__":

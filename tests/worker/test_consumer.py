@@ -98,10 +98,6 @@ class Children:
     """Child processes as a consumer sees them."""
 
     unfiltered_for = ""
-    is_idle = True
-
-    def has_idle_child(self) -> bool:
-        return self.is_idle
 
 
 class Running:
@@ -243,67 +239,6 @@ async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once
     await until(lambda: not running.consumer._running)
     assert running.slots.free == SLOTS
     assert not running.slots.storing.locked()
-
-
-@pytest.mark.usefixtures("deaf_to_time")
-async def test_who_has_no_free_child_does_not_hear_the_bell(
-    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
-) -> None:
-    """A ring that a busy worker hears is lost for an idle one, also where a slot was left early."""
-    looked_before = await looks(redis)
-    busy = Worked()
-    start(busy.convert_image).children.is_idle = False
-    start()
-    await until(is_listening(redis))
-    await until(has_looked(redis, looked_before + 2))
-
-    for number in range(10):
-        await queue.enqueue(await some_image(ledger))
-        await until(lambda number=number: len(worked.ended) == number + 1)  # type: ignore[misc] # bound as it is now
-
-    assert busy.started == []
-
-
-@pytest.mark.usefixtures("deaf_to_time")
-async def test_who_has_a_free_child_again_looks_and_listens(
-    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
-) -> None:
-    looked_before = await looks(redis)
-    running = start()
-    running.children.is_idle = False
-    await until(has_looked(redis, looked_before + 1))
-    first = await some_image(ledger)
-    await queue.enqueue(first)
-    running.children.is_idle = True
-
-    running.slots.freed.set()
-
-    await until(lambda: worked.ended == [first.id])
-    await until(is_listening(redis))
-
-
-@pytest.mark.parametrize("more", [0, 1])
-async def test_a_slot_is_wanted_where_more_jobs_wait_than_were_taken(
-    ledger: Ledger, queue: Queue, worked: Worked, start: Start, more: int
-) -> None:
-    wanted: list[bool] = []
-
-    async def convert(ctx: dict[str, Any], image_id: str) -> None:
-        worked.started.append(image_id)
-        await worked.open.wait()
-        wanted.append(running.slots.jobs_wait)
-
-    worked.open.clear()
-    for image in [await some_image(ledger) for _ in range(SLOTS + more)]:
-        await queue.enqueue(image)
-    running = start(convert)
-    await until(lambda: len(worked.started) == SLOTS)
-    running.consumer.stop()
-
-    worked.open.set()
-
-    await until(lambda: len(wanted) == SLOTS)
-    assert wanted == [bool(more)] * SLOTS
 
 
 async def test_thumbnails_come_with_the_wake_they_are_claimed_by(

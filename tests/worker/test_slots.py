@@ -32,17 +32,6 @@ async def test_a_slot_that_is_left_is_free_for_the_next_image_while_this_one_is_
     assert (free_while_storing, slots.free) == (1, 1)
 
 
-async def test_a_slot_that_is_left_twice_is_counted_once() -> None:
-    """It is left early where others wait, and left again when its child is done."""
-    slots = Slots(1)
-    slot = slots.take()
-
-    await slot.leave()
-    await slot.leave()
-
-    assert slots.free == 1
-
-
 async def test_a_slot_is_kept_until_there_is_a_place_to_store() -> None:
     slots = Slots(1)
     first = slots.take()
@@ -72,30 +61,6 @@ async def test_who_is_cancelled_while_it_waits_for_a_place_to_store_keeps_nothin
 
     assert slots.free == 1
     assert not slots.storing.locked()
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-async def test_a_slot_is_left_early_only_where_more_jobs_wait(wanted: bool) -> None:
-    """Claimed ahead, the last job of the queue would wait here, and an idle worker would not get it."""
-    slots = Slots(1)
-    slot = slots.take()
-    slots.jobs_wait = wanted
-
-    await slot.leave_if_wanted()
-
-    assert slots.free == int(wanted)
-
-
-async def test_no_slot_is_left_early_while_another_image_is_stored() -> None:
-    """It would wait for its place while its child waits for it."""
-    slots = Slots(1)
-    await slots.take().leave()
-    slot = slots.take()
-    slots.jobs_wait = True
-
-    await slot.leave_if_wanted()
-
-    assert slots.free == 0
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -3,8 +3,7 @@
 For each picture the parent sends two orders (`worker.renderer.protocol`):
 
 - `open`, with the original's descriptor. The answer is the size and the format that the header names.
-- `render`, with a descriptor for each size. A first message tells that the largest size is written, if others are left;
-  the answer is the time of each stage.
+- `render`, with a descriptor for each size. The answer is the time of each stage.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from shared.errors import RenderFailure, RenderOutOfMemory
 from shared.formats import PILLOW_FORMATS
 from shared.images import Size
 from worker.child import confinement, opening, rendering
-from worker.renderer.protocol import HEADER, LARGEST_WRITTEN, MAX_DESCRIPTORS, Message, length_of, pack, unpack
+from worker.renderer.protocol import HEADER, MAX_DESCRIPTORS, Message, length_of, pack, unpack
 
 #: Seconds without a picture after which a child gives back the memory of the last one.
 IDLE_SECONDS = 1.0
@@ -74,13 +73,7 @@ def _serve(connection: socket.socket) -> Message:
             sizes: list[Size] = [(width, height) for width, height in order["sizes"]]
             scratches = [files.enter_context(open(descriptor, "wb", buffering=0)) for descriptor in descriptors]
             red, green, blue = order["background"]
-            outputs = dict(zip(sizes, scratches, strict=True))
-
-            def tell(size: Size) -> None:
-                outputs[size].truncate()
-                _send(connection, LARGEST_WRITTEN)
-
-            stages = rendering.render(picture, outputs, (red, green, blue), tell)
+            stages = rendering.render(picture, dict(zip(sizes, scratches, strict=True)), (red, green, blue))
             for scratch in scratches:
                 scratch.truncate()
             return {"stages": stages}

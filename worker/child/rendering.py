@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -27,16 +27,12 @@ class Writable(Protocol):
 
 
 def render(
-    picture: OpenedPicture,
-    outputs: Mapping[Size, Writable],
-    background: tuple[int, int, int],
-    largest_written: Callable[[Size], None] = lambda size: None,
+    picture: OpenedPicture, outputs: Mapping[Size, Writable], background: tuple[int, int, int]
 ) -> dict[str, float]:
     """Write a JPEG of each size into its file and return the milliseconds of each stage.
 
-    A size is the picture's own, or one on its ladder of halvings. `largest_written` is called after the first size, if
-    there are more. Raises UnreadableImage or RenderOutOfMemory where the file is to blame. Errors of encoding and
-    writing are raised as they are.
+    A size is the picture's own, or one on its ladder of halvings. Raises UnreadableImage or RenderOutOfMemory where the
+    file is to blame. Errors of encoding and writing are raised as they are.
     """
     unwritten = dict(outputs)
     if strangers := unwritten.keys() - set(_levels(picture.size)):
@@ -59,8 +55,6 @@ def render(
                     _encode(level, unwritten.pop(size))
                 if not unwritten:
                     break
-                if len(unwritten) == len(outputs) - 1:
-                    largest_written(size)
     except MemoryError as exc:
         raise out_of_memory() from exc
     return stages

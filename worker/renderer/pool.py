@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from shared.errors import NoChild
@@ -36,15 +36,12 @@ class Renderer:
         *,
         child_bytes: int | None = None,
         command: Sequence[str] | None = None,
-        on_free: Callable[[], object] = lambda: None,
     ) -> None:
         self._settings = settings
         self._slots = slots
         self._budget = PixelBudget(pixel_budget)
         self._child_bytes = min(child_bytes or settings.render_memory_bytes, settings.render_memory_bytes)
         self._command = tuple(command or (sys.executable, "-m", "worker.child"))
-        #: Called when a child is done with an image.
-        self._on_free = on_free
         self._free: asyncio.Queue[Child] = asyncio.Queue()
         #: One turn for each child. An image without one waits for as long as it takes, one with a turn not for long.
         self._turns = asyncio.Semaphore(slots)
@@ -81,7 +78,7 @@ class Renderer:
 
         Raises RenderFailure for what the file did, ChildLost for what was done to the child, NoChild where none is.
         """
-        async with self._turn():
+        async with self._turns:
             child = await self._free_child()
             try:
                 session = RenderSession(child, original, self._settings, self._budget)
@@ -94,18 +91,6 @@ class Renderer:
                     self._free.put_nowait(child)
                 else:
                     child.discard()
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        try:
-            async with self._turns:
-                yield
-        finally:
-            self._on_free()
-
-    def has_idle_child(self) -> bool:
-        """Whether an image that came now would not wait for another one."""
-        return not self._turns.locked()
 
     async def _free_child(self) -> Child:
         while True:

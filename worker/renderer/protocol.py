@@ -17,9 +17,6 @@ MAX_DESCRIPTORS = 32
 
 Message = dict[str, Any]
 
-#: Sent by a child once the largest of several sizes is written, before its answer.
-LARGEST_WRITTEN: Message = {"written": "largest"}
-
 
 class BadFrame(ValueError):
     """The other side sent something that is not a message."""

@@ -7,7 +7,7 @@ import errno
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
 
 from shared.cancellation import to_the_end
@@ -28,7 +28,7 @@ from shared.stalls import timeout
 from shared.telemetry import metrics, tracing
 from worker.renderer.child import Child
 from worker.renderer.pixel_budget import PixelBudget
-from worker.renderer.protocol import LARGEST_WRITTEN, BadFrame, Message
+from worker.renderer.protocol import BadFrame, Message
 from worker.renderer.scratch import NotOurs, Scratch, scratch_file
 
 _REPORTED: dict[str, type[RenderFailure]] = {
@@ -41,15 +41,8 @@ _READ_AT_ONCE = 1024 * 1024
 #: What rendering takes its time for.
 STAGES = frozenset({"decode", "colour", "scale", "encode"})
 
-#: What the job does at some point of a render.
-Step = Callable[[], Awaitable[None]]
-
 # A reader of the logs looks for the child, not for its parent.
 logger = logging.getLogger("worker.child")
-
-
-async def _no_step() -> None:
-    pass
 
 
 class RenderSession:
@@ -82,13 +75,12 @@ class RenderSession:
         self.size, self.format = size, name
 
     async def render(
-        self, outputs: Mapping[Size, int], largest_written: Step = _no_step, rendered: Step = _no_step
+        self, outputs: Mapping[Size, int], rendered: Callable[[], Awaitable[None]] | None = None
     ) -> dict[str, float]:
         """Write a JPEG of each size into its descriptor, empty and open for both reading and writing.
 
-        Returns the milliseconds of each stage. Sizes are the image's own and those on its ladder. Two steps are awaited
-        on the way: `largest_written` once the child has only smaller sizes left, and `rendered` once it has done its
-        part, before its last renditions are taken over.
+        Returns the milliseconds of each stage. Sizes are the image's own and those on its ladder. `rendered` is awaited
+        once the child has done its part, before its renditions are taken over.
 
         Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable where an output cannot be written.
         """
@@ -98,18 +90,13 @@ class RenderSession:
             scratches = [stack.enter_context(scratch_file(size)) for size in outputs]
             async with self._budget.hold(math.prod(self.size)):
                 reply = await self._ask({"render": order}, (scratch.descriptor for scratch in scratches))
-                if reply == LARGEST_WRITTEN and len(outputs) > 1:
-                    await largest_written()
-                    # It has the most bytes: they are checked and copied while the child makes the other sizes.
-                    largest = max(scratches, key=lambda scratch: math.prod(scratch.size))
-                    await self._take_over([largest], outputs)
-                    reply = await self._in_time(self._child.receive())
             stages = _stages_in(reply)
             if stages is None:
                 raise self._child.distrust("claimed to have rendered what it had not")
             self._child.is_idle = True
-            await rendered()
-            await self._take_over([scratch for scratch in scratches if scratch.size not in self.written], outputs)
+            if rendered is not None:
+                await rendered()
+            await self._take_over(scratches, outputs)
             seconds = {stage: milliseconds / 1000 for stage, milliseconds in stages.items()}
             tracing.note(format=self.format, **{f"{stage}_seconds": took for stage, took in seconds.items()})
         for stage, took in seconds.items():
@@ -120,7 +107,7 @@ class RenderSession:
         )
         return stages
 
-    async def _take_over(self, scratches: Sequence[Scratch], outputs: Mapping[Size, int]) -> None:
+    async def _take_over(self, scratches: Iterable[Scratch], outputs: Mapping[Size, int]) -> None:
         def copy() -> None:
             for scratch in scratches:
                 self.written[scratch.size] = scratch.copy_to(outputs[scratch.size])

@@ -503,26 +503,6 @@ def test_any_part_of_the_ladder_is_the_same_as_in_the_whole() -> None:
     assert part == {size: whole[size] for size in part}
 
 
-@pytest.mark.parametrize(
-    ("sizes", "told"),
-    [([(64, 64), (32, 32), (16, 16)], 1), ([(32, 32), (16, 16)], 1), ([(32, 32)], 0)],
-    ids=["all", "thumbnails", "one"],
-)
-def test_it_is_told_once_when_only_smaller_sizes_are_left(sizes: list[Size], told: int) -> None:
-    picture = open_picture(encoded(quartered((64, 64)), "PNG"), max_pixels=MAX_PIXELS)
-    outputs = {size: io.BytesIO() for size in sizes}
-    written: list[list[Size]] = []
-
-    render(
-        picture,
-        outputs,
-        WHITE,
-        lambda largest: written.append([largest, *(size for size in sizes if outputs[size].getvalue())]),
-    )
-
-    assert written == [[sizes[0], sizes[0]]] * told
-
-
 def test_a_size_beside_the_ladder_is_our_own_mistake() -> None:
     picture = open_picture(encoded(quartered(), "PNG"), max_pixels=MAX_PIXELS)
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -72,9 +71,8 @@ async def start_renderer() -> AsyncIterator[StartRenderer]:
         pixel_budget: int = 100_000_000,
         child_bytes: int | None = None,
         command: tuple[str, ...] = HOSTILE,
-        on_free: Callable[[], object] = lambda: None,
     ) -> Renderer:
-        renderer = Renderer(settings, slots, pixel_budget, child_bytes=child_bytes, command=command, on_free=on_free)
+        renderer = Renderer(settings, slots, pixel_budget, child_bytes=child_bytes, command=command)
         renderers.append(renderer)
         await renderer.start()
         return renderer
@@ -183,34 +181,6 @@ async def test_a_picture_is_opened_and_rendered(start_renderer: StartRenderer, o
             assert set(stages) == {"decode", "colour", "scale", "encode"}
 
 
-@pytest.mark.parametrize(
-    ("sizes", "steps"),
-    [([(200, 150), (100, 75), (50, 37)], ["largest", "rendered"]), ([(100, 75)], ["rendered"])],
-    ids=["several", "one"],
-)
-async def test_a_child_tells_when_only_smaller_sizes_are_left(
-    start_renderer: StartRenderer, original: Original, sizes: list[Size], steps: list[str]
-) -> None:
-    renderer = await start_renderer()
-    taken: list[str] = []
-
-    def step(name: str) -> Callable[[], Coroutine[None, None, None]]:
-        async def take() -> None:
-            taken.append(name)
-
-        return take
-
-    async with renderer.open(original(GOOD)) as opened:
-        with ExitStack() as files:
-            drafts = {size: files.enter_context(TemporaryFile()) for size in sizes}
-            outputs = {size: draft.fileno() for size, draft in drafts.items()}
-            await opened.render(outputs, largest_written=step("largest"), rendered=step("rendered"))
-
-            assert [Image.open(draft).size for draft in drafts.values()] == sizes
-
-    assert taken == steps
-
-
 async def test_a_finished_render_leaves_one_line(
     start_renderer: StartRenderer, original: Original, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,7 +226,7 @@ async def test_an_original_is_read_from_its_start_wherever_its_descriptor_stands
     assert await render(renderer, descriptor) == await render(renderer, descriptor)
 
 
-@pytest.mark.parametrize("phase", ["open", "render", "thumbnails"])
+@pytest.mark.parametrize("phase", ["open", "render"])
 @pytest.mark.parametrize(
     ("name", "error"),
     [
@@ -282,7 +252,6 @@ async def test_an_original_is_read_from_its_start_wherever_its_descriptor_stands
         ("talks-later", UnreadableImage),
         ("odd-stages", ChildLost),
         ("endless-stage", ChildLost),
-        ("largest-twice", ChildLost),
         ("lie", ChildLost),
     ],
 )
@@ -294,11 +263,7 @@ async def test_a_fault_costs_its_own_picture_only(
     name: str,
     error: type[Exception],
 ) -> None:
-    """Promise 8: with one slot, the next picture is rendered by the same child or by its replacement.
-
-    A child that dies while a thread copies the largest size is found dead by others first.
-    """
-    copied_slowly(monkeypatch)
+    """Promise 8: with one slot, the next picture is rendered by the same child or by its replacement."""
     renderer = await start_renderer()
 
     with pytest.raises(error):
@@ -326,7 +291,7 @@ async def test_a_child_may_take_no_more_memory_than_this_machine_has_for_it(
         await render(renderer, original(large))
 
 
-@pytest.mark.parametrize("phase", ["open", "render", "thumbnails"])
+@pytest.mark.parametrize("phase", ["open", "render"])
 async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
     start_renderer: StartRenderer, original: Original, phase: str
 ) -> None:
@@ -341,20 +306,6 @@ async def test_a_hang_ends_at_the_wall_limit_and_neighbours_do_not_notice(
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
-async def test_it_is_told_when_a_child_is_idle_again(start_renderer: StartRenderer, original: Original) -> None:
-    """A worker does not listen for jobs while all its children are busy."""
-    free: list[bool] = []
-    renderer: Renderer = await start_renderer(on_free=lambda: free.append(renderer.has_idle_child()))
-
-    async with renderer.open(original(GOOD)) as opened:
-        while_open = renderer.has_idle_child()
-        with TemporaryFile() as draft:
-            await opened.render({(200, 150): draft.fileno()})
-        told_before = list(free)
-
-    assert (while_open, told_before, free) == (False, [], [True])
-
-
 async def test_who_comes_while_another_is_rendered_waits_for_it_and_not_for_a_child(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,14 +314,14 @@ async def test_who_comes_while_another_is_rendered_waits_for_it_and_not_for_a_ch
     renderer = await start_renderer()
     waiting: list[asyncio.Task[dict[Size, Image.Image]]] = []
 
-    async def largest_written() -> None:
+    async def rendered() -> None:
         waiting.append(asyncio.create_task(render(renderer, original(GOOD))))
         await asyncio.wait(waiting, timeout=0.4)
 
     async with renderer.open(original(GOOD)) as opened:
         with TemporaryFile() as full, TemporaryFile() as thumbnail:
             outputs = {(200, 150): full.fileno(), (50, 37): thumbnail.fileno()}
-            await opened.render(outputs, largest_written=largest_written)
+            await opened.render(outputs, rendered=rendered)
 
     assert (200, 150) in await waiting[0]
 
@@ -513,20 +464,20 @@ async def test_a_child_that_hangs_up_and_stays_is_killed(
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
-async def test_who_is_cancelled_while_the_largest_size_is_copied_leaves_nothing(
+async def test_who_is_cancelled_while_renditions_are_copied_leaves_the_child_to_others(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copying = copied_slowly(monkeypatch)
     renderer = await start_renderer()
-    (pid,) = children()
-    rendering = asyncio.create_task(render(renderer, original(fault("thumbnails", "hang"))))
+    before = children()
+    rendering = asyncio.create_task(render(renderer, original(GOOD)))
     await until(copying.is_set)
 
     rendering.cancel()
     with pytest.raises(asyncio.CancelledError):
         await rendering
 
-    await until_dead({pid})
+    assert children() == before
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
@@ -590,41 +541,6 @@ async def test_a_full_disk_is_storage_that_is_full(start_renderer: StartRenderer
 
     assert (200, 150) in await render(renderer, original(GOOD))
     assert children() == before
-
-
-async def test_a_full_disk_is_found_before_the_child_is_done_and_costs_it_its_life(
-    start_renderer: StartRenderer, original: Original
-) -> None:
-    """What it has begun nobody will want."""
-    renderer = await start_renderer()
-    (pid,) = children()
-    full = os.open("/dev/full", os.O_RDWR)
-    try:
-        with pytest.raises(StorageFull):
-            async with renderer.open(original(fault("thumbnails", "hang"))) as opened:
-                await opened.render({(8, 8): full, (4, 4): full})
-    finally:
-        os.close(full)
-
-    await until_dead({pid})
-    assert (200, 150) in await render(renderer, original(GOOD))
-
-
-async def test_the_largest_size_is_taken_over_while_the_child_makes_the_others(
-    start_renderer: StartRenderer, original: Original
-) -> None:
-    renderer = await start_renderer()
-
-    with TemporaryFile() as full, TemporaryFile() as thumbnail:
-        with pytest.raises(ChildLost):
-            async with renderer.open(original(fault("thumbnails", "vanish"))) as opened:
-                await opened.render({(4, 4): thumbnail.fileno(), (8, 8): full.fileno()})
-
-        full.seek(0)
-        jpeg = full.read()
-        assert Image.open(full).size == (8, 8)
-        assert opened.written == {(8, 8): (len(jpeg), sha256(jpeg).hexdigest())}
-        assert thumbnail.seek(0, 2) == 0
 
 
 async def test_an_original_that_cannot_be_read_is_the_storages_trouble(
