@@ -76,22 +76,18 @@ class Jobs:
         assert image.size is not None  # noqa: S101 - for mypy: a ready image has a size
         assert image.published is not None  # noqa: S101 - for mypy: a ready image is published
         published = rendition_key(image.id, image.published, FULL)
+        # Made of the original, the JPEG is made anew, too: it may be torn. Of itself it would lose quality each time.
         has_original = await self._storage.exists(original_key(image.id))
-        has_full = await self._storage.exists(published)
-        if has_full and has_original:
-            # A torn file is not carried over where the original is left to make it again.
-            full = image.renditions[FULL]
-            has_full = await self._storage.digest(published) == (full.bytes, full.sha256)
         sizes = ladder(image.size, self._settings.min_thumb_size)
         async with contextlib.AsyncExitStack() as stack:
             source = stack.enter_context(await self._open(original_key(image.id) if has_original else published))
             async with self._renderer.open(source.fileno()) as session:
                 if session.size != image.size:
                     raise UnreadableImage("The stored picture is not the one that was published.")
-                drafts = await self._drafts(stack, sizes if has_full else [image.size, *sizes])
+                drafts = await self._drafts(stack, [image.size, *sizes] if has_original else sizes)
                 await self._render(session, drafts, slot)
             renditions = await self._keep(image, image.size, drafts, session.written)
-        if has_full:
+        if not has_original:
             await self._storage.carry_over(published, rendition_key(image.id, image.attempt, FULL))
             renditions = {FULL: image.renditions[FULL]} | renditions
         return _committed(await self._ledger.publish(image, image.size, renditions))

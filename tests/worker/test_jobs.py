@@ -173,7 +173,7 @@ async def request(ledger: Ledger, image: Image) -> Image:
     return row
 
 
-async def test_a_missing_thumbnail_is_made_again_and_the_jpeg_is_carried_over_unchanged(
+async def test_a_missing_thumbnail_is_made_again_and_the_jpeg_stays_what_it_was(
     ledger: Ledger, storage: Storage, jobs: Jobs
 ) -> None:
     before = await converted(ledger, storage, jobs)
@@ -245,10 +245,9 @@ async def test_a_missing_jpeg_is_made_again_of_the_original(ledger: Ledger, stor
 
 
 @pytest.mark.parametrize("torn", ["cut short", "altered"])
-async def test_a_torn_jpeg_is_made_again_of_the_original_and_not_carried_over(
+async def test_a_torn_jpeg_is_made_again_of_the_original(
     ledger: Ledger, storage: Storage, jobs: Jobs, torn: str
 ) -> None:
-    """Carried over, it would be torn for ever: nothing else ever makes it again."""
     before = await converted(ledger, storage, jobs)
     pictures = await stored_pictures(storage, before)
     full = pictures[FULL]
