@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import falcon
 
+#: The headers that make a GET conditional or partial, in lower case.
+HEADERS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range", "range"))
+
 
 @dataclass(frozen=True)
 class Whole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import falcon
 from falcon.asgi import Request, Response
@@ -20,11 +20,10 @@ from shared.redis.response_cache import Copy, Lookup, ResponseCache, Slot
 _HEADER = "X-ASGILook-Cache"
 
 
-@runtime_checkable
-class Cacheable(Protocol):
-    """A resource whose GET may be answered by a copy."""
+class SlotOf(Protocol):
+    """The method `slot_of` of a resource whose GET may be answered by a copy."""
 
-    def slot_of(self, req: Request, **params: Any) -> Slot | None:
+    def __call__(self, req: Request, **params: Any) -> Slot | None:
         """Return where the answer has its copy, or None where it has none. Raises Problem for a bad request."""
 
 
@@ -37,7 +36,7 @@ class Reading:
 
 
 class ResponseCacheMiddleware:
-    """Falcon middleware around every resource that is Cacheable.
+    """Falcon middleware around every resource that has a `slot_of`.
 
     A copy is looked for in this process's memory (renditions only), then in Redis. A responder whose answer may be
     copied calls `allow_copy`: no error is copied, and nothing unfinished.
@@ -49,9 +48,10 @@ class ResponseCacheMiddleware:
         self._lookups: Flights[Lookup | None] = Flights(memory)
 
     async def process_resource(self, req: Request, resp: Response, resource: Any, params: dict[str, Any]) -> None:
-        if not isinstance(resource, Cacheable) or req.method not in ("GET", "HEAD"):
+        slot_of: SlotOf | None = getattr(resource, "slot_of", None)
+        if slot_of is None or req.method not in ("GET", "HEAD"):
             return
-        slot = resource.slot_of(req, **params)
+        slot = slot_of(req, **params)
         if slot is None:
             return
         if slot.is_rendition and (entry := self._memory.entry(slot.path)) is not None:
@@ -75,7 +75,8 @@ class ResponseCacheMiddleware:
             self._keep(req, resp)
         if is_hit or may_copy:
             resp.set_header(_HEADER, "Hit" if is_hit else "Miss")
-        if isinstance(resp.data, bytes) and (etag := resp.get_header("ETag")):
+        is_conditional = not conditional.HEADERS.isdisjoint(req.headers_lower)
+        if is_conditional and isinstance(resp.data, bytes) and (etag := resp.get_header("ETag")):
             _apply_conditions(req, resp, etag, resp.data)
 
     async def _look(self, slot: Slot, began: Moment) -> tuple[Lookup | None, bool]:

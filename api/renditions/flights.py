@@ -37,11 +37,12 @@ class Flights(Generic[T]):
         lookup began: what was wrong then may be right by now. Where the first request is cancelled, one that waits for
         it looks next.
         """
-        asked = self._memory.now()
+        asked: Moment | None = None
         while True:
             flight = self._flights.get(path)
             if flight is None or not self._memory.is_current(image_id, flight.began):
                 return await self._lead(path, began, look), True
+            asked = asked or self._memory.now()
             await flight.landed.wait()
             if flight.result:
                 return flight.result[0], False

@@ -15,9 +15,7 @@ Authorize = Callable[[str, str | None, str, Headers], None]
 
 FULL_ROUTE, THUMBNAIL_ROUTE = "/images/{image_id}.jpeg", "/thumbnails/{image_id}/{size}.jpeg"
 
-_CONDITIONAL = frozenset(
-    (b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range")
-)
+_CONDITIONAL = frozenset(name.encode() for name in conditional.HEADERS)
 
 
 class MemoryDoor:
