@@ -55,12 +55,14 @@ def decide(
     last_modified: float | None,
     length: int | None,
 ) -> Decision:
-    """Decide what a request for an existing representation is owed; whatever is malformed in it is ignored,
-    except where it should keep us from doing something.
+    """Decide what a request for an existing representation gets. Malformed conditions are ignored, but for those that
+    would prevent something.
 
     `headers` has lower-case names, with several lines of one name joined by commas. `last_modified` is in seconds
     since the epoch; without a `length` no range is served.
     """
+    if len(headers) == 1 and headers.get("if-none-match") == etag and method == "GET":
+        return NotModified()  # by far the most: a browser's
     if _is_another(headers, etag, last_modified):
         return PreconditionFailed()
     if method not in ("GET", "HEAD"):
@@ -107,10 +109,8 @@ def _is_held_already(headers: Mapping[str, str], etag: str, last_modified: float
     tags = headers.get("if-none-match")
     if tags is not None:
         # Section 13.1.3: a date beside it is ignored, even where the tags themselves are malformed.
-        return (
-            tags == etag
-            or tags.strip(" \t") == "*"
-            or (_TAG_LIST.fullmatch(tags) is not None and etag.removeprefix("W/") in _TAG.findall(tags))
+        return tags.strip(" \t") == "*" or (
+            _TAG_LIST.fullmatch(tags) is not None and etag.removeprefix("W/") in _TAG.findall(tags)
         )
     since = _seconds_of(headers.get("if-modified-since"))
     return since is not None and last_modified is not None and int(last_modified) <= since

@@ -15,7 +15,7 @@ Authorize = Callable[[str, str | None, str, Headers], None]
 
 FULL_ROUTE, THUMBNAIL_ROUTE = "/images/{image_id}.jpeg", "/thumbnails/{image_id}/{size}.jpeg"
 
-_CONDITIONAL = frozenset(name.encode() for name in conditional.HEADERS)
+_CONDITIONAL = {name.encode(): name for name in conditional.HEADERS}
 
 
 class MemoryDoor:
@@ -51,7 +51,7 @@ def _decided(method: str, headers: Headers, entry: Entry) -> conditional.Decisio
     given = [header for header in headers if header[0] in _CONDITIONAL]
     if not given:
         return _WHOLE
-    conditions = {name.decode("ascii"): value.decode("latin-1") for name, value in given}
+    conditions = {_CONDITIONAL[name]: value.decode("latin-1") for name, value in given}
     if len(conditions) < len(given):
         return None  # several lines of one name
     etag, last_modified = entry.validators

@@ -51,7 +51,7 @@ def log(
     # Written without a LogRecord and an encoder, which would take a third of the time of a small answer.
     fields = (
         f'"method": {logs.quoted(method)}, "path": {logs.quoted(path[:_MOST_PATH])}, "status": {status or "null"}, '
-        f'"bytes": {sent}, "milliseconds": {round(seconds * 1000, 1)}'
+        f'"bytes": {sent}, "milliseconds": {seconds * 1000:.1f}'
     )
     if client:
         fields += f', "client": {logs.quoted(client[:_MOST_ADDRESS])}'

@@ -45,6 +45,8 @@ class _Process:
     guard: Guard | None
     most_connections: int
     unread: UnreadAnswers
+    #: The server's own headers, and as they are sent.
+    own_headers: tuple[object, bytes] = (None, b"")
     #: Connections that have no request to answer, and since when, the longest idle first.
     idle: dict[Connection, float] = field(default_factory=dict)
 
@@ -266,7 +268,10 @@ class Connection(HttpToolsProtocol):
     def _write_at_once(self, status: int, lines: bytes, body: bytes) -> None:
         keeps_alive = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
         end = b"\r\n" if keeps_alive else b"connection: close\r\n\r\n"
-        head = b"".join((STATUS_LINE[status], lines_of(self.server_state.default_headers), lines, end))
+        own = self.server_state.default_headers  # uvicorn replaces the list each second
+        if self.process.own_headers[0] is not own:
+            self.process.own_headers = own, lines_of(own)
+        head = b"".join((STATUS_LINE[status], self.process.own_headers[1], lines, end))
         self._answers.writelines((head, body))
         if not keeps_alive:
             self.transport.close()

@@ -85,7 +85,7 @@ def _second(seconds: int) -> str:
 
 def write(logger: logging.Logger, message: str, fields: str) -> None:
     """Write a line as JsonHandler.write does. Other handlers and the filters of loggers are passed over."""
-    for handler in logging.getLogger().handlers:
+    for handler in logging.root.handlers:
         if isinstance(handler, JsonHandler):
             handler.write(logger.name, message, fields)
 
