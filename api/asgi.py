@@ -12,21 +12,11 @@ import sys
 from api.app import create_app
 from api.server.connection import Connection
 from api.server.graceful_shutdown import EndAtOnce
-from api.server.guard import Guard
 from shared.errors import AsgilookError
 from shared.settings import Settings
 from shared.telemetry import logs
 
 _PR_SET_PDEATHSIG = 1
-
-
-def create_application() -> Guard:
-    """Build what the server runs, from the environment. Raises AsgilookError for a bad setting."""
-    settings = Settings.from_env()
-    logs.configure(settings.log_level)
-    guard = create_app(settings, middleware=[EndAtOnce()])
-    Connection.configure(settings, guard)
-    return guard
 
 
 def die_with_supervisor() -> None:
@@ -40,7 +30,10 @@ def die_with_supervisor() -> None:
 
 die_with_supervisor()
 try:
-    application = create_application()
+    settings = Settings.from_env()
+    logs.configure(settings.log_level)
+    application = create_app(settings, middleware=[EndAtOnce()])
+    Connection.configure(settings, application)
     # The garbage collector skips what is loaded by now: it stays.
     gc.freeze()
 except AsgilookError as exc:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from api.enqueueing import Enqueueing
 from api.renditions.local_copies import LocalCopies
 from api.renditions.memory import Memory
 from api.wait import Waiter
@@ -15,7 +14,7 @@ from shared.ledger import Identity, Ledger
 from shared.redis.clients import RedisFactory
 from shared.redis.connections import open_redis
 from shared.redis.notices import Announcer, Listener
-from shared.redis.queue import Queue
+from shared.redis.queue import Enqueueing, Queue
 from shared.redis.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling

@@ -29,10 +29,6 @@ class Part:
     first: int
     last: int
 
-    @property
-    def length(self) -> int:
-        return self.last - self.first + 1
-
 
 @dataclass(frozen=True)
 class Unsatisfiable:

@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import falcon
 from falcon.asgi import Request, Response
-from redis.exceptions import NoPermissionError
 
 from api.records import body_of
+from shared.cancellation import within
 from shared.errors import AsgilookError, MismatchError
 from shared.identity import holds_marker
 from shared.ledger import Identity, Ledger
 from shared.redis.circuit_breaker import RedisAway
+from shared.redis.clients import memory_of
 from shared.redis.connections import RedisConnections
 from shared.redis.queue import Queue
 from shared.storage import Storage
@@ -92,7 +92,7 @@ class Ready:
         return warnings
 
     async def _warnings_of_eviction(self) -> list[str]:
-        memory = await self._redis.queue_breaker.call(self._memory)
+        memory = await self._redis.queue_breaker.call(lambda: memory_of(self._redis.queue))
         policy = memory.get("maxmemory_policy", "noeviction")
         if not memory.get("maxmemory") or policy == "noeviction":
             return []
@@ -100,14 +100,6 @@ class Ready:
         return [
             f"Redis evicts keys ({policy}) when it is full: queued jobs may vanish, and wait for the sweep.{shared}"
         ]
-
-    async def _memory(self) -> dict[str, Any]:
-        try:
-            memory: dict[str, Any] = await self._redis.queue.info("memory")
-        except NoPermissionError:
-            # Some Redis services do not allow INFO.
-            return {}
-        return memory
 
     async def _warnings_of_workers(self) -> list[str]:
         names = await self._queue.workers_unfiltered()
@@ -120,16 +112,9 @@ class Ready:
 
 
 async def _state(look: Awaitable[object]) -> str:
-    task = asyncio.ensure_future(look)
-    # Not by a time-out: what is at work in a thread, or in a transaction, would be waited for all the same.
-    done, _ = await asyncio.wait([task], timeout=_PATIENCE_SECONDS)
-    if not done:
-        task.cancel()
-        logger.warning("a part is away", extra={"reason": f"no answer in {_PATIENCE_SECONDS} s"})
-        return "away"
     try:
-        task.result()
-    except AsgilookError as exc:
+        await within(_PATIENCE_SECONDS, look)
+    except (AsgilookError, TimeoutError) as exc:
         logger.warning("a part is away", extra={"reason": f"{type(exc).__name__}: {exc}"})
         return "away"
     return "ok"

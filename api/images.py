@@ -11,7 +11,6 @@ import falcon
 from falcon.asgi import Request, Response
 
 from api import conditional
-from api.enqueueing import Enqueueing
 from api.problems import RETRY_SECONDS, TROUBLE_SECONDS, Problem
 from api.records import Page, body_of, etag_of, record_of
 from api.response_cache_middleware import allow_copy, apply_decision
@@ -23,6 +22,7 @@ from shared.errors import AsgilookError
 from shared.images import Image, Status
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import RedisAway
+from shared.redis.queue import Enqueueing
 from shared.redis.response_cache import LIST_TOPIC, RECORD_SECONDS, Slot
 from shared.settling import Settling
 

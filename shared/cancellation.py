@@ -28,6 +28,19 @@ async def to_the_end(work: Awaitable[T]) -> T:
         raise
 
 
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """Return the result of `work`. Raises TimeoutError after so many seconds; `work` then goes on.
+
+    What runs in a thread or in a transaction cannot be cancelled: asyncio's own time-outs would wait for its end.
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved, or asyncio would log it
+    await asyncio.wait([task], timeout=seconds)
+    if not task.done():
+        raise TimeoutError(f"no answer in {seconds} s")
+    return task.result()
+
+
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
     """Cancel `tasks` and return when they have ended.
 

@@ -21,7 +21,7 @@ _STANDS_SECONDS = 5
 _RENEWED_EVERY_SECONDS = 2.0
 #: Seconds after which another ledger's name is there only because a live process renews it. Shorter than it could be:
 #: a refused process must say so within ten seconds, its start included.
-_PATIENCE_SECONDS = 6.0
+_PATIENCE_SECONDS = 6
 #: Seconds that an answer may take at the start, and for which a Redis that is away is asked again.
 _SLOWNESS_SECONDS = 2.0
 _KEY = "asgilook:ledger"
@@ -83,30 +83,26 @@ async def holds_marker(storage: Storage, identity: Identity) -> bool:
 
 async def check_redis(client: Redis, breaker: CircuitBreaker, ledger_name: str, settings: Settings) -> None:
     """Check that no other ledger uses this Redis. Raises MismatchError; a Redis that is away is no mismatch."""
-    waited = 0.0
-    while True:
+    for waited in range(_PATIENCE_SECONDS + 1):
+        if waited:
+            await asyncio.sleep(1.0)
         try:
             # No request waits yet, so a slow answer has more time than usual.
             standing = await breaker.call(
                 lambda: _stand(client, ledger_name), extra_seconds=_SLOWNESS_SECONDS, even_if_open=True
             )
         except RedisAway:
-            if waited < _SLOWNESS_SECONDS:
-                await asyncio.sleep(1.0)
-                waited += 1.0
-                continue
-            logger.warning("redis is away: whether another ledger uses it cannot be checked")
-            return
-        if standing == ledger_name:
-            return
-        if waited >= _PATIENCE_SECONDS:
-            raise MismatchError(
-                f"Redis and the ledger do not match: a process with another ledger ({standing}, not {ledger_name}) "
-                f"uses this Redis. This one has {settings.ledger_place}. Set {settings.ledger_variable} to the same "
-                "value for web and worker, or REDIS_URL to another Redis"
-            )
-        await asyncio.sleep(1.0)
-        waited += 1.0
+            if waited >= _SLOWNESS_SECONDS:
+                logger.warning("redis is away: whether another ledger uses it cannot be checked")
+                return
+        else:
+            if standing == ledger_name:
+                return
+    raise MismatchError(
+        f"Redis and the ledger do not match: a process with another ledger ({standing}, not {ledger_name}) "
+        f"uses this Redis. This one has {settings.ledger_place}. Set {settings.ledger_variable} to the same "
+        "value for web and worker, or REDIS_URL to another Redis"
+    )
 
 
 async def keep_standing(client: Redis, breaker: CircuitBreaker, ledger_name: str) -> None:

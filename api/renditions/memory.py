@@ -48,13 +48,11 @@ class Moment:
 class Entry:
     """A rendition as it is answered: the header lines in one piece, of a 200 and of a 304."""
 
-    __slots__ = ("_validators", "body", "copy", "image_id", "lines", "read_at", "safety", "unmodified")
+    __slots__ = ("_validators", "body", "copy", "image_id", "lines", "safety", "unmodified")
 
-    def __init__(self, image_id: str, copy: Copy, read_at: float) -> None:
+    def __init__(self, image_id: str, copy: Copy) -> None:
         self.image_id = image_id
         self.copy = copy
-        #: When its source was about to be read.
-        self.read_at = read_at
         self.body = copy.body
         self._validators: tuple[str, float | None] | None = None
         self.lines = b"%b%bcontent-length: %d\r\n" % (copy.lines, _HIT, len(copy.body))
@@ -83,10 +81,6 @@ class Row:
     token: bytes
     began: Moment
 
-    @property
-    def read_at(self) -> float:
-        return self.began.seconds
-
 
 class Memory:
     """Entries by path and rows by image id, up to so many bytes, those used last; none of an image that has changed."""
@@ -95,16 +89,13 @@ class Memory:
         self._most_bytes = most_bytes
         self._clock = clock
         self._order = itertools.count(1)
-        #: By path or by id; the one used last at the end.
-        self._held: OrderedDict[str, tuple[Entry | Row, int]] = OrderedDict()
+        #: What is held by path or by id, since when, and what it takes; the one used last at the end.
+        self._held: OrderedDict[str, tuple[Entry | Row, Moment, int]] = OrderedDict()
         self._paths_of: dict[str, set[str]] = {}
         #: The order of an image's last change, the latest at the end; and that of the last change that is not there.
         self._changes: OrderedDict[str, int] = OrderedDict()
         self._changed_before = 0
         self.bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._held)
 
     def now(self) -> Moment:
         """Return this moment. Ask before the source is read: the order tells whether the image has changed since."""
@@ -128,14 +119,14 @@ class Memory:
     def keep_entry(self, path: str, image_id: str, copy: Copy, began: Moment) -> None:
         """Keep a rendition, unless it is too large or the image has changed since."""
         if len(copy.body) <= self._most_bytes // _LARGEST_PART and self.is_current(image_id, began):
-            self._keep(path, Entry(image_id, copy, began.seconds), len(copy.body) + _ENTRY_BYTES)
+            self._keep(path, Entry(image_id, copy), began, len(copy.body) + _ENTRY_BYTES)
             self._paths_of.setdefault(image_id, set()).add(path)
             self._make_room()
 
     def keep_row(self, row: Row) -> None:
         """Keep the row of an image that is ready, unless the image has changed since."""
         if self.is_current(row.image.id, row.began):
-            self._keep(row.image.id, row, _ENTRY_BYTES + _RENDITION_BYTES * len(row.image.renditions))
+            self._keep(row.image.id, row, row.began, _ENTRY_BYTES + _RENDITION_BYTES * len(row.image.renditions))
             self._make_room()
 
     def forget(self, image_id: str) -> None:
@@ -163,15 +154,15 @@ class Memory:
         held = self._held.get(key)
         if held is None:
             return None
-        if self._is_old(held[0].read_at):
+        if self._is_old(held[1].seconds):
             self._drop(key)
             return None
         self._held.move_to_end(key)
         return held[0]
 
-    def _keep(self, key: str, what: Entry | Row, cost: int) -> None:
+    def _keep(self, key: str, what: Entry | Row, began: Moment, cost: int) -> None:
         self._drop(key)
-        self._held[key] = what, cost
+        self._held[key] = what, began, cost
         self.bytes += cost
 
     def _make_room(self) -> None:
@@ -179,7 +170,7 @@ class Memory:
             self._drop(next(iter(self._held)))
 
     def _drop(self, key: str) -> None:
-        held, cost = self._held.pop(key, (None, 0))
+        held, _, cost = self._held.pop(key, (None, None, 0))
         self.bytes -= cost
         if isinstance(held, Entry):
             paths = self._paths_of[held.image_id]

@@ -8,7 +8,7 @@ from api import conditional
 from api.problems import Problem
 from api.renditions.memory import Entry, Memory
 from api.server.asgi_types import Headers
-from api.server.at_once import Answer
+from api.server.guard import Answer
 
 #: Raises Problem where a request for an image is refused: by its route, the image's id, its query and its headers.
 Authorize = Callable[[str, str | None, str, Headers], None]

@@ -16,7 +16,6 @@ import falcon
 from falcon.asgi import Request, Response
 
 from api import conditional
-from api.enqueueing import Enqueueing
 from api.problems import RETRY_SECONDS, Problem
 from api.renditions.flights import Flights
 from api.renditions.memory import Memory, Row
@@ -25,6 +24,7 @@ from api.response_cache_middleware import Reading, allow_copy, apply_decision, s
 from shared.errors import NoSuchKey
 from shared.images import FULL, Image, Rendition, Size, Status, ladder, rendition_key, thumbnail_name
 from shared.ledger import Ledger
+from shared.redis.queue import Enqueueing
 from shared.redis.response_cache import MOST_BODY_BYTES, RENDITION_SECONDS, Copy, Slot
 from shared.settings import Settings
 from shared.settling import Settling

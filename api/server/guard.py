@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from api.problems import Problem
 from api.server import access_log
 from api.server.asgi_types import Application, Event, Headers, Receive, Scope, Send
-from api.server.at_once import AtOnce
 from api.server.headers import SAFETY_HEADERS, cors_headers, lines_of, preflight_headers
 from api.server.request_body import ClientDisconnected, RequestBody
 from shared.settings import Settings
@@ -21,6 +21,27 @@ _READ_HEADERS = frozenset((b"origin", b"x-request-id", b"prefer", b"content-leng
 #: A request with one of these is left to the application.
 _NOT_AT_ONCE = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"prefer", b"traceparent"))
 _READ_AT_ONCE = _NOT_AT_ONCE | {b"origin", b"x-request-id", b"x-forwarded-for"}
+
+
+class Answer(NamedTuple):
+    """A whole answer, its header lines in one piece."""
+
+    status: int
+    #: The template of the route, for metrics.
+    route: str
+    #: The value of X-ASGILook-Cache, for the log.
+    cache: str
+    #: The header lines, content-length included; those of other origins and `safety` follow.
+    lines: bytes
+    #: The lines of SAFETY_HEADERS that `lines` lacks.
+    safety: bytes
+    #: Empty for a HEAD.
+    body: bytes
+
+
+#: Returns the answer to a method, a path, a query and headers, or None where the application has to answer. It waits
+#: for nothing.
+AtOnce = Callable[[str, str, str, Headers], Answer | None]
 
 
 class Guard:

@@ -12,7 +12,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.connection import AbstractConnection, RedisSSLContext, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as ConnectionLost
 
 from shared.cancellation import cancel
@@ -167,6 +167,15 @@ def ask_once(settings: Settings) -> None:
             await client.aclose()
 
     asyncio.run(ask())
+
+
+async def memory_of(client: Redis) -> dict[str, Any]:
+    """Return what Redis says of its memory; nothing where it does not allow INFO, as some services do not."""
+    try:
+        memory: dict[str, Any] = await client.info("memory")
+    except ResponseError:
+        return {}
+    return memory
 
 
 async def check_access(client: Redis, breaker: CircuitBreaker, variable: str) -> None:

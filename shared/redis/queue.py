@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -10,9 +11,10 @@ from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
 from redis.asyncio import Redis
 
+from shared.errors import AsgilookError
 from shared.images import Image, Owed
-from shared.ledger import LedgerName
-from shared.redis.circuit_breaker import CircuitBreaker
+from shared.ledger import Ledger, LedgerName, Taken
+from shared.redis.circuit_breaker import CircuitBreaker, RedisAway
 
 CONVERT_IMAGE = "convert_image"
 MAKE_THUMBNAILS = "make_thumbnails"
@@ -123,3 +125,22 @@ class Queue:
             return [name.decode() for name in names]
 
         return await self._breaker.call(exchange)
+
+
+class Enqueueing:
+    """Sends an image's wake-up; while Redis is away, the sweep does."""
+
+    def __init__(self, ledger: Ledger, queue: Queue) -> None:
+        self._ledger = ledger
+        self._queue = queue
+
+    async def enqueue(self, image: Image) -> bool:
+        """Enqueue the image. Returns False if Redis is away: the next pass of the sweep enqueues it."""
+        try:
+            await self._queue.enqueue(image)
+        except RedisAway:
+            with contextlib.suppress(AsgilookError):
+                # Due at once, not in ten seconds.
+                await self._ledger.give_back([Taken(image, image.created)])
+            return False
+        return True

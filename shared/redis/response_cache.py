@@ -19,11 +19,12 @@ from typing import Any
 
 import msgpack
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 
 from shared.cancellation import cancel
 from shared.ledger import LedgerName
 from shared.redis.circuit_breaker import CircuitBreaker, RedisAway
+from shared.redis.clients import memory_of
 from shared.redis.shared_connection import Command, SharedConnection
 from shared.telemetry import metrics
 
@@ -176,20 +177,12 @@ class ResponseCache:
         if time.monotonic() - self._sampled_at >= _MEMORY_SAMPLE_SECONDS:
             self._sampled_at = time.monotonic()
             try:
-                memory = await self._breaker.call(self._memory, may_open=False)
+                memory = await self._breaker.call(lambda: memory_of(self._client), may_open=False)
             except RedisAway:
                 return False
             most = int(memory.get("maxmemory", 0))
             self._may_fill = most == 0 or int(memory["used_memory"]) < most / 2
         return self._may_fill
-
-    async def _memory(self) -> dict[str, Any]:
-        try:
-            memory: dict[str, Any] = await self._client.info("memory")
-        except ResponseError:
-            # A server that may not tell refuses what it has no room for.
-            return {}
-        return memory
 
     async def change_tokens(self, *image_ids: str, even_if_open: bool = False) -> None:
         """Make every copy worthless that these images' last commits made stale: their own, and the lists'."""

@@ -49,11 +49,6 @@ class CachedStorage:
         self.folders, self.listing = storage.folders, storage.listing
         self.free_bytes, self.signed_url = storage.free_bytes, storage.signed_url
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of this machine's disk that the copies take."""
-        return self._cache.total
-
     async def prepare(self) -> None:
         await self._storage.prepare()
         await in_thread(self._folder, self._cache.open)

@@ -15,12 +15,13 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from shared.cancellation import within
 from shared.errors import AsgilookError
 from shared.ledger import Ledger
 from shared.redis.queue import Queue
@@ -50,7 +51,6 @@ class Exposition:
         import prometheus_client
         from prometheus_client.multiprocess import MultiProcessCollector
 
-        self._asking: dict[str, asyncio.Future[Any]] = {}
         self._prometheus = prometheus_client
         self._registry = prometheus_client.CollectorRegistry()
         metrics.switch_on(prometheus_client, prometheus_client.CollectorRegistry() if folder else self._registry)
@@ -61,9 +61,7 @@ class Exposition:
 
     async def text(self, ledger: Ledger, queue: Queue) -> bytes:
         """Return all of it. Figures that ledger or Redis do not give now are left out."""
-        waiting, workers = await asyncio.gather(
-            self._asked("waiting", ledger.waiting), self._asked("workers", queue.workers_alive)
-        )
+        waiting, workers = await asyncio.gather(_asked(ledger.waiting()), _asked(queue.workers_alive()))
         gauges = []
         if waiting is not None:
             gauges = [
@@ -77,21 +75,11 @@ class Exposition:
         # Of a registry the library needs only `collect`.
         return counted + self._prometheus.generate_latest(SimpleNamespace(collect=lambda: gauges))
 
-    async def _asked(self, what: str, ask: Callable[[], Awaitable[T]]) -> T | None:
-        """Return the answer, or None if there is none in time. A longer question goes on, and is not asked twice."""
-        asking = self._asking.get(what)
-        if asking is None:
-            asking = self._asking[what] = asyncio.ensure_future(ask())
-            asking.add_done_callback(lambda done: self._answered(what, done))
-        await asyncio.wait([asking], timeout=_ASK_SECONDS)
-        with suppress(AsgilookError):
-            return asking.result() if asking.done() else None
-        return None
 
-    def _answered(self, what: str, done: asyncio.Future[Any]) -> None:
-        del self._asking[what]
-        if not done.cancelled():
-            done.exception()  # retrieved, or asyncio would log it
+async def _asked(figures: Awaitable[T]) -> T | None:
+    with suppress(AsgilookError, TimeoutError):
+        return await within(_ASK_SECONDS, figures)
+    return None
 
 
 def _gauge(name: str, what: str, value: float) -> Any:

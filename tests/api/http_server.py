@@ -16,9 +16,8 @@ import pytest
 import uvicorn
 
 from api.server.asgi_types import Application, Headers, Receive, Scope, Send
-from api.server.at_once import AtOnce
 from api.server.connection import Connection
-from api.server.guard import Guard
+from api.server.guard import AtOnce, Guard
 from shared.settings import Settings
 from shared.telemetry import logs
 

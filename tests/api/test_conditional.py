@@ -308,7 +308,3 @@ def test_an_etag_is_the_digest_in_quotes() -> None:
 def test_content_range_says_what_was_sent_or_how_much_there_is() -> None:
     assert content_range(Part(0, 9), 100) == "bytes 0-9/100"
     assert content_range(Unsatisfiable(), 100) == "bytes */100"
-
-
-def test_a_part_knows_its_length() -> None:
-    assert Part(5, 5).length == 1

@@ -121,7 +121,7 @@ async def test_what_was_not_used_for_longest_makes_room(
     assert gets(trouble) == asked
     assert await storage.read(keys[1]) == b"\1" * QUARTER
     assert gets(trouble) == asked + 1
-    assert storage.cache_bytes <= BOUND
+    assert storage._cache.total <= BOUND
     assert sum(path.stat().st_size for path in copies(tmp_path)) <= BOUND
 
 
@@ -134,7 +134,7 @@ async def test_a_picture_that_there_is_no_room_for_comes_straight_from_the_store
     assert b"".join([piece async for piece in storage.stream(key, 0, BOUND)]) == content
 
     assert copies(tmp_path) == []
-    assert storage.cache_bytes == 0
+    assert storage._cache.total == 0
 
 
 def on_disk(folder: Path) -> int:
@@ -207,7 +207,7 @@ async def test_the_next_process_begins_without_copies(storage: CachedStorage, ur
     successor = await opened(url, tmp_path)
 
     assert copies(tmp_path) == []
-    assert successor.cache_bytes == 0
+    assert successor._cache.total == 0
     await successor.close()
 
 
@@ -230,7 +230,7 @@ async def test_a_copy_that_breaks_off_is_no_copy(storage: CachedStorage, trouble
         await storage.read(key)
 
     assert copies(tmp_path) == []
-    assert storage.cache_bytes == 0
+    assert storage._cache.total == 0
 
 
 async def test_where_no_copy_can_be_written_the_store_is_read(storage: CachedStorage, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ async def test_where_no_copy_can_be_written_the_store_is_read(storage: CachedSto
 
     assert await storage.read(key) == b"a rendition"
     assert b"".join([piece async for piece in storage.stream(key, 0, 3)]) == b"a re"
-    assert storage.cache_bytes == 0
+    assert storage._cache.total == 0
 
 
 async def test_a_copy_that_somebody_has_removed_is_fetched_again(storage: CachedStorage, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ async def test_copies_of_what_another_process_has_deleted_go_at_its_notice_and_t
     trouble.refuse()
     assert await reading == b"y"
     assert copies(tmp_path) == []
-    assert storage.cache_bytes == 0
+    assert storage._cache.total == 0
 
 
 async def test_who_deletes_leaves_no_copy_that_is_under_way(

@@ -151,7 +151,7 @@ async def test_processes_of_one_ledger_share_redis(redis: Redis, breaker: Circui
 async def test_a_second_ledger_on_one_redis_is_refused_when_patience_ends(
     redis: Redis, breaker: CircuitBreaker, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    monkeypatch.setattr("shared.identity._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("shared.identity._PATIENCE_SECONDS", 0)
     await check_redis(redis, breaker, "one", settings)
 
     with pytest.raises(

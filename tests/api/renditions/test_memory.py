@@ -40,12 +40,12 @@ async def test_no_more_is_held_than_may_be(service: Service) -> None:
         assert memory.bytes <= 1_000_000
 
     # Heads and rows take room, too: of the bodies alone there would be a thousand.
-    assert 100 < len(memory) < 250
-    assert len(memory._paths_of) == len(memory) - 1
+    assert 100 < len(memory._held) < 250
+    assert len(memory._paths_of) == len(memory._held) - 1
     for number in range(10_000):
         memory.forget(str(number))
     memory.forget(image.id)
-    assert (memory.bytes, len(memory), memory._paths_of) == (0, 0, {})
+    assert (memory.bytes, len(memory._held), memory._paths_of) == (0, 0, {})
 
 
 def test_the_ones_used_last_are_kept() -> None:

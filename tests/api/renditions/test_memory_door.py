@@ -10,7 +10,7 @@ from api.problems import Problem
 from api.renditions.memory import Memory
 from api.renditions.memory_door import MemoryDoor
 from api.server.asgi_types import Headers
-from api.server.at_once import Answer
+from api.server.guard import Answer
 from shared.redis.response_cache import Copy
 from tests.api.arrange import Service
 from tests.api.conftest import Start

@@ -9,7 +9,6 @@ import falcon.asgi
 import falcon.testing
 import pytest
 
-from api.enqueueing import Enqueueing
 from api.problems import Problem
 from api.renditions.memory import Memory
 from api.renditions.resources import Renditions
@@ -17,7 +16,7 @@ from shared.engine import create_engine
 from shared.images import FULL, Image, Owed, Size, Status
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import WEB_DEADLINE, CircuitBreaker
-from shared.redis.queue import Queue
+from shared.redis.queue import Enqueueing, Queue
 from shared.redis.response_cache import MOST_BODY_BYTES
 from shared.storage.files import PIECE_BYTES
 from tests.api.arrange import UNKNOWN_ID, Service, certain, picture, problem_of

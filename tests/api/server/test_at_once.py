@@ -7,7 +7,7 @@ import re
 import pytest
 
 from api.server.asgi_types import Headers, Receive, Scope, Send
-from api.server.at_once import Answer
+from api.server.guard import Answer
 from api.server.headers import SAFETY_HEADERS
 from tests.api.http_server import GET, LAST_GET, Lines, Serve, answer, post, read, tracebacks, until, until_closed
 
