@@ -66,7 +66,7 @@ TITLES: dict[str, tuple[int, str]] = {
     "image-failed": (404, "The image could not be made"),
     "not-failed": (409, "Only a failed image can be retried"),
     "rendition-missing": (503, "This picture is being made again"),
-    # Of a file that failed, told to who waited for it
+    # Of a file that failed, told to a client that waited for it
     "unreadable-image": (422, "The file is no picture that can be read"),
     "image-too-large": (422, "The picture is too large"),
     "render-timed-out": (422, "The picture takes too long to render"),

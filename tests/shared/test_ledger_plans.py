@@ -14,6 +14,7 @@ from sqlalchemy import event
 from shared.images import Owed, Status
 from shared.ledger import Ledger, Taken
 from shared.schema import images
+from shared.sqlite import RowReader
 from tests.ledgers import (
     ORIGINAL,
     RENDITIONS,
@@ -35,13 +36,20 @@ Query = Callable[[Ledger], Awaitable[object]]
 
 
 @pytest.fixture
-def statements(ledger: Ledger) -> Iterator[list[Statement]]:
+def statements(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Statement]]:
     """What the ledger has executed, as the database saw it."""
     executed: list[Statement] = []
 
     def record(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         executed.append((statement, parameters))
 
+    read = RowReader.read
+
+    async def record_and_read(reader: RowReader, *parameters: Any) -> tuple[Any, ...] | None:
+        executed.append((reader._statement, parameters))
+        return await read(reader, *parameters)
+
+    monkeypatch.setattr(RowReader, "read", record_and_read)
     engine = ledger._engine.sync_engine
     event.listen(engine, "before_cursor_execute", record)
     yield executed
