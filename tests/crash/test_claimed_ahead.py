@@ -1,4 +1,4 @@
-"""A worker that ends while one image's child has only thumbnails left, and the next is claimed already: both go on."""
+"""A worker that ends while one image is stored, and the next is claimed and rendered already: both go on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import pytest
 
 from tests.crash.arming import Ambush, Arm
 from tests.integration.evidence import lines_of, row_of
-from tests.integration.service import Deployed, Services
+from tests.integration.service import Deployed, Services, is_apart
 from tests.worker.pictures import encoded, photo
 
 pytestmark = pytest.mark.processes
 
-#: The child's first two answers are of the header and the largest size; its third is never read.
-ONLY_THUMBNAILS_LEFT = Arm("worker.renderer.session:RenderSession._in_time", "before", "hold", call=3)
+#: The first image is rendered, and never stored.
+STORING = Arm(
+    "shared.storage.objects:ObjectStorage.keep" if is_apart() else "shared.storage.disk:DiskStorage.keep",
+    "before",
+    "hold",
+)
 
 
 @pytest.fixture
@@ -29,11 +33,11 @@ def service(services: Services) -> Deployed:
 
 
 def start(service: Deployed, folder: Path, *arms: Arm) -> tuple[subprocess.Popen[bytes], list[str]]:
-    """Start a worker of one slot on three images; return it with them, when it has claimed two and renders one."""
+    """Start a worker of one slot on three images; return it with them, when it has claimed two and stores one."""
     picture = encoded(photo((320, 180)), "PNG").getvalue()
     image_ids = [str(service.upload(picture).json["id"]) for _ in range(3)]
     worker = service.start_worker(
-        ASGI_LOOK_RENDER_SLOTS="1", ASGI_LOOK_GRACE_SECONDS="0", **Ambush(folder, ONLY_THUMBNAILS_LEFT, *arms).env
+        ASGI_LOOK_RENDER_SLOTS="1", ASGI_LOOK_GRACE_SECONDS="0", **Ambush(folder, STORING, *arms).env
     )
     service.until(lambda: statuses(service, image_ids) == ["processing", "processing", "queued"], what="two claims")
     return worker, image_ids
