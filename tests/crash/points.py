@@ -399,8 +399,7 @@ ASKING_FOR_THUMBNAILS = (
 #: A worker makes the thumbnails of a ready image again.
 MAKING_THUMBNAILS = _here(
     Point("thumbnails: claimed", "after", _COMMIT, f"{_LEDGER}.claim_thumbnails", files=_ALL, attempt=4),
-    Point("thumbnails: kept, the JPEG not carried over", "before", f"{_STORAGE}.carry_over", files=_ALL, attempt=4),
-    Point("thumbnails: the JPEG carried over", "before", f"{_LEDGER}.publish", _THUMBNAILS, files=_ALL, attempt=4),
+    Point("thumbnails: kept, not published", "before", f"{_LEDGER}.publish", _THUMBNAILS, files=_ALL, attempt=4),
     Point("thumbnails: published", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL, attempt=2),
     Point(
         "thumbnails: the notice is sent, leftovers not removed",
