@@ -49,7 +49,10 @@ def service(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 def path(service: Deployed) -> str:
     record = service.upload(small_picture(), wait=20)
     assert record.status == 201
-    return str(record.json["thumbnails"][0])
+    path = str(record.json["thumbnails"][0])
+    # No answer waits for its copy in Redis.
+    service.until(lambda: service.get(path).headers["x-asgilook-cache"] == "Hit", what="a copy")
+    return path
 
 
 def told(path: str, *headers: str, version: str = "1.1") -> bytes:
