@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shared.redis.response_cache import MOST_BODY_BYTES
-from tests.integration.evidence import comparable, lines_of, status_of
+from tests.integration.evidence import comparable, status_of
 from tests.integration.faults import frozen_worker, small_picture
 from tests.integration.service import Deployed, Response
 from tests.worker.pictures import encoded, photo
@@ -65,14 +65,16 @@ def test_every_picture_has_exactly_the_size_in_its_record_and_path(service: Depl
 
 
 def twice(service: Deployed, path_of_something_new: Callable[[], str]) -> tuple[Response, Response]:
-    """GET twice what nobody has asked for yet; anew where this machine was too busy for Redis's deadline of 50 ms."""
-    while True:
-        excuses = len(lines_of(service, message="redis is left alone"))
-        path = path_of_something_new()
-        answers = service.get(path), service.get(path)
-        if len(lines_of(service, message="redis is left alone")) == excuses:
-            return answers
-        service.until(service.is_ready, what="the end of Redis's absence")
+    """GET what nobody has asked for yet, and again once there is a copy of it, which no answer waits for."""
+    path = path_of_something_new()
+    first, later = service.get(path), [service.get(path)]
+
+    def is_copied() -> bool:
+        later.append(service.get(path))
+        return later[-1].headers["x-asgilook-cache"] == "Hit"
+
+    service.until(is_copied, what="a copy")
+    return first, later[-1]
 
 
 def assert_copied(first: Response, second: Response) -> None:
