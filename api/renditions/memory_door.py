@@ -50,12 +50,9 @@ class MemoryDoor:
 def _decided(method: str, headers: Headers, entry: Entry) -> conditional.Decision | None:
     given = [header for header in headers if header[0] in _CONDITIONAL]
     if not given:
-        return _WHOLE
+        return conditional.Whole()
     conditions = {_CONDITIONAL[name]: value.decode("latin-1") for name, value in given}
     if len(conditions) < len(given):
         return None  # several lines of one name
     etag, last_modified = entry.validators
     return conditional.decide(method, conditions, etag=etag, last_modified=last_modified, length=len(entry.body))
-
-
-_WHOLE = conditional.Whole()

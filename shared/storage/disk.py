@@ -222,9 +222,6 @@ def _run_together(fsyncs: Sequence[Callable[[], None]]) -> None:
 
     They share one write of the disk's journal. Six files in a row take four times as long.
     """
-    if len(fsyncs) == 1:
-        fsyncs[0]()
-        return
     # Each runs to its end, also if one fails: none may run while the caller cleans up.
     running = [_fsync_threads.submit(contextvars.copy_context().run, fsync) for fsync in fsyncs]
     for failure in [each.exception() for each in running]:

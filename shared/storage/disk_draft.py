@@ -6,13 +6,15 @@ import contextlib
 import hashlib
 import os
 import secrets
+import sys
+from collections import deque
 from io import FileIO
 from pathlib import Path
 
 from shared.storage.files import in_thread
 
-#: Bytes of a draft that are collected in memory before a thread writes them: a thread costs more than a small write.
-WRITTEN_AT_ONCE = 128 * 1024
+#: Bytes of memory that a draft collects before a thread writes them. A thread costs more than a small write.
+WRITTEN_AT_ONCE = 256 * 1024
 
 
 class DiskDraft:
@@ -22,8 +24,9 @@ class DiskDraft:
         self.path = path
         self._file = file
         self._is_kept = False
-        #: What is not written yet.
-        self._collected = bytearray()
+        #: What is not written yet, and its bytes of memory. A list takes less than one buffer that grows.
+        self._collected: deque[bytes] = deque()
+        self._collected_bytes = 0
         self._digest = hashlib.sha256()
         self._length = 0
 
@@ -34,8 +37,10 @@ class DiskDraft:
         return cls(path, path.open("x+b", buffering=0))
 
     async def write(self, chunk: bytes) -> None:
-        self._collected += chunk
-        if len(self._collected) >= WRITTEN_AT_ONCE:
+        self._collected.append(chunk)
+        # With its object's size: a hostile client may send one byte at a time.
+        self._collected_bytes += sys.getsizeof(chunk)
+        if self._collected_bytes >= WRITTEN_AT_ONCE:
             await self.flush()
 
     def fileno(self) -> int:
@@ -61,12 +66,14 @@ class DiskDraft:
             await in_thread(self.path, self._flush)
 
     def _flush(self) -> None:
-        collected, self._collected = self._collected, bytearray()
-        self._digest.update(collected)
-        self._length += len(collected)
-        rest = memoryview(collected)
-        while rest:
-            rest = rest[self._file.write(rest) or 0 :]
+        self._collected_bytes = 0
+        while self._collected:
+            piece = self._collected.popleft()
+            self._digest.update(piece)
+            self._length += len(piece)
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
 
     def sync(self) -> None:
         """Make the file's bytes survive a power cut, still under the temporary name; blocks."""
