@@ -19,8 +19,8 @@ from typing import Any
 import asyncpg
 
 from shared.images import FULL, Owed, Size, Status, ladder, thumbnail_name
+from shared.ledger.schema import images
 from shared.migrations.__main__ import migrate
-from shared.schema import images
 from shared.settings import Settings
 from tests.postgresql import execute, started
 

@@ -37,10 +37,10 @@ from bench.population import (
     on_sqlite,
     postgresql_server,
 )
-from shared.engine import create_engine
 from shared.images import FULL, Image, Original, Owed, Rendition, Size, Status, ladder, thumbnail_name
 from shared.ledger import Ledger, Taken
-from shared.schema import images, now
+from shared.ledger.engine import create_engine
+from shared.ledger.schema import images, now
 from shared.settings import Settings
 from tests.postgresql import execute
 

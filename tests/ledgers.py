@@ -12,9 +12,8 @@ import pytest
 import uuid_utils
 from sqlalchemy import update
 
-from shared import schema
 from shared.images import FULL, Image, Original, Owed, Rendition
-from shared.ledger import Ledger
+from shared.ledger import Ledger, schema
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
 from tests.postgresql import Postgresql

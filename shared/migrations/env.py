@@ -7,8 +7,8 @@ import asyncio
 from alembic import context
 from sqlalchemy import Connection
 
-from shared.engine import create_engine
-from shared.schema import metadata
+from shared.ledger.engine import create_engine
+from shared.ledger.schema import metadata
 from shared.settings import Settings
 
 
@@ -25,7 +25,7 @@ async def _migrate() -> None:
         # Of two releases at once one waits, then finds nothing to do. On SQLite BEGIN IMMEDIATE makes it wait.
         async with engine.begin() as connection:
             if settings.is_on_postgresql:
-                from shared import postgresql
+                from shared.ledger import postgresql
 
                 await postgresql.take_turn(connection)
             await connection.run_sync(_run)

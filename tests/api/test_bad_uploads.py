@@ -12,10 +12,10 @@ import falcon.testing
 import pytest
 
 from api.uploads import Uploads
-from shared.engine import create_engine
 from shared.errors import LedgerUnavailable, NothingCommitted, StorageFull, StorageUnavailable
 from shared.images import Image, Original
 from shared.ledger import Ledger
+from shared.ledger.engine import create_engine
 from shared.storage import Draft
 from shared.storage.disk import DiskStorage
 from shared.storage.disk_draft import DiskDraft

@@ -15,10 +15,10 @@ import falcon.testing
 import pytest
 
 from api.uploads import Uploads
-from shared.engine import create_engine
 from shared.errors import LedgerUnavailable
 from shared.images import Image, Original, Status, original_key
 from shared.ledger import Ledger
+from shared.ledger.engine import create_engine
 from shared.redis.queue import unpack
 from tests.api.arrange import PHOTO, Service, form, until
 from tests.api.conftest import Start

@@ -9,7 +9,6 @@ import pytest_asyncio
 from falcon.testing import Result
 
 from api.wait import Waiter, wait_of
-from shared.engine import create_engine
 from shared.errors import (
     DecoderCrashed,
     ImageTooLarge,
@@ -20,6 +19,7 @@ from shared.errors import (
 )
 from shared.images import Image, Status
 from shared.ledger import Ledger
+from shared.ledger.engine import create_engine
 from shared.redis.clients import listening_client
 from shared.redis.notices import Listener
 from tests.api.arrange import PATIENCE, PHOTO, UNKNOWN_ID, Service, certain, problem_of, until

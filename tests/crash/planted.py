@@ -55,14 +55,14 @@ PLANTED = (
     ),
     Planted(
         "no attempt's number is compared",
-        "shared/ledger.py",
+        "shared/ledger/__init__.py",
         "images.c.status == image.status, images.c.attempt == image.attempt)",
         "images.c.status == image.status)",
         ["tests/crash/test_stalled.py"],
     ),
     Planted(
         "nothing is owed",
-        "shared/ledger.py",
+        "shared/ledger/__init__.py",
         '{"owed": Owed.TOKENS, "due": now() + SETTLE_SECONDS}',
         '{"owed": None, "due": None}',
         ["tests/crash/test_cache_truth.py"],

@@ -13,8 +13,8 @@ from sqlalchemy import event
 
 from shared.images import Owed, Status
 from shared.ledger import Ledger, Taken
-from shared.schema import images
-from shared.sqlite import RowReader
+from shared.ledger.schema import images
+from shared.ledger.sqlite import RowReader
 from tests.ledgers import (
     ORIGINAL,
     RENDITIONS,

@@ -17,12 +17,12 @@ from sqlalchemy import Connection, inspect
 from sqlalchemy import create_engine as create_sync_engine
 
 from launch.processes import free_port
-from shared.engine import create_engine
 from shared.errors import LedgerNotMigrated
 from shared.ledger import Ledger
+from shared.ledger.engine import create_engine
+from shared.ledger.postgresql import RELEASE_LOCK
+from shared.ledger.schema import REVISION, metadata
 from shared.migrations.__main__ import migrate
-from shared.postgresql import RELEASE_LOCK
-from shared.schema import REVISION, metadata
 from shared.settings import Settings
 from tests.databases import database
 from tests.ledgers import latest, queued

@@ -287,7 +287,7 @@ async def test_a_restart_costs_no_request_an_error(own_postgresql: Postgresql, c
 async def test_a_server_that_answers_nothing_is_unavailable_in_seconds_and_used_again_once_it_does(
     own_postgresql: Postgresql, connected: Connected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.postgresql.COMMAND_SECONDS", 1.0)
+    monkeypatch.setattr("shared.ledger.postgresql.COMMAND_SECONDS", 1.0)
     url = own_postgresql.database()
     ledger, newcomer = connected(url), connected(f"{url}?connect_timeout=1")
     image = await queued(ledger)

@@ -13,10 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.engine import create_engine
 from shared.ledger import Ledger
+from shared.ledger.engine import create_engine
+from shared.ledger.sqlite import _Connection
 from shared.settings import Settings
-from shared.sqlite import _Connection
 from tests.ledgers import claimed, queued
 
 

@@ -12,9 +12,9 @@ import pytest
 from api.problems import Problem
 from api.renditions.memory import Memory
 from api.renditions.resources import Renditions
-from shared.engine import create_engine
 from shared.images import FULL, Image, Owed, Size, Status
 from shared.ledger import Ledger
+from shared.ledger.engine import create_engine
 from shared.redis.circuit_breaker import WEB_DEADLINE, CircuitBreaker
 from shared.redis.queue import Enqueueing, Queue
 from shared.redis.response_cache import MOST_BODY_BYTES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared import sqlite
+from shared.ledger import sqlite
 from shared.settings import Settings
 
 
@@ -15,7 +15,7 @@ def create_engine(settings: Settings, *, existing: bool = False, migrating: bool
     """
     if settings.is_on_postgresql:
         # Imported here only: a ledger on SQLite does not load PostgreSQL's driver.
-        from shared import postgresql
+        from shared.ledger import postgresql
 
         return postgresql.create_engine(settings, migrating)
     return sqlite.create_engine(settings, existing)

@@ -36,12 +36,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, NoResultFound, SQLAlchemy
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql.dml import Update
 
-from shared import sqlite
 from shared.cancellation import to_the_end
-from shared.engine import create_engine
 from shared.errors import LedgerNotMigrated, LedgerUnavailable, NothingCommitted
 from shared.images import Image, Original, Owed, Rendition, Size, Status
-from shared.schema import REVISION, images, inline, ledger, now
+from shared.ledger import sqlite
+from shared.ledger.engine import create_engine
+from shared.ledger.schema import REVISION, images, inline, ledger, now
 from shared.settings import Settings
 from shared.telemetry.tracing import traceparent
 
