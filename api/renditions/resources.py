@@ -28,7 +28,7 @@ from shared.redis.queue import Enqueueing
 from shared.redis.response_cache import MOST_BODY_BYTES, RENDITION_SECONDS, Copy, Slot
 from shared.settings import Settings
 from shared.settling import Settling
-from shared.storage import Storage
+from shared.storage import SignsUrls, Storage
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ class Renditions:
         self._settings = settings
         self._ledger = ledger
         self._storage = storage
+        self._signs = storage if isinstance(storage, SignsUrls) else None
         self._settling = settling
         self._enqueueing = enqueueing
         self._memory = memory
@@ -192,13 +193,11 @@ class Renditions:
     ) -> bool:
         most = self._settings.redirect_bytes
         # The address is signed for GET alone.
-        if most is None or rendition.bytes <= most or req.method != "GET":
+        if self._signs is None or most is None or rendition.bytes <= most or req.method != "GET":
             return False
         if not isinstance(decision, conditional.Whole | conditional.Part):
             return False
-        address = await self._storage.signed_url(key, _REDIRECT_SECONDS)
-        if address is None:
-            return False
+        address = await self._signs.signed_url(key, _REDIRECT_SECONDS)
         if not await self._storage.exists(key):
             raise NoSuchKey(key)
         resp.status = falcon.HTTP_302

@@ -1,4 +1,8 @@
-"""Bytes by key. `Storage` is the interface; each backend is a module beside this one."""
+"""Bytes by key. `Storage` is what every backend does; each backend is a module beside this one.
+
+What only some backends do is a protocol of its own: `SignsUrls`, `KeepsCopies`. A composition root asks for it once,
+with `isinstance`.
+"""
 
 from __future__ import annotations
 
@@ -32,23 +36,33 @@ class Draft(Protocol):
         """Remove the temporary file unless the draft was kept; safe to repeat."""
 
 
-class Storage(Protocol):
-    """Where originals and renditions live. Methods raise StorageUnavailable, StorageFull and NoSuchKey only."""
-
-    async def prepare(self) -> None:
-        """Make the storage usable, or raise an error that says why it is not."""
+class Drafts(Protocol):
+    """Where bytes wait until they are kept: a folder on a disk of this machine, also with an object store."""
 
     async def draft(self) -> Draft:
         """Begin a draft."""
 
     async def drafts(self, count: int) -> Sequence[Draft]:
-        """Begin `count` drafts."""
+        """Begin `count` drafts: six take a quarter of the time and CPU that they take one by one."""
+
+    async def sweep_drafts(self, older_than_seconds: float) -> int:
+        """Remove drafts that have not been written to for so long; return how many."""
+
+    async def free_bytes(self) -> int:
+        """Return how many bytes are free there."""
+
+
+class Storage(Drafts, Protocol):
+    """Where originals and renditions live. Methods raise StorageUnavailable, StorageFull and NoSuchKey only."""
+
+    async def prepare(self) -> None:
+        """Make the storage usable, or raise an error that says why it is not."""
+
+    async def close(self) -> None:
+        """End what runs in the background, and close what is open."""
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
         """Put each draft under its key; when this returns, all of them survive a power cut."""
-
-    async def carry_over(self, source: str, target: str) -> None:
-        """Copy what is under `source` to `target`, as durably as `keep`."""
 
     async def exists(self, key: str) -> bool:
         """Tell whether there is anything under `key`."""
@@ -59,20 +73,14 @@ class Storage(Protocol):
     def stream(self, key: str, first: int, last: int) -> AsyncIterator[bytes]:
         """Yield the bytes from `first` to `last` (both included) under `key`, in pieces."""
 
-    async def signed_url(self, key: str, seconds: float) -> str | None:
-        """Return a URL by which anybody can read `key` for so long, or None if this storage has no URLs."""
-
     async def open_local(self, key: str) -> BinaryIO:
         """Return what is under `key` as a local file, read-only; the caller closes it."""
 
     async def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly below `prefix`."""
 
-    async def digest(self, key: str) -> tuple[int, str]:
-        """Return the length and the SHA-256 (hex) of what is under `key`."""
-
     def listing(self, prefix: str) -> AsyncIterator[Stored]:
-        """Yield what is stored at or below `prefix` (`originals`, `renditions/{id}`, `drafts`, …), in order of ids.
+        """Yield what is stored at or below `prefix` (`originals`, `renditions/{id}`, …), in order of ids.
 
         It is no snapshot: what is added or removed meanwhile may be in it or not.
         """
@@ -83,19 +91,21 @@ class Storage(Protocol):
     async def delete_folder(self, prefix: str) -> None:
         """Remove everything below `prefix`. A missing prefix is no error."""
 
-    async def free_bytes(self) -> int | None:
-        """Return how many bytes are free, or None where that has no meaning."""
+    async def carry_over(self, source: str, target: str) -> None:
+        """Copy what is under `source` to `target`, as durably as `keep`."""
 
-    async def sweep_drafts(self, older_than_seconds: float) -> int:
-        """Remove drafts that have not been written to for so long; return how many."""
 
-    async def close(self) -> None:
-        """End what runs in the background, and close what is open."""
+@runtime_checkable
+class SignsUrls(Protocol):
+    """A storage whose keys can be read by URL."""
+
+    async def signed_url(self, key: str, seconds: float) -> str:
+        """Return a URL by which anybody can read `key` for so long, whether it exists or not."""
 
 
 @runtime_checkable
 class KeepsCopies(Protocol):
-    """What a storage that keeps copies on this machine's disk can do besides."""
+    """A storage that keeps copies of renditions on this machine's disk."""
 
     async def forget_copies(self, image_id: str) -> None:
         """Remove this process's copies of an image."""

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from shared.cancellation import cancel
 from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
 from shared.images import renditions_prefix
-from shared.storage import Storage
+from shared.storage import SignsUrls, Storage
 from shared.storage.files import in_thread, stream_file
 from shared.storage.local_cache import LocalCache
 
@@ -43,11 +43,12 @@ class CachedStorage:
         #: Keys whose copies, still under way, are not wanted any more.
         self._unwanted: set[str] = set()
         # All that copies have no part in is the storage's own.
-        self.draft, self.drafts, self.keep = storage.draft, storage.drafts, storage.keep
-        self.carry_over, self.delete, self.sweep_drafts = storage.carry_over, storage.delete, storage.sweep_drafts
-        self.exists, self.digest, self.open_local = storage.exists, storage.digest, storage.open_local
+        self.draft, self.drafts, self.sweep_drafts = storage.draft, storage.drafts, storage.sweep_drafts
+        self.keep, self.carry_over, self.delete = storage.keep, storage.carry_over, storage.delete
+        self.exists, self.open_local, self.free_bytes = storage.exists, storage.open_local, storage.free_bytes
         self.folders, self.listing = storage.folders, storage.listing
-        self.free_bytes, self.signed_url = storage.free_bytes, storage.signed_url
+        if isinstance(storage, SignsUrls):
+            self.signed_url = storage.signed_url
 
     async def prepare(self) -> None:
         await self._storage.prepare()

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from shared.errors import NoSuchKey
 from shared.storage import Draft, Stored
 from shared.storage.disk_draft import DiskDraft
-from shared.storage.files import digest_of, fsync_path, in_thread, stream_file
+from shared.storage.files import fsync_path, in_thread, stream_file
 
 _FANNED_OUT = ("originals", "renditions")
 #: Folders between the root and an image: the kind of its key, then two by its time.
@@ -104,14 +104,8 @@ class DiskStorage:
         async for piece in stream_file(self._path(key), first, last):
             yield piece
 
-    async def signed_url(self, key: str, seconds: float) -> str | None:
-        return None
-
     async def open_local(self, key: str) -> BinaryIO:
         return await in_thread(self._path(key), lambda: self._path(key).open("rb"), absent=NoSuchKey)
-
-    async def digest(self, key: str) -> tuple[int, str]:
-        return await in_thread(self._path(key), functools.partial(digest_of, self._path(key)), absent=NoSuchKey)
 
     async def folders(self, prefix: str) -> list[str]:
         def names() -> list[str]:
@@ -171,7 +165,7 @@ class DiskStorage:
 
         await in_thread(self._root, remove)
 
-    async def free_bytes(self) -> int | None:
+    async def free_bytes(self) -> int:
         return await in_thread(self._root, lambda: shutil.disk_usage(self._root).free)
 
     async def sweep_drafts(self, older_than_seconds: float) -> int:

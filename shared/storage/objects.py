@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -201,9 +200,9 @@ class ObjectStorage:
         if left:
             raise StorageUnavailable(f"{left} bytes are missing at the end: {key}")
 
-    async def signed_url(self, key: str, seconds: float) -> str | None:
+    async def signed_url(self, key: str, seconds: float) -> str:
         async with _told(key, self._patience):
-            return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))
+            return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds)))
 
     async def open_local(self, key: str) -> BinaryIO:
         pieces = await self._get(key)
@@ -222,23 +221,12 @@ class ObjectStorage:
             with contextlib.suppress(StorageUnavailable):
                 await in_thread(self._drafts, file.close)
 
-    async def digest(self, key: str) -> tuple[int, str]:
-        digest, length = hashlib.sha256(), 0
-        async for piece in await self._get(key):
-            digest.update(piece)
-            length += len(piece)
-        return length, digest.hexdigest()
-
     async def folders(self, prefix: str) -> list[str]:
         async with _told(prefix, self._patience):
             listed = await obstore.list_with_delimiter_async(self._store, prefix)
         return sorted(folder.rpartition("/")[2] for folder in listed["common_prefixes"])
 
     async def listing(self, prefix: str) -> AsyncIterator[Stored]:
-        if prefix.startswith("drafts"):
-            async for stored in self._local.listing(prefix):
-                yield stored
-            return
         if prefix.startswith("originals/") and (meta := await self._head(prefix)) is not None:
             # An object is not in the listing of its own name: stores list below whole folders only.
             yield _stored(meta)
@@ -278,7 +266,7 @@ class ObjectStorage:
                 # A single key goes without the bulk request, which some stores do not have.
                 await obstore.delete_async(self._store, keys if len(keys) > 1 else keys[0])
 
-    async def free_bytes(self) -> int | None:
+    async def free_bytes(self) -> int:
         # Of this machine's disk: an upload is a draft there first.
         return await in_thread(self._drafts, lambda: shutil.disk_usage(self._drafts).free)
 

@@ -10,10 +10,14 @@ import pytest
 
 from shared.errors import SettingsError
 from shared.settings import Settings
+from shared.storage import KeepsCopies, SignsUrls, Storage
 from shared.storage.backends import open_storage
 from shared.storage.cached import CachedStorage
 from shared.storage.disk import DiskStorage
 from shared.storage.objects import ObjectStorage
+from shared.telemetry.exposition import Exposition
+from shared.telemetry.metrics import STORAGE_SECONDS
+from shared.telemetry.tracing import traced
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +35,24 @@ def test_an_address_names_an_object_store_with_a_cache_for_those_who_serve(
 
     assert type(open_storage(settings)) is ObjectStorage
     assert type(open_storage(settings, cached=True)) is CachedStorage
+
+
+async def test_what_only_some_storages_do_is_found_through_copies_and_through_measurement(
+    tmp_path: Path, counting: None
+) -> None:
+    Exposition()
+    store = Settings(storage_path=tmp_path, storage_url="s3://bucket/prefix")
+    disk = Settings(storage_path=tmp_path)
+
+    def abilities(storage: Storage) -> tuple[bool, bool]:
+        measured = traced(storage, "storage", STORAGE_SECONDS)
+        assert vars(measured)["read"]
+        return isinstance(measured, SignsUrls), isinstance(measured, KeepsCopies)
+
+    assert abilities(open_storage(disk, cached=True)) == (False, False)
+    assert abilities(open_storage(store)) == (True, False)
+    assert abilities(open_storage(store, cached=True)) == (True, True)
+    assert abilities(CachedStorage(DiskStorage(tmp_path), tmp_path / "cache", 1 << 20)) == (False, True)
 
 
 def test_a_store_whose_own_variables_are_missing_is_named_at_the_start(

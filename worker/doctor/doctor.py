@@ -7,9 +7,10 @@ made again.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from shared.errors import NoSuchKey, StorageUnavailable
 from shared.identity import holds_marker
@@ -100,7 +101,7 @@ class Doctor:
         row = await self._ledger.get(image_id)
         prefixes = (original_key(image_id), renditions_prefix(image_id))
         files = {stored.key: stored for prefix in prefixes async for stored in self._storage.listing(prefix)}
-        altered = await self._altered(row) if row is not None and self._digests else frozenset()
+        altered = await self._altered(row, files) if row is not None and self._digests else frozenset()
         if _standing(row) != _standing(await self._ledger.get(image_id)):
             return
         if not await holds_marker(self._storage, self._identity):
@@ -114,15 +115,21 @@ class Doctor:
     def _findings(self, snapshot: Snapshot) -> list[Finding]:
         return diagnose(snapshot, time.time(), self._keep_originals)
 
-    async def _altered(self, image: Image) -> frozenset[str]:
-        expected = expected_keys(image).items()
-        return frozenset([key for key, what in expected if not await self._is_whole(key, what)])
+    async def _altered(self, image: Image, files: Mapping[str, Stored]) -> frozenset[str]:
+        """Return the keys whose files have another digest, of those that have their length."""
+        expected = {
+            key: what for key, what in expected_keys(image).items() if key in files and files[key].bytes == what.bytes
+        }
+        return frozenset([key for key, what in expected.items() if not await self._is_whole(key, what)])
 
     async def _is_whole(self, key: str, expected: Original | Rendition) -> bool:
+        digest = hashlib.sha256()
         try:
-            return await self._storage.digest(key) == (expected.bytes, expected.sha256)
+            async for piece in self._storage.stream(key, 0, expected.bytes - 1):
+                digest.update(piece)
         except NoSuchKey:
             return False
+        return digest.hexdigest() == expected.sha256
 
     # Mending
 
