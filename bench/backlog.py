@@ -39,6 +39,7 @@ from shared.settings import Settings
 from shared.storage.disk import DiskStorage
 from worker.child import opening, rendering
 from worker.renderer.child import ENVIRONMENT
+from worker.renderer.outputs import Output
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,10 @@ def _render(work: tuple[Path, Path]) -> None:
     path, folder = work
     with ExitStack() as files:
         picture = opening.open_picture(files.enter_context(path.open("rb")), max_pixels=SETTINGS.max_pixels)
-        outputs: dict[Size, Any] = {}
+        outputs: dict[Output, Any] = {}
         for size in (picture.size, *ladder(picture.size, SETTINGS.min_thumb_size)):
             target = folder / f"{path.name}-{size[0]}x{size[1]}.jpeg"
-            outputs[size] = files.enter_context(target.open("xb", buffering=0))
+            outputs[Output(target.name, "jpeg", size)] = files.enter_context(target.open("xb", buffering=0))
         rendering.render(picture, outputs, SETTINGS.background)
 
 

@@ -22,6 +22,7 @@ from skimage import data
 from shared.images import Size, ladder
 from shared.settings import Settings
 from worker.child import opening, rendering
+from worker.renderer.outputs import Output
 from worker.renderer.pool import Renderer
 
 ROUNDS = 100
@@ -45,6 +46,10 @@ def photograph(size: Size) -> bytes:
     return file.getvalue()
 
 
+def outputs_of(size: Size) -> list[Output]:
+    return [Output(str(rung), "jpeg", rung) for rung in (size, *ladder(size, SETTINGS.min_thumb_size))]
+
+
 async def render_here(original: BinaryIO) -> float:
     """Render in this process, in a thread, as a worker without children would; return the seconds."""
 
@@ -52,8 +57,7 @@ async def render_here(original: BinaryIO) -> float:
         with ExitStack() as files:
             original.seek(0)
             picture = opening.open_picture(original, max_pixels=SETTINGS.max_pixels)
-            sizes = [picture.size, *ladder(picture.size, SETTINGS.min_thumb_size)]
-            outputs = {size: files.enter_context(TemporaryFile(buffering=0)) for size in sizes}
+            outputs = {output: files.enter_context(TemporaryFile(buffering=0)) for output in outputs_of(picture.size)}
             rendering.render(picture, outputs, SETTINGS.background)
 
     start = time.perf_counter()
@@ -66,9 +70,8 @@ async def render_there(renderer: Renderer, original: BinaryIO) -> float:
     start = time.perf_counter()
     with ExitStack() as files:
         async with renderer.open(original.fileno()) as opened:
-            sizes = [opened.size, *ladder(opened.size, SETTINGS.min_thumb_size)]
-            outputs = {size: files.enter_context(TemporaryFile(buffering=0)) for size in sizes}
-            await opened.render({size: file.fileno() for size, file in outputs.items()})
+            outputs = {output: files.enter_context(TemporaryFile(buffering=0)) for output in outputs_of(opened.size)}
+            await opened.render({output: file.fileno() for output, file in outputs.items()})
     return time.perf_counter() - start
 
 

@@ -34,6 +34,7 @@ from bench.photographs import encoded, mosaic, photographs
 from shared.images import Size, ladder
 from worker.child import opening, rendering
 from worker.renderer.child import ENVIRONMENT
+from worker.renderer.outputs import Output
 
 GROUP = "rendering"
 LEAST = tutorial.MIN_THUMB_SIZE
@@ -190,9 +191,10 @@ def _translucent(image: Image.Image) -> Image.Image:
 def rendered(original: bytes) -> dict[Size, bytes]:
     """Render in this process; return the renditions."""
     picture = opening.open_picture(io.BytesIO(original), max_pixels=50_000_000)
-    outputs = {size: io.BytesIO() for size in (picture.size, *ladder(picture.size, LEAST))}
+    sizes = (picture.size, *ladder(picture.size, LEAST))
+    outputs = {Output(str(size), "jpeg", size): io.BytesIO() for size in sizes}
     rendering.render(picture, outputs, (255, 255, 255))
-    return {size: output.getvalue() for size, output in outputs.items()}
+    return {output.size: file.getvalue() for output, file in outputs.items()}
 
 
 def _opened(jpeg: bytes) -> Image.Image:

@@ -16,6 +16,7 @@ from shared.redis.queue import CONVERT_IMAGE, MAKE_THUMBNAILS
 from shared.settings import Settings
 from shared.storage import Draft, Storage
 from worker.attempts import Attempts
+from worker.renderer.outputs import Output
 from worker.renderer.pool import Renderer
 from worker.renderer.session import RenderSession
 from worker.slots import Slot
@@ -67,9 +68,9 @@ class Jobs:
             original = stack.enter_context(await self._open(original_key(image.id)))
             async with self._renderer.open(original.fileno()) as session:
                 size = session.size
-                drafts = await self._drafts(stack, [size, *ladder(size, self._settings.min_thumb_size)])
+                drafts = await self._drafts(stack, [_full(size), *self._ladder(size)])
                 await self._render(session, drafts, slot)
-            renditions = await self._keep(image, size, drafts, session.written)
+            renditions = await self._keep(image, drafts, session.written)
         return _committed(await self._ledger.publish(image, size, renditions))
 
     async def _make_thumbnails(self, image: Image, slot: Slot) -> Image:
@@ -78,15 +79,15 @@ class Jobs:
         published = rendition_key(image.id, image.published, FULL)
         # Made of the original, the JPEG is made anew, too: it may be torn. Of itself it would lose quality each time.
         has_original = await self._storage.exists(original_key(image.id))
-        sizes = ladder(image.size, self._settings.min_thumb_size)
+        outputs = [_full(image.size)] if has_original else []
         async with contextlib.AsyncExitStack() as stack:
             source = stack.enter_context(await self._open(original_key(image.id) if has_original else published))
             async with self._renderer.open(source.fileno()) as session:
                 if session.size != image.size:
                     raise UnreadableImage("The stored picture is not the one that was published.")
-                drafts = await self._drafts(stack, [image.size, *sizes] if has_original else sizes)
+                drafts = await self._drafts(stack, [*outputs, *self._ladder(image.size)])
                 await self._render(session, drafts, slot)
-            renditions = await self._keep(image, image.size, drafts, session.written)
+            renditions = await self._keep(image, drafts, session.written)
         if not has_original:
             await self._storage.carry_over(published, rendition_key(image.id, image.attempt, FULL))
             renditions = {FULL: image.renditions[FULL]} | renditions
@@ -100,28 +101,34 @@ class Jobs:
                 raise
             raise StorageUnavailable("the storage has lost its marker, and with it all that it held") from exc
 
-    async def _drafts(self, stack: contextlib.AsyncExitStack, sizes: Sequence[Size]) -> dict[Size, Draft]:
-        drafts = dict(zip(sizes, await self._storage.drafts(len(sizes)), strict=True))
+    def _ladder(self, size: Size) -> list[Output]:
+        return [Output(thumbnail_name(rung), "jpeg", rung) for rung in ladder(size, self._settings.min_thumb_size)]
+
+    async def _drafts(self, stack: contextlib.AsyncExitStack, outputs: Sequence[Output]) -> dict[Output, Draft]:
+        drafts = dict(zip(outputs, await self._storage.drafts(len(outputs)), strict=True))
         for draft in drafts.values():
             stack.push_async_callback(draft.discard)
         return drafts
 
-    async def _render(self, session: RenderSession, drafts: Mapping[Size, Draft], slot: Slot) -> None:
-        outputs = {size: draft.fileno() for size, draft in drafts.items()}
-        await session.render(outputs, rendered=slot.leave)
+    async def _render(self, session: RenderSession, drafts: Mapping[Output, Draft], slot: Slot) -> None:
+        descriptors = {output: draft.fileno() for output, draft in drafts.items()}
+        await session.render(descriptors, rendered=slot.leave)
 
     async def _keep(
-        self, image: Image, full: Size, drafts: Mapping[Size, Draft], written: Mapping[Size, tuple[int, str]]
+        self, image: Image, drafts: Mapping[Output, Draft], written: Mapping[Output, tuple[int, str]]
     ) -> dict[str, Rendition]:
         renditions: dict[str, Rendition] = {}
         by_key: dict[str, Draft] = {}
-        for size, draft in drafts.items():
-            name = FULL if size == full else thumbnail_name(size)
-            renditions[name] = Rendition(size, *written[size])
-            by_key[rendition_key(image.id, image.attempt, name)] = draft
+        for output, draft in drafts.items():
+            renditions[output.name] = Rendition(output.size, *written[output])
+            by_key[rendition_key(image.id, image.attempt, output.name)] = draft
         if by_key:
             await self._storage.keep(by_key)
         return renditions
+
+
+def _full(size: Size) -> Output:
+    return Output(FULL, "jpeg", size)
 
 
 def _committed(row: Image | None) -> Image:

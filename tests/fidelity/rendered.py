@@ -10,6 +10,7 @@ import numpy as np
 from shared.images import Size, ladder
 from tests.fidelity.colours import Pixels, Values, to_pixels
 from tests.fidelity.kinds import WHITE
+from tests.worker.pictures import jpeg_of
 from worker.child.opening import open_picture
 from worker.child.rendering import render
 
@@ -21,9 +22,10 @@ THUMBNAILS = 1
 def renditions(file: bytes) -> dict[Size, bytes]:
     """Render a file at its size, and at half its sides if it is large enough for a thumbnail."""
     picture = open_picture(io.BytesIO(file), max_pixels=MAX_PIXELS)
-    outputs = {size: io.BytesIO() for size in (picture.size, *ladder(picture.size, 64)[:THUMBNAILS])}
+    sizes = (picture.size, *ladder(picture.size, 64)[:THUMBNAILS])
+    outputs = {jpeg_of(size): io.BytesIO() for size in sizes}
     render(picture, outputs, WHITE)
-    return {size: output.getvalue() for size, output in outputs.items()}
+    return {output.size: file.getvalue() for output, file in outputs.items()}
 
 
 def decoded(jpeg: bytes) -> Pixels:

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
-from shared.images import Size
 from worker.child import __main__ as child
 from worker.child import opening, rendering
+from worker.renderer.outputs import Output
 from worker.renderer.protocol import pack
 
 CONNECTION = socket.socket(fileno=int(sys.argv[1]))
@@ -106,7 +106,7 @@ def open_picture(file: BinaryIO, **limits: int) -> opening.OpenedPicture:
 
 def render(
     picture: opening.OpenedPicture,
-    outputs: dict[Size, Any],
+    outputs: dict[Output, Any],
     background: tuple[int, int, int],
 ) -> dict[str, float]:
     if picture._image is None and picture.profile is not None:

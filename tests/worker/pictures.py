@@ -10,7 +10,15 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from shared.images import Size
+from worker.renderer.outputs import Output
+
 RED, GREEN, BLUE, YELLOW = (220, 20, 20), (20, 160, 20), (20, 20, 220), (220, 220, 20)
+
+
+def jpeg_of(size: Size) -> Output:
+    """Return the output that is a JPEG of this size."""
+    return Output(f"{size[0]}x{size[1]}", "jpeg", size)
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> io.BytesIO:

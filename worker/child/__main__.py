@@ -3,7 +3,7 @@
 For each picture the parent sends two orders (`worker.renderer.protocol`):
 
 - `open`, with the original's descriptor. The answer is the size and the format that the header names.
-- `render`, with a descriptor for each size. The answer is the time of each stage.
+- `render`, with a descriptor for each output. The answer is the time of each stage.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from PIL import Image
 
 from shared.errors import RenderFailure, RenderOutOfMemory
 from shared.formats import PILLOW_FORMATS
-from shared.images import Size
 from worker.child import confinement, opening, rendering
+from worker.child.encoders import ENCODERS
+from worker.renderer.outputs import Output
 from worker.renderer.protocol import HEADER, MAX_DESCRIPTORS, Message, length_of, pack, unpack
 
 #: Seconds without a picture after which a child gives back the memory of the last one.
@@ -70,10 +71,10 @@ def _serve(connection: socket.socket) -> Message:
             _send(connection, {"size": list(picture.size), "format": picture.format})
             message, descriptors = _receive(connection)
             order = message["render"]
-            sizes: list[Size] = [(width, height) for width, height in order["sizes"]]
+            outputs = [Output(name, format, (width, height)) for name, format, width, height in order["outputs"]]
             scratches = [files.enter_context(open(descriptor, "wb", buffering=0)) for descriptor in descriptors]
             red, green, blue = order["background"]
-            stages = rendering.render(picture, dict(zip(sizes, scratches, strict=True)), (red, green, blue))
+            stages = rendering.render(picture, dict(zip(outputs, scratches, strict=True)), (red, green, blue))
             for scratch in scratches:
                 scratch.truncate()
             return {"stages": stages}
@@ -137,11 +138,12 @@ def _specimen(name: str) -> _Original:
 
 
 def _warm_up(specimens: Iterable[_Original]) -> None:
-    """Render each, so that all code is loaded."""
+    """Render each in every output format, so that all code is loaded."""
+    outputs = [Output("", format, size) for format in ENCODERS for size in ((16, 16), (8, 8))]
     for specimen in specimens:
         specimen.seek(0)
         picture = opening.open_picture(specimen, max_pixels=256)
-        rendering.render(picture, {(16, 16): io.BytesIO(), (8, 8): io.BytesIO()}, (255, 255, 255))
+        rendering.render(picture, {output: io.BytesIO() for output in outputs}, (255, 255, 255))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Rendering in steps: decode, convert to sRGB on a background, halve again and again, encode the sizes asked for."""
+"""Rendering in steps: decode, convert to sRGB on a background, halve again and again, encode the outputs."""
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -11,32 +10,37 @@ from typing import Protocol
 
 from PIL import Image
 
+from shared.definitions import ENCODER_SETTINGS
 from shared.images import Size
 from worker.child.colour import flatten_to_srgb
 from worker.child.decoding import decode
+from worker.child.encoders import ENCODERS
 from worker.child.failures import blame_the_file, out_of_memory
 from worker.child.opening import OpenedPicture
-
-QUALITY = 85
+from worker.renderer.outputs import Output
 
 
 class Writable(Protocol):
-    """Where a JPEG is written to. As with raw files, `write` may take less than it is given."""
+    """Where an output is written to. As with raw files, `write` may take less than it is given."""
 
     def write(self, data: memoryview, /) -> int: ...
 
 
 def render(
-    picture: OpenedPicture, outputs: Mapping[Size, Writable], background: tuple[int, int, int]
+    picture: OpenedPicture, outputs: Mapping[Output, Writable], background: tuple[int, int, int]
 ) -> dict[str, float]:
-    """Write a JPEG of each size into its file and return the milliseconds of each stage.
+    """Write each output into its file and return the milliseconds of each stage. Each size is scaled to once.
 
     A size is the picture's own, or one on its ladder of halvings. Raises UnreadableImage or RenderOutOfMemory where the
     file is to blame. Errors of encoding and writing are raised as they are.
     """
-    unwritten = dict(outputs)
+    unwritten: dict[Size, list[Output]] = {}
+    for output in outputs:
+        unwritten.setdefault(output.size, []).append(output)
     if strangers := unwritten.keys() - set(_levels(picture.size)):
         raise ValueError(f"not on the ladder of {picture.size}: {sorted(strangers)}")
+    if unknown := {output.format for output in outputs} - ENCODERS.keys():
+        raise ValueError(f"not output formats: {sorted(unknown)}")
     stages: dict[str, float] = {}
     with blame_the_file(math.prod(picture.size)):
         with _timed(stages, "decode"):
@@ -44,17 +48,18 @@ def render(
         with _timed(stages, "colour"):
             level = flatten_to_srgb(image, picture.profile, background)
             del image
-    # Pillow would copy a comment into the JPEG.
+    # Pillow would copy a comment into a JPEG.
     level.info.clear()
     try:
         for size in _levels(picture.size):
             with _timed(stages, "scale"):
                 level = _scale(level, size, is_first=level.size == picture.size)
-            if size in unwritten:
+            for output in unwritten.pop(size, ()):
                 with _timed(stages, "encode"):
-                    _encode(level, unwritten.pop(size))
-                if not unwritten:
-                    break
+                    # Encode into memory first: Pillow does not notice a short write to a descriptor.
+                    _write(ENCODERS[output.format](level, ENCODER_SETTINGS[output.format]), outputs[output])
+            if not unwritten:
+                break
     except MemoryError as exc:
         raise out_of_memory() from exc
     return stages
@@ -81,11 +86,7 @@ def _scale(level: Image.Image, size: Size, *, is_first: bool) -> Image.Image:
     return halved if halved.size == size else halved.resize(size, Image.Resampling.LANCZOS)
 
 
-def _encode(level: Image.Image, file: Writable) -> None:
-    # Encode into memory first: Pillow does not notice a short write to a descriptor.
-    jpeg = io.BytesIO()
-    level.save(jpeg, "JPEG", quality=QUALITY, subsampling="4:2:0", optimize=False, progressive=False)
-    rest = jpeg.getbuffer()
+def _write(rest: memoryview, file: Writable) -> None:
     while rest:
         rest = rest[file.write(rest) :]
 

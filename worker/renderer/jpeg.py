@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 
 from shared.images import Size
+from worker.renderer.outputs import NotOurs
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _APP0, _DQT, _SOF0, _DHT = 0xE0, 0xDB, 0xC0, 0xC4
@@ -29,7 +30,7 @@ _SEARCHED_AT_ONCE = 1024 * 1024
 _TABLE_IDS = {_DQT: {0x00, 0x01}, _DHT: {0x00, 0x10, 0x01, 0x11}}
 
 
-class ForeignJpeg(ValueError):
+class ForeignJpeg(NotOurs):
     """These bytes are not a baseline JPEG as our encoder writes it."""
 
 

@@ -12,8 +12,8 @@ from shared.errors import NoChild
 from shared.settings import Settings
 from shared.telemetry import metrics
 from worker.renderer.child import Child
+from worker.renderer.formats import most_bytes
 from worker.renderer.pixel_budget import PixelBudget
-from worker.renderer.scratch import most_bytes
 from worker.renderer.session import RenderSession
 
 #: Seconds for which an image waits for a child once it is its turn: a new child is warm within one.

@@ -12,8 +12,9 @@ import msgpack
 HEADER = struct.Struct(">I")
 #: Bytes of a message at the most. Honest ones have some hundred.
 MAX_FRAME = 64 * 1024
-#: A full-size picture and its ladder down to one pixel make 17 renditions.
-MAX_DESCRIPTORS = 32
+#: Descriptors that are sent with a message at the most, one for each output. The largest picture and its ladder down to
+#: one pixel make 16 renditions in each format. The kernel takes 253 with a message.
+MAX_DESCRIPTORS = 128
 
 Message = dict[str, Any]
 

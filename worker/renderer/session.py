@@ -27,9 +27,11 @@ from shared.settings import Settings
 from shared.stalls import timeout
 from shared.telemetry import metrics, tracing
 from worker.renderer.child import Child
+from worker.renderer.formats import FORMATS
+from worker.renderer.outputs import NotOurs, Output
 from worker.renderer.pixel_budget import PixelBudget
-from worker.renderer.protocol import BadFrame, Message
-from worker.renderer.scratch import NotOurs, Scratch, scratch_file
+from worker.renderer.protocol import MAX_DESCRIPTORS, BadFrame, Message
+from worker.renderer.scratch import Scratch, scratch_file
 
 _REPORTED: dict[str, type[RenderFailure]] = {
     failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)
@@ -58,7 +60,7 @@ class RenderSession:
         self._budget = budget
         self._seconds_left = settings.render_wall_seconds
         #: The length and SHA-256 (hex) of each rendition.
-        self.written: dict[Size, tuple[int, str]] = {}
+        self.written: dict[Output, tuple[int, str]] = {}
 
     async def read_header(self) -> None:
         """Set `size` and `format`. Raises RenderFailure or ChildLost."""
@@ -75,19 +77,27 @@ class RenderSession:
         self.size, self.format = size, name
 
     async def render(
-        self, outputs: Mapping[Size, int], rendered: Callable[[], Awaitable[None]] | None = None
+        self, outputs: Mapping[Output, int], rendered: Callable[[], Awaitable[None]] | None = None
     ) -> dict[str, float]:
-        """Write a JPEG of each size into its descriptor, empty and open for both reading and writing.
+        """Write each output into its descriptor, empty and open for both reading and writing.
 
         Returns the milliseconds of each stage. Sizes are the image's own and those on its ladder. `rendered` is awaited
         once the child has done its part, before its renditions are taken over.
 
         Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable where an output cannot be written.
+        ValueError for an unknown format and for more than MAX_DESCRIPTORS outputs.
         """
-        order = {"sizes": [list(size) for size in outputs], "background": list(self._settings.background)}
+        if unknown := {output.format for output in outputs} - FORMATS.keys():
+            raise ValueError(f"not output formats: {sorted(unknown)}")
+        if len(outputs) > MAX_DESCRIPTORS:
+            raise ValueError(f"{len(outputs)} outputs in one order")
+        order = {
+            "outputs": [[output.name, output.format, *output.size] for output in outputs],
+            "background": list(self._settings.background),
+        }
         with ExitStack() as stack:
             stack.enter_context(tracing.span("render"))
-            scratches = [stack.enter_context(scratch_file(size)) for size in outputs]
+            scratches = [stack.enter_context(scratch_file(output)) for output in outputs]
             async with self._budget.hold(math.prod(self.size)):
                 reply = await self._ask({"render": order}, (scratch.descriptor for scratch in scratches))
             stages = _stages_in(reply)
@@ -107,15 +117,15 @@ class RenderSession:
         )
         return stages
 
-    async def _take_over(self, scratches: Iterable[Scratch], outputs: Mapping[Size, int]) -> None:
+    async def _take_over(self, scratches: Iterable[Scratch], outputs: Mapping[Output, int]) -> None:
         def copy() -> None:
             for scratch in scratches:
-                self.written[scratch.size] = scratch.copy_to(outputs[scratch.size])
+                self.written[scratch.output] = scratch.copy_to(outputs[scratch.output])
 
         try:
             await to_the_end(asyncio.to_thread(copy))
         except NotOurs as exc:
-            raise self._child.distrust(f"claimed to have rendered what it had not: {exc}") from exc
+            raise self._child.distrust(f"claimed to have rendered what it had not: a rendition {exc}") from exc
         except OSError as exc:
             raise _storage_error(exc) from exc
 

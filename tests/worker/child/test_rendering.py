@@ -6,13 +6,16 @@ import errno
 import io
 import os
 import struct
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import pytest
 from PIL import Image, ImageChops, ImageCms, ImageStat, PngImagePlugin
 
+from shared.definitions import ENCODER_SETTINGS
 from shared.errors import ImageTooLarge, UnreadableImage
 from shared.images import MAX_SIDE, Size, ladder
+from tests.worker import toy_format
 from tests.worker.pictures import (
     BLUE,
     GREEN,
@@ -22,6 +25,7 @@ from tests.worker.pictures import (
     encoded,
     exif_with_orientation,
     grey_tiff,
+    jpeg_of,
     linear_grey_profile,
     photo,
     png,
@@ -30,8 +34,10 @@ from tests.worker.pictures import (
     swapping_profile,
     without_segment,
 )
+from worker.child.encoders import ENCODERS
 from worker.child.opening import open_picture
 from worker.child.rendering import render
+from worker.renderer.outputs import Output
 
 WHITE = (255, 255, 255)
 MAX_PIXELS = 50_000_000
@@ -50,9 +56,9 @@ def rendered(
     file: BinaryIO, sizes: list[Size] | None = None, background: tuple[int, int, int] = WHITE
 ) -> dict[Size, bytes]:
     picture = open_picture(file, max_pixels=MAX_PIXELS)
-    outputs = {size: io.BytesIO() for size in (sizes or [picture.size])}
+    outputs = {jpeg_of(size): io.BytesIO() for size in (sizes or [picture.size])}
     render(picture, outputs, background)
-    return {size: output.getvalue() for size, output in outputs.items()}
+    return {output.size: file.getvalue() for output, file in outputs.items()}
 
 
 def full_size(file: BinaryIO, background: tuple[int, int, int] = WHITE) -> Image.Image:
@@ -92,7 +98,7 @@ def test_every_format_becomes_a_jpeg_of_the_same_picture(format: str) -> None:
     picture = open_picture(encoded(quartered(), format, **LOSSLESS[format]), max_pixels=MAX_PIXELS)
     output = io.BytesIO()
 
-    stages = render(picture, {(96, 64): output}, WHITE)
+    stages = render(picture, {jpeg_of((96, 64)): output}, WHITE)
 
     assert (picture.size, picture.format) == ((96, 64), format)
     assert_upright(decoded(output.getvalue()))
@@ -128,13 +134,13 @@ def test_a_picture_is_turned_upright_once(format: str, options: dict[str, Any], 
     file = encoded(stored, format, exif=exif_with_orientation(orientation), **options)
 
     picture = open_picture(file, max_pixels=MAX_PIXELS)
-    outputs = {(96, 64): io.BytesIO(), (48, 32): io.BytesIO()}
+    outputs = {jpeg_of(size): io.BytesIO() for size in ((96, 64), (48, 32))}
     render(picture, outputs, WHITE)
 
     assert picture.size == (96, 64)
-    for size, output in outputs.items():
-        assert decoded(output.getvalue()).size == size
-        assert_upright(decoded(output.getvalue()))
+    for output, file in outputs.items():
+        assert decoded(file.getvalue()).size == output.size
+        assert_upright(decoded(file.getvalue()))
 
 
 def test_a_tiff_that_is_turned_by_its_xmp_alone_has_the_size_that_was_told() -> None:
@@ -143,7 +149,7 @@ def test_a_tiff_that_is_turned_by_its_xmp_alone_has_the_size_that_was_told() -> 
 
     picture = open_picture(file, max_pixels=MAX_PIXELS)
     output = io.BytesIO()
-    render(picture, {picture.size: output}, WHITE)
+    render(picture, {jpeg_of(picture.size): output}, WHITE)
 
     assert picture.size == (96, 64)
     assert_upright(decoded(output.getvalue()))
@@ -469,7 +475,7 @@ def test_only_the_first_frame_is_shown(format: str) -> None:
 
     picture = open_picture(file, max_pixels=MAX_PIXELS)
     output = io.BytesIO()
-    render(picture, {(32, 32): output}, WHITE)
+    render(picture, {jpeg_of((32, 32)): output}, WHITE)
 
     assert picture.format == ("JPEG" if format == "MPO" else format)
     assert_colour(decoded(output.getvalue()), (0.5, 0.5), RED)
@@ -507,7 +513,37 @@ def test_a_size_beside_the_ladder_is_our_own_mistake() -> None:
     picture = open_picture(encoded(quartered(), "PNG"), max_pixels=MAX_PIXELS)
 
     with pytest.raises(ValueError, match="not on the ladder"):
-        render(picture, {(50, 50): io.BytesIO()}, WHITE)
+        render(picture, {jpeg_of((50, 50)): io.BytesIO()}, WHITE)
+
+
+def test_a_format_without_an_encoder_is_our_own_mistake() -> None:
+    picture = open_picture(encoded(quartered(), "PNG"), max_pixels=MAX_PIXELS)
+
+    with pytest.raises(ValueError, match=r"not output formats: .*jpeg2000"):
+        render(picture, {jpeg_of((96, 64)): io.BytesIO(), Output("full", "jpeg2000", (96, 64)): io.BytesIO()}, WHITE)
+
+
+def test_outputs_of_one_size_are_each_encoded_from_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the formats, a picture is decoded once and scaled once to each size."""
+    levels: list[Image.Image] = []
+
+    def remembering(level: Image.Image, settings: Mapping[str, Any]) -> memoryview:
+        levels.append(level)
+        return toy_format.encode(level, settings)
+
+    monkeypatch.setitem(ENCODERS, "toy", remembering)
+    monkeypatch.setitem(ENCODER_SETTINGS, "toy", toy_format.SETTINGS)
+    sizes = [(320, 240), (160, 120)]
+    files = {Output(name, "toy", size): io.BytesIO() for size in sizes for name in ("one", "other")}
+    jpegs = {jpeg_of(size): io.BytesIO() for size in sizes}
+
+    render(open_picture(encoded(photo((320, 240)), "PNG"), max_pixels=MAX_PIXELS), {**files, **jpegs}, WHITE)
+
+    assert [level.size for level in levels] == [(320, 240)] * 2 + [(160, 120)] * 2
+    assert levels[0] is levels[1]
+    assert levels[2] is levels[3]
+    for output, file in files.items():
+        assert mean_difference(toy_format.decoded(file.getvalue()), decoded(jpegs[jpeg_of(output.size)].getvalue())) < 3
 
 
 @pytest.mark.parametrize("size", [(800, 600), (801, 600), (800, 601), (801, 601)])
@@ -602,7 +638,7 @@ def test_opening_decodes_nothing(format: str) -> None:
 
     assert (picture.size, picture.format) == ((100, 50), format)
     with pytest.raises(UnreadableImage):
-        render(picture, {(100, 50): io.BytesIO()}, WHITE)
+        render(picture, {jpeg_of((100, 50)): io.BytesIO()}, WHITE)
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
@@ -664,7 +700,7 @@ def test_a_file_that_takes_less_than_given_gets_all_of_the_picture() -> None:
     file.seek(0)
     output = Stingy()
 
-    render(open_picture(file, max_pixels=MAX_PIXELS), {(320, 240): output}, WHITE)
+    render(open_picture(file, max_pixels=MAX_PIXELS), {jpeg_of((320, 240)): output}, WHITE)
 
     assert output.content == expected
 
@@ -678,7 +714,7 @@ def test_a_full_disk_is_not_the_fault_of_the_picture() -> None:
     picture = open_picture(encoded(quartered(), "PNG"), max_pixels=MAX_PIXELS)
 
     with pytest.raises(OSError, match="No space left"):
-        render(picture, {(96, 64): Full()}, WHITE)
+        render(picture, {jpeg_of((96, 64)): Full()}, WHITE)
 
 
 class Sick(io.BytesIO):
@@ -699,4 +735,4 @@ def test_what_disk_or_filter_do_not_yield_is_not_the_fault_of_the_picture(number
     picture = open_picture(file, max_pixels=MAX_PIXELS)
 
     with pytest.raises(OSError, match=os.strerror(number)):
-        render(picture, {(320, 240): io.BytesIO()}, WHITE)
+        render(picture, {jpeg_of((320, 240)): io.BytesIO()}, WHITE)

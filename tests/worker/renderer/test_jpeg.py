@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from shared.images import Size
-from tests.worker.pictures import encoded, photo, segments
+from tests.worker.pictures import encoded, jpeg_of, photo, segments
 from worker.child import opening, rendering
 from worker.renderer.jpeg import ForeignJpeg, size_of
 
@@ -20,7 +20,7 @@ def rendition(size: Size = (320, 180)) -> bytes:
     """Return a JPEG as a child makes it."""
     output = io.BytesIO()
     picture = opening.open_picture(encoded(photo(size), "PNG"), max_pixels=50_000_000)
-    rendering.render(picture, {size: output}, (255, 255, 255))
+    rendering.render(picture, {jpeg_of(size): output}, (255, 255, 255))
     return output.getvalue()
 
 

@@ -11,9 +11,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -34,9 +35,13 @@ from shared.errors import (
 )
 from shared.images import Size, ladder
 from shared.settings import Settings
-from tests.worker.pictures import encoded, photo, quartered
+from tests.worker import toy_format
+from tests.worker.pictures import encoded, jpeg_of, photo, quartered
 from worker.renderer.child import Child
+from worker.renderer.formats import FORMATS
+from worker.renderer.outputs import Output
 from worker.renderer.pool import Renderer
+from worker.renderer.protocol import MAX_DESCRIPTORS
 from worker.renderer.scratch import Scratch
 
 HOSTILE = (sys.executable, "-m", "tests.worker.hostile")
@@ -147,7 +152,7 @@ async def render(renderer: Renderer, original: int) -> dict[Size, Image.Image]:
         async with renderer.open(original) as opened:
             sizes = [opened.size, *ladder(opened.size, 1)][:3]
             drafts: dict[Size, IO[bytes]] = {size: files.enter_context(TemporaryFile()) for size in sizes}
-            await opened.render({size: draft.fileno() for size, draft in drafts.items()})
+            await opened.render({jpeg_of(size): draft.fileno() for size, draft in drafts.items()})
         images: dict[Size, Image.Image] = {}
         for size, draft in drafts.items():
             images[size] = Image.open(draft)
@@ -173,12 +178,101 @@ async def test_a_picture_is_opened_and_rendered(start_renderer: StartRenderer, o
 
     async with renderer.open(original(GOOD)) as opened:
         with TemporaryFile() as full, TemporaryFile() as thumbnail:
-            stages = await opened.render({(200, 150): full.fileno(), (50, 37): thumbnail.fileno()})
+            stages = await opened.render({jpeg_of((200, 150)): full.fileno(), jpeg_of((50, 37)): thumbnail.fileno()})
 
             assert (opened.size, opened.format) == ((200, 150), "PNG")
             assert Image.open(full).size == (200, 150)
             assert Image.open(thumbnail).size == (50, 37)
             assert set(stages) == {"decode", "colour", "scale", "encode"}
+
+
+def toy_child(fault: str = "") -> tuple[str, ...]:
+    """Return the command of a child that knows the toy format, too."""
+    return sys.executable, "-m", "tests.worker.toy_format", fault
+
+
+async def write(renderer: Renderer, original: int, outputs: Sequence[Output]) -> dict[Output, bytes]:
+    """Have the outputs rendered, and return what was written."""
+    with ExitStack() as files:
+        async with renderer.open(original) as opened:
+            drafts = {output: files.enter_context(TemporaryFile()) for output in outputs}
+            await opened.render({output: draft.fileno() for output, draft in drafts.items()})
+        contents: dict[Output, bytes] = {}
+        for output, draft in drafts.items():
+            contents[output] = os.pread(draft.fileno(), os.fstat(draft.fileno()).st_size, 0)
+            assert opened.written[output] == (len(contents[output]), sha256(contents[output]).hexdigest())
+        return contents
+
+
+async def test_a_format_is_added_by_an_encoder_and_a_check(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs of one size may differ in their format, or in their name only."""
+    monkeypatch.setitem(FORMATS, "toy", toy_format.TOY)
+    renderer = await start_renderer(command=toy_child())
+    full, half = Output("full", "toy", (200, 150)), Output("100x75", "toy", (100, 75))
+    jpeg, named = Output("full", "jpeg", (200, 150)), Output("other", "jpeg", (200, 150))
+
+    written = await write(renderer, original(GOOD), [full, jpeg, half, named])
+
+    assert toy_format.decoded(written[full]) == photo((200, 150))
+    assert toy_format.size_of(written[half]) == (100, 75)
+    assert written[jpeg] == written[named] == (await write(renderer, original(GOOD), [jpeg]))[jpeg]
+
+
+@pytest.mark.parametrize("fault", ["toy:jpeg", "jpeg:toy"])
+async def test_a_child_that_writes_another_format_than_ordered_is_killed(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Its picture is not blamed."""
+    monkeypatch.setitem(FORMATS, "toy", toy_format.TOY)
+    renderer = await start_renderer(command=toy_child(fault))
+    before = children()
+
+    with pytest.raises(ChildLost, match="claimed to have rendered what it had not"):
+        await write(renderer, original(GOOD), [Output("full", format, (200, 150)) for format in ("jpeg", "toy")])
+
+    await until_dead(before)
+
+
+async def test_a_format_that_cannot_be_checked_is_not_ordered(
+    start_renderer: StartRenderer, original: Original
+) -> None:
+    renderer = await start_renderer(command=toy_child())
+
+    with pytest.raises(ValueError, match=r"not output formats: .*toy"):
+        await write(renderer, original(GOOD), [Output("full", format, (200, 150)) for format in ("jpeg", "toy")])
+
+
+async def test_an_order_for_a_format_that_a_child_does_not_know_is_refused_and_its_picture_not_blamed(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, "toy", toy_format.TOY)
+    renderer = await start_renderer()
+
+    with pytest.raises(ChildLost, match=r"not output formats: .*toy"):
+        await write(renderer, original(GOOD), [Output("full", format, (200, 150)) for format in ("jpeg", "toy")])
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
+async def test_as_many_outputs_as_an_order_may_have_are_made(start_renderer: StartRenderer, original: Original) -> None:
+    """A name is as long as a preset's may be."""
+    renderer = await start_renderer()
+    names = [f"{number:0200}" for number in range(MAX_DESCRIPTORS)]
+
+    written = await write(renderer, original(GOOD), [Output(name, "jpeg", (25, 18)) for name in names])
+
+    assert len(written) == MAX_DESCRIPTORS
+    assert len(set(written.values())) == 1
+
+
+async def test_more_outputs_are_our_own_mistake(start_renderer: StartRenderer, original: Original) -> None:
+    renderer = await start_renderer()
+    names = [str(number) for number in range(MAX_DESCRIPTORS + 1)]
+
+    with pytest.raises(ValueError, match="outputs in one order"):
+        await write(renderer, original(GOOD), [Output(name, "jpeg", (25, 18)) for name in names])
 
 
 async def test_a_finished_render_leaves_one_line(
@@ -320,7 +414,7 @@ async def test_who_comes_while_another_is_rendered_waits_for_it_and_not_for_a_ch
 
     async with renderer.open(original(GOOD)) as opened:
         with TemporaryFile() as full, TemporaryFile() as thumbnail:
-            outputs = {(200, 150): full.fileno(), (50, 37): thumbnail.fileno()}
+            outputs = {jpeg_of((200, 150)): full.fileno(), jpeg_of((50, 37)): thumbnail.fileno()}
             await opened.render(outputs, rendered=rendered)
 
     assert (200, 150) in await waiting[0]
@@ -358,7 +452,7 @@ async def test_a_worker_that_stood_still_past_the_limit_still_takes_its_childs_a
 
     with TemporaryFile() as full, TemporaryFile() as thumbnail:
         async with renderer.open(original(GOOD)) as opened:
-            outputs = {(200, 150): full.fileno(), (50, 37): thumbnail.fileno()}
+            outputs = {jpeg_of((200, 150)): full.fileno(), jpeg_of((50, 37)): thumbnail.fileno()}
             # The child has its order by then, and renders on.
             asyncio.get_running_loop().call_soon(time.sleep, 2.5)
             await opened.render(outputs)
@@ -429,7 +523,7 @@ async def test_a_child_killed_from_outside_is_nobodys_fault(start_renderer: Star
 
     async with renderer.open(original(fault("render", "hang"))) as opened:
         with TemporaryFile() as draft:
-            rendering = asyncio.create_task(opened.render({(4, 4): draft.fileno()}))
+            rendering = asyncio.create_task(opened.render({jpeg_of((4, 4)): draft.fileno()}))
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(ChildLost):
                 await rendering
@@ -490,7 +584,7 @@ async def test_a_cancelled_render_kills_its_child_at_once(start_renderer: StartR
         async with renderer.open(original(fault("render", "hang"))) as opened:
             with TemporaryFile() as draft:
                 began.set()
-                await opened.render({(4, 4): draft.fileno()})
+                await opened.render({jpeg_of((4, 4)): draft.fileno()})
 
     task = asyncio.create_task(job())
     await began.wait()
@@ -520,7 +614,7 @@ async def test_closing_in_the_middle_of_a_render_loses_it(start_renderer: StartR
     renderer = await start_renderer()
     async with renderer.open(original(fault("render", "hang"))) as opened:
         with TemporaryFile() as draft:
-            rendering = asyncio.create_task(opened.render({(4, 4): draft.fileno()}))
+            rendering = asyncio.create_task(opened.render({jpeg_of((4, 4)): draft.fileno()}))
             await renderer.close()
 
             with pytest.raises(ChildLost):
@@ -535,7 +629,7 @@ async def test_a_full_disk_is_storage_that_is_full(start_renderer: StartRenderer
     try:
         async with renderer.open(original(GOOD)) as opened:
             with pytest.raises(StorageFull):
-                await opened.render({(200, 150): full})
+                await opened.render({jpeg_of((200, 150)): full})
     finally:
         os.close(full)
 
@@ -567,7 +661,7 @@ async def test_a_child_that_writes_too_much_is_stopped(start_renderer: StartRend
             subprocess.run(["prlimit", f"--pid={pid}", "--fsize=100"], check=True)  # noqa: ASYNC221 # a moment
 
             with pytest.raises(ChildLost, match="File too large"):
-                await opened.render({(200, 150): draft.fileno()})
+                await opened.render({jpeg_of((200, 150)): draft.fileno()})
 
 
 async def test_a_child_knows_nothing_and_holds_nothing(start_renderer: StartRenderer, original: Original) -> None:
@@ -599,7 +693,7 @@ async def test_a_child_is_limited_from_its_start(start_renderer: StartRenderer) 
 
     assert limits["Max address space"] == [str(SETTINGS.render_memory_bytes)] * 2
     assert limits["Max core file size"] == ["0", "0"]
-    assert limits["Max open files"] == ["64", "64"]
+    assert limits["Max open files"] == ["256", "256"]
     assert limits["Max file size"][0] != "unlimited"
     assert "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
 
@@ -660,6 +754,7 @@ async def test_children_die_with_their_parent() -> None:
     program = textwrap.dedent("""
         import asyncio, sys
         from shared.settings import Settings
+        from worker.renderer.outputs import Output
         from worker.renderer.pool import Renderer
 
         async def main():
@@ -669,7 +764,7 @@ async def test_children_die_with_their_parent() -> None:
                 async with renderer.open(original.fileno()) as opened, asyncio.timeout(None):
                     print("opened", flush=True)
                     with open(sys.argv[2], "w+b") as draft:
-                        await opened.render({(4, 4): draft.fileno()})
+                        await opened.render({Output("full", "jpeg", (4, 4)): draft.fileno()})
 
         asyncio.run(main())
     """)
@@ -716,7 +811,7 @@ async def test_pictures_wait_for_the_pixel_budget(start_renderer: StartRenderer,
     renderer = await start_renderer(slots=2, pixel_budget=16)
     async with renderer.open(original(fault("render", "hang"))) as opened:
         with TemporaryFile() as draft:
-            first = asyncio.create_task(opened.render({(4, 4): draft.fileno()}))
+            first = asyncio.create_task(opened.render({jpeg_of((4, 4)): draft.fileno()}))
             second = asyncio.create_task(render(renderer, original(GOOD)))
             done, _ = await asyncio.wait({first, second}, timeout=0.5)
 

@@ -13,9 +13,11 @@ from typing import IO
 import pytest
 
 from shared.images import Size
-from tests.worker.pictures import encoded, photo
+from tests.worker.pictures import encoded, jpeg_of, photo
 from worker.child import opening, rendering
-from worker.renderer.scratch import NotOurs, Scratch, most_bytes, scratch_file
+from worker.renderer.formats import most_bytes
+from worker.renderer.outputs import NotOurs
+from worker.renderer.scratch import Scratch, scratch_file
 
 SIZE = (320, 180)
 
@@ -23,7 +25,7 @@ SIZE = (320, 180)
 def rendition(size: Size = SIZE) -> bytes:
     output = io.BytesIO()
     picture = opening.open_picture(encoded(photo(size), "PNG"), max_pixels=50_000_000)
-    rendering.render(picture, {size: output}, (255, 255, 255))
+    rendering.render(picture, {jpeg_of(size): output}, (255, 255, 255))
     return output.getvalue()
 
 
@@ -32,7 +34,7 @@ OURS = rendition()
 
 @pytest.fixture
 def scratch() -> Iterator[Scratch]:
-    with scratch_file(SIZE) as scratch:
+    with scratch_file(jpeg_of(SIZE)) as scratch:
         yield scratch
 
 
@@ -73,7 +75,7 @@ def test_what_is_written_after_the_reply_is_not_taken_over(scratch: Scratch, tar
 
 def test_who_keeps_a_descriptor_keeps_no_memory(target: IO[bytes]) -> None:
     """What is in no process's memory is seen by no limit: the kernel would look for its victim among others."""
-    with scratch_file(SIZE) as scratch:
+    with scratch_file(jpeg_of(SIZE)) as scratch:
         kept = os.dup(scratch.descriptor)
         write(scratch, OURS)
         scratch.copy_to(target.fileno())
@@ -106,7 +108,7 @@ def test_nobody_can_keep_it_from_being_emptied(scratch: Scratch) -> None:
 def test_one_that_cannot_be_set_up_leaves_nothing_open() -> None:
     before = os.listdir("/proc/self/fd")
 
-    with pytest.raises(OverflowError), scratch_file((1 << 31, 1 << 31)):
+    with pytest.raises(OverflowError), scratch_file(jpeg_of((1 << 31, 1 << 31))):
         pass
 
     assert os.listdir("/proc/self/fd") == before
