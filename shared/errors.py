@@ -31,6 +31,14 @@ class NoSuchKey(AsgilookError):
     """Storage holds nothing under this key."""
 
 
+class StorageConflict(AsgilookError):
+    """Another writer was faster, or a resumable draft has another length than its writer takes it to have."""
+
+
+class TooManyPieces(AsgilookError):
+    """A resumable draft was written in so many goes that it can only be begun again."""
+
+
 class LedgerUnavailable(AsgilookError):
     """The ledger failed in a way that may be temporary. A write may or may not have been committed."""
 

@@ -53,7 +53,10 @@ class Drafts(Protocol):
 
 
 class Storage(Drafts, Protocol):
-    """Where originals and renditions live. Methods raise StorageUnavailable, StorageFull and NoSuchKey only."""
+    """Where originals and renditions live. Methods raise StorageUnavailable, StorageFull and NoSuchKey only.
+
+    Uploads in progress are drafts in it of another kind: see `shared/storage/resumable.py`.
+    """
 
     async def prepare(self) -> None:
         """Make the storage usable, or raise an error that says why it is not."""
@@ -63,6 +66,12 @@ class Storage(Drafts, Protocol):
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
         """Put each draft under its key; when this returns, all of them survive a power cut."""
+
+    async def keep_new(self, key: str, draft: Draft) -> None:
+        """Put a draft of a few MiB under its key, as durably, unless something is there. Raises StorageConflict.
+
+        Of several processes that do so at the same time one succeeds.
+        """
 
     async def exists(self, key: str) -> bool:
         """Tell whether there is anything under `key`."""

@@ -44,7 +44,8 @@ class CachedStorage:
         self._unwanted: set[str] = set()
         # All that copies have no part in is the storage's own.
         self.draft, self.drafts, self.sweep_drafts = storage.draft, storage.drafts, storage.sweep_drafts
-        self.keep, self.carry_over, self.delete = storage.keep, storage.carry_over, storage.delete
+        self.keep, self.keep_new, self.delete = storage.keep, storage.keep_new, storage.delete
+        self.carry_over = storage.carry_over
         self.exists, self.open_local, self.free_bytes = storage.exists, storage.open_local, storage.free_bytes
         self.folders, self.listing = storage.folders, storage.listing
         if isinstance(storage, SignsUrls):

@@ -68,19 +68,25 @@ class DiskStorage:
         return drafts
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
+        await self._keep(drafts, DiskDraft.rename)
+
+    async def keep_new(self, key: str, draft: Draft) -> None:
+        await self._keep({key: draft}, DiskDraft.link)
+
+    async def _keep(self, drafts: Mapping[str, Draft], move: Callable[[DiskDraft, Path], None]) -> None:
         targets: dict[Path, DiskDraft] = {}
         for key, draft in drafts.items():
             assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a programming error
             targets[self._path(key)] = draft
         # One thread for all steps: each change between loop and thread costs more than most of them.
-        await in_thread(self._root, lambda: self._put(targets))
+        await in_thread(self._root, lambda: self._put(targets, move))
 
-    def _put(self, targets: Mapping[Path, DiskDraft]) -> None:
+    def _put(self, targets: Mapping[Path, DiskDraft], move: Callable[[DiskDraft, Path], None]) -> None:
         folders = {target.parent for target in targets}
         # All bytes and folders are durable before the first rename.
         _run_together([draft.sync for draft in targets.values()] + self._make_folders(folders))
         for target, draft in targets.items():
-            draft.rename(target)
+            move(draft, target)
         for folder in folders:
             fsync_path(folder)
         for draft in targets.values():

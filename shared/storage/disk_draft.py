@@ -11,6 +11,7 @@ from collections import deque
 from io import FileIO
 from pathlib import Path
 
+from shared.errors import StorageConflict
 from shared.storage.files import in_thread
 
 #: Bytes of memory that a draft collects before a thread writes them. A thread costs more than a small write.
@@ -81,8 +82,17 @@ class DiskDraft:
         os.fsync(self._file.fileno())
 
     def rename(self, target: Path) -> None:
-        """Move the file to its place; blocks."""
+        """Move the file to its place, which replaces what is there; blocks."""
         self.path.rename(target)
+        self.path, self._is_kept = target, True
+
+    def link(self, target: Path) -> None:
+        """Move the file to its place unless something is there; blocks. Raises StorageConflict."""
+        try:
+            target.hardlink_to(self.path)
+        except FileExistsError:
+            raise StorageConflict(f"something is at {target}") from None
+        self.path.unlink()
         self.path, self._is_kept = target, True
 
     def close(self) -> None:

@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
 from shared.cancellation import to_the_end
-from shared.errors import AsgilookError, NoSuchKey, SettingsError, StorageFull, StorageUnavailable
+from shared.errors import AsgilookError, NoSuchKey, SettingsError, StorageConflict, StorageFull, StorageUnavailable
 from shared.storage import Draft, Stored
 from shared.storage.disk import DiskStorage
 from shared.storage.disk_draft import DiskDraft
 from shared.storage.files import PIECE_BYTES, in_thread, translated
 
 if TYPE_CHECKING:
-    from obstore import GetResult, ObjectMeta
+    from obstore import GetResult, ObjectMeta, PutMode
 
 #: Seconds that one exchange may take, with its retries, besides the time for its bytes.
 PATIENCE_SECONDS = 5.0
@@ -60,7 +60,7 @@ _BACKOFF: dict[str, Any] = {
 }
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: Our keys. Listings leave everything else in the bucket out.
-_OURS = re.compile(rf"originals/{_UUID}|renditions/{_UUID}/.+|markers/\w+")
+_OURS = re.compile(rf"originals/{_UUID}|renditions/{_UUID}/.+|uploads/{_UUID}/\d+|markers/\w+")
 #: What stores answer if the bucket does not exist.
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)<")
 #: What stores answer if their space, or the account's, is used up.
@@ -118,17 +118,20 @@ class ObjectStorage:
         return await self._local.drafts(count)
 
     async def keep(self, drafts: Mapping[str, Draft]) -> None:
-        await to_the_end(self._keep(drafts))
+        await to_the_end(self._keep(drafts, "overwrite"))
 
-    async def _keep(self, drafts: Mapping[str, Draft]) -> None:
+    async def keep_new(self, key: str, draft: Draft) -> None:
+        await to_the_end(self._keep({key: draft}, "create"))
+
+    async def _keep(self, drafts: Mapping[str, Draft], mode: PutMode) -> None:
         flushed: dict[str, DiskDraft] = {}
         for key, draft in drafts.items():
             assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a programming error
             await draft.flush()
             flushed[key] = draft
-        await _all_of(self._put(key, draft) for key, draft in flushed.items())
+        await _all_of(self._put(key, draft, mode) for key, draft in flushed.items())
 
-    async def _put(self, key: str, draft: DiskDraft) -> None:
+    async def _put(self, key: str, draft: DiskDraft, mode: PutMode) -> None:
         media_type = "image/jpeg" if key.startswith("renditions/") else "application/octet-stream"
         with translated(draft.path):
             length = draft.path.stat().st_size
@@ -147,6 +150,7 @@ class ObjectStorage:
                     key,
                     draft.path,
                     attributes={"Content-Type": media_type},
+                    mode=mode,
                     chunk_size=PART_BYTES,
                     max_concurrency=_PARTS_AT_A_TIME,
                 )
@@ -302,6 +306,8 @@ async def _told(about: str, seconds: float, absent: type[AsgilookError] = Storag
             yield
     except TimeoutError:
         raise StorageUnavailable(f"no answer in {seconds:.0f} s: {about}") from None
+    except AlreadyExistsError:
+        raise StorageConflict(f"something is at {about}") from None
     except FileNotFoundError as exc:
         if _NO_BUCKET.search(str(exc)):
             raise StorageUnavailable(f"there is no such bucket: {about}") from None

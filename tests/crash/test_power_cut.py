@@ -13,7 +13,7 @@ import random
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,8 @@ import pytest
 from PIL import Image
 
 from shared.images import Size, ladder
+from shared.storage.disk import DiskStorage
+from shared.storage.resumable import ResumableDraft
 from tests.crash.disks import EXT2, EXT4, Disk, FileSystem, standstill
 from tests.integration.evidence import files_of, original_of, renditions_of, rows_of
 from tests.integration.service import Service, ended
@@ -177,6 +179,35 @@ def test_a_power_cut_right_after_an_acknowledgement_finds_the_upload_on_the_disk
     for cut in cuts:
         with cut.repaired() as data:
             look_at_disk(data, cut.acknowledged, keep_originals=True)
+
+
+@pytest.mark.parametrize("kind", [EXT4, EXT2], ids=lambda kind: kind.name)
+async def test_a_power_cut_finds_all_that_was_appended_to_a_resumable_draft(tmp_path: Path, kind: FileSystem) -> None:
+    disk = Disk.make(tmp_path / "disk", kind)
+    content = random.Random(SEED).randbytes(400_000)
+    cuts: dict[int, Disk] = {}
+    with disk.mounted(tmp_path / "mounted") as folder:
+        storage = DiskStorage(folder / "data")
+        await storage.prepare()
+        draft = ResumableDraft(storage, "01890a5d")
+        for start in range(0, len(content), 100_000):
+            end = await draft.append(start, sent(content[start : start + 100_000]))
+            cuts[end] = disk.copy(tmp_path / f"cut-{end}")
+
+    for end, cut in cuts.items():
+        cut.repair()
+        with cut.mounted(tmp_path / f"mounted-{end}") as folder:
+            storage = DiskStorage(folder / "data")
+            draft = ResumableDraft(storage, "01890a5d")
+            assert await draft.length() == end
+            await draft.append(end, sent(content[end:]))
+            joined = await draft.join()
+            assert await joined.digest() == (len(content), sha256(content))
+            await joined.discard()
+
+
+async def sent(content: bytes) -> AsyncIterator[bytes]:
+    yield content
 
 
 def look_at_disk(data: Path, acknowledged: Mapping[str, Picture], keep_originals: bool) -> None:

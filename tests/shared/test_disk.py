@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import shutil
 import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from io import FileIO
 from itertools import count
 from pathlib import Path
@@ -23,6 +24,7 @@ from shared.images import original_key
 from shared.storage.disk import DiskStorage
 from shared.storage.disk_draft import WRITTEN_AT_ONCE, DiskDraft
 from shared.storage.files import read_cached
+from shared.storage.resumable import ResumableDraft
 from tests.ledgers import new_id
 from tests.services import put
 
@@ -228,6 +230,70 @@ async def test_after_a_crash_there_is_the_whole_file_or_none(
             pass
     assert whole == {"fsync-1": 0, "rename-1": 0, "fsync-5": 0, "rename-2": 1, "fsync-6": 0, "never": 2}[crash_at]
     assert await storage.sweep_drafts(-1) == 2 - whole
+
+
+async def sent(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+@pytest.mark.parametrize(
+    ("crash_at", "length", "drafts"),
+    [
+        ("fsync-1", 0, 1),
+        ("link-1", 0, 1),
+        ("unlink-1", 100_000, 1),
+        ("fsync-4", 100_000, 0),
+        ("link-2", 100_000, 1),
+        ("unlink-2", 200_000, 1),
+        ("never", 200_000, 0),
+    ],
+)
+async def test_after_a_crash_a_resumable_draft_is_a_beginning_and_goes_on(
+    storage: DiskStorage, tmp_path: Path, crash_at: str, length: int, drafts: int
+) -> None:
+    program = textwrap.dedent("""
+        import asyncio, os, signal, sys
+        from pathlib import Path
+        from shared.storage.disk import DiskStorage
+        from shared.storage.resumable import ResumableDraft
+
+        crash_at, calls = sys.argv[2], {"fsync": 0, "link": 0, "unlink": 0}
+
+        def crashing(name):
+            real = getattr(os, name)
+            def call(*arguments):
+                calls[name] += 1
+                if f"{name}-{calls[name]}" == crash_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments)
+            return call
+
+        os.fsync, os.link, os.unlink = crashing("fsync"), crashing("link"), crashing("unlink")
+
+        async def sent(content):
+            yield content
+
+        async def main():
+            draft = ResumableDraft(DiskStorage(Path(sys.argv[1])), "01890a5d")
+            for number in range(2):
+                await draft.append(number * 100_000, sent(bytes([number]) * 100_000))
+
+        asyncio.run(main())
+    """)
+
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(tmp_path), crash_at, cwd=ROOT)
+
+    assert await process.wait() == (0 if crash_at == "never" else -signal.SIGKILL)
+    draft = ResumableDraft(storage, "01890a5d")
+    assert await draft.length() == length
+    content = (bytes(100_000) + b"\1" * 100_000)[:length] + b"the rest"
+    await draft.append(length, sent(b"the rest"))
+    joined = await draft.join()
+    assert await joined.digest() == (length + 8, hashlib.sha256(content).hexdigest())
+    await joined.discard()
+    # The piece's draft may be there, also beside the piece: as a second name of the same file.
+    assert await storage.sweep_drafts(-1) == drafts
+    assert await draft.length() == length + 8
 
 
 def draft_on_a_full_disk(tmp_path: Path) -> DiskDraft:

@@ -57,9 +57,17 @@ def everything(storage: ObjectStorage, key: str) -> dict[str, Awaitable[object]]
     async def streamed() -> object:
         return [piece async for piece in storage.stream(key, 0, 1)]
 
+    async def kept_new() -> None:
+        draft = await storage.draft()
+        try:
+            await storage.keep_new(original_key(new_id()), draft)
+        finally:
+            await draft.discard()
+
     return {
         "prepare": storage.prepare(),
         "keep": put(storage, original_key(new_id()), b"x"),
+        "keep_new": kept_new(),
         "carry_over": storage.carry_over(key, original_key(new_id())),
         "exists": storage.exists(key),
         "read": storage.read(key),

@@ -2,49 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from shared.errors import NoSuchKey
+from shared.errors import NoSuchKey, StorageConflict, TooManyPieces
 from shared.images import original_key
 from shared.storage import Storage
 from shared.storage.disk import DiskStorage
 from shared.storage.files import PIECE_BYTES
 from shared.storage.objects import ObjectStorage
+from shared.storage.resumable import ENOUGH_BYTES, ResumableDraft, sweep_resumable_drafts
 from tests.ledgers import new_id
 from tests.objects import ObjectServer, environment, new_prefix
 from tests.services import put
 
-
-def on_disk(request: pytest.FixtureRequest, folder: Path) -> Storage:
-    return DiskStorage(folder)
+Processes = Callable[[], Storage]
 
 
-def in_object_store(request: pytest.FixtureRequest, folder: Path) -> Storage:
+def on_disk(request: pytest.FixtureRequest, folder: Path) -> Processes:
+    return lambda: DiskStorage(folder)
+
+
+def in_object_store(request: pytest.FixtureRequest, folder: Path) -> Processes:
     server: ObjectServer = request.getfixturevalue("object_server")
     monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
     for name, value in environment(server.address).items():
         monkeypatch.setenv(name, value)
-    return ObjectStorage(new_prefix(), folder)
+    url, machines = new_prefix(), itertools.count()
+    # Each on a machine of its own.
+    return lambda: ObjectStorage(url, folder / str(next(machines)))
 
 
-BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Storage]] = {
+#: Each function returns another one, which opens the same storage as one more process does.
+BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Processes]] = {
     "disk": on_disk,
     "objects": in_object_store,
 }
 
 
 @pytest.fixture(params=BACKENDS.values(), ids=list(BACKENDS))
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    make: Callable[[pytest.FixtureRequest, Path], Storage] = request.param
-    storage = make(request, tmp_path / "storage")
+def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Processes:
+    make: Callable[[pytest.FixtureRequest, Path], Processes] = request.param
+    return make(request, tmp_path / "storage")
+
+
+async def opened(processes: Processes) -> Storage:
+    storage = processes()
     await storage.prepare()
     return storage
+
+
+@pytest.fixture
+async def storage(processes: Processes) -> Storage:
+    return await opened(processes)
 
 
 async def streamed(storage: Storage, key: str, first: int, last: int) -> bytes:
@@ -82,6 +99,21 @@ class TestStorage:
         await put(storage, key, b"second")
 
         assert await storage.read(key) == b"second"
+
+    async def test_what_is_kept_as_new_replaces_nothing(self, storage: Storage) -> None:
+        first, second = await storage.draft(), await storage.draft()
+        await first.write(b"first")
+        await second.write(b"second")
+
+        await storage.keep_new("markers/0a1b2c", first)
+        with pytest.raises(StorageConflict):
+            await storage.keep_new("markers/0a1b2c", second)
+
+        assert await storage.read("markers/0a1b2c") == b"first"
+        await first.discard()
+        await second.discard()
+        assert await storage.read("markers/0a1b2c") == b"first"
+        assert await storage.sweep_drafts(-1) == 0
 
     async def test_an_empty_draft_is_kept_as_well(self, storage: Storage) -> None:
         await put(storage, "markers/0a1b2c", b"")
@@ -310,3 +342,168 @@ class TestStorage:
     async def test_nothing_stored_is_an_empty_listing(self, storage: Storage) -> None:
         for prefix in ("originals", "renditions", f"renditions/{new_id()}"):
             assert [stored async for stored in storage.listing(prefix)] == []
+
+
+class ConnectionLost(Exception):
+    """The client is gone."""
+
+
+async def sent(content: bytes, *, is_lost: bool = False) -> AsyncIterator[bytes]:
+    """Yield content in the pieces in which a connection brings it, and then perhaps its end."""
+    for start in range(0, len(content), 65_536):
+        yield content[start : start + 65_536]
+    if is_lost:
+        raise ConnectionLost
+
+
+async def content_of(draft: ResumableDraft) -> bytes:
+    joined = await draft.join()
+    try:
+        length, digest = await joined.digest()
+        content = os.pread(joined.fileno(), length + 1, 0)
+        assert digest == hashlib.sha256(content).hexdigest()
+        return content
+    finally:
+        await joined.discard()
+
+
+class TestResumableDrafts:
+    """Uploads in progress, in every storage."""
+
+    async def test_a_draft_that_was_never_written_to_is_empty(self, storage: Storage) -> None:
+        draft = ResumableDraft(storage, new_id())
+
+        assert await draft.append(0, sent(b"")) == 0
+
+        assert await draft.length() == 0
+        assert await content_of(draft) == b""
+
+    async def test_a_draft_goes_on_where_it_ended_in_any_process(self, processes: Processes) -> None:
+        name, content = new_id(), os.urandom(100_000)
+        for end, begun in ((1, 0), (70_000, 1), (100_000, 70_000)):
+            draft = ResumableDraft(await opened(processes), name)
+            assert await draft.length() == begun
+            assert await draft.append(begun, sent(content[begun:end])) == end
+
+        draft = ResumableDraft(await opened(processes), name)
+
+        assert await draft.length() == 100_000
+        assert await content_of(draft) == content
+
+    async def test_what_is_sent_in_one_go_is_durable_bit_by_bit(self, processes: Processes) -> None:
+        """A client that has sent 48 MB and then loses its web process need not begin again."""
+        name, content = new_id(), os.urandom(2 * ENOUGH_BYTES + 17)
+        draft, other = [ResumableDraft(await opened(processes), name) for _ in range(2)]
+        durable = 0
+
+        async def watched() -> AsyncIterator[bytes]:
+            nonlocal durable
+            async for chunk in sent(content):
+                yield chunk
+            durable = await other.length()
+
+        await draft.append(0, watched())
+
+        assert durable == 2 * ENOUGH_BYTES
+        assert await content_of(draft) == content
+
+    async def test_a_joined_draft_is_kept_like_any_other_while_its_pieces_stay(self, storage: Storage) -> None:
+        """So that a crash between original and row leaves something to go on with."""
+        draft, key = ResumableDraft(storage, new_id()), original_key(new_id())
+        await draft.append(0, sent(b"the orig"))
+        await draft.append(8, sent(b"inal"))
+
+        joined = await draft.join()
+        await storage.keep({key: joined})
+        await joined.discard()
+
+        assert await joined.digest() == (12, hashlib.sha256(b"the original").hexdigest())
+        assert await storage.read(key) == b"the original"
+        assert await draft.length() == 12
+        await draft.discard()
+        assert await storage.exists(key)
+
+    async def test_what_came_before_the_connection_was_lost_is_kept(self, storage: Storage) -> None:
+        draft, content = ResumableDraft(storage, new_id()), os.urandom(200_000)
+
+        with pytest.raises(ConnectionLost):
+            await draft.append(0, sent(content[:150_000], is_lost=True))
+
+        assert await draft.length() == 150_000
+        await draft.append(150_000, sent(content[150_000:]))
+        assert await content_of(draft) == content
+        assert await storage.sweep_drafts(-1) == 0
+
+    @pytest.mark.parametrize("offset", [0, 4, 6])
+    async def test_only_the_end_can_be_appended_to(self, storage: Storage, offset: int) -> None:
+        draft = ResumableDraft(storage, new_id())
+        await draft.append(0, sent(b"begun"))
+
+        with pytest.raises(StorageConflict):
+            await draft.append(offset, sent(b"x"))
+
+        assert await content_of(draft) == b"begun"
+
+    async def test_of_writers_at_the_same_time_one_succeeds_whole(self, processes: Processes) -> None:
+        """A client that lost its connection comes back while the web process still waits for the rest."""
+        name, everybody_has_measured = new_id(), asyncio.Barrier(4)
+        drafts = [ResumableDraft(await opened(processes), name) for _ in range(4)]
+        await drafts[0].append(0, sent(b"begun"))
+
+        async def raced(content: bytes) -> AsyncIterator[bytes]:
+            await everybody_has_measured.wait()
+            yield content
+
+        outcomes = await asyncio.gather(
+            *(draft.append(5, raced(bytes([65 + number]) * (number + 1))) for number, draft in enumerate(drafts)),
+            return_exceptions=True,
+        )
+
+        (winner,) = [number for number, outcome in enumerate(outcomes) if not isinstance(outcome, BaseException)]
+        assert {type(outcome) for outcome in outcomes} == {int, StorageConflict}
+        assert await content_of(drafts[0]) == b"begun" + bytes([65 + winner]) * (winner + 1)
+
+    async def test_what_a_discard_that_was_cut_off_has_left_does_not_count(self, storage: Storage) -> None:
+        name = new_id()
+        draft = ResumableDraft(storage, name)
+        for number in range(3):
+            await draft.append(number, sent(b"x"))
+
+        await storage.delete(f"uploads/{name}/{1:012}")
+
+        assert await draft.length() == 1
+        assert await content_of(draft) == b"x"
+
+    async def test_a_client_that_sends_single_bytes_fills_no_folder(self, storage: Storage) -> None:
+        draft = ResumableDraft(storage, new_id(), most_pieces=3)
+        for offset in range(3):
+            await draft.append(offset, sent(b"x"))
+
+        with pytest.raises(TooManyPieces):
+            await draft.append(3, sent(b"x"))
+
+        assert await content_of(draft) == b"xxx"
+
+    async def test_a_discarded_draft_is_gone_and_no_other(self, storage: Storage) -> None:
+        draft, other = ResumableDraft(storage, new_id()), ResumableDraft(storage, new_id())
+        await draft.append(0, sent(b"goes"))
+        await other.append(0, sent(b"stays"))
+
+        await draft.discard()
+        await draft.discard()
+
+        assert (await draft.length(), await other.length()) == (0, 5)
+
+    async def test_a_draft_is_swept_when_its_last_byte_is_old_enough_and_not_with_others(
+        self, storage: Storage
+    ) -> None:
+        draft = ResumableDraft(storage, new_id())
+        await draft.append(0, sent(b"x"))
+        await draft.append(1, sent(b"x"))
+
+        assert await storage.sweep_drafts(-1) == 0
+        assert await sweep_resumable_drafts(storage, 86_400) == 0
+        assert await draft.length() == 2
+        assert await sweep_resumable_drafts(storage, -86_400) == 1
+        assert await sweep_resumable_drafts(storage, -86_400) == 0
+        assert await draft.length() == 0
