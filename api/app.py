@@ -17,6 +17,7 @@ from api.response_cache_middleware import ResponseCacheMiddleware
 from api.routes import Route, routes
 from api.server.guard import Guard
 from api.uploads import Uploads
+from shared.intake import Intake
 from shared.redis.clients import RedisFactory, redis_from_url
 from shared.settings import Settings
 
@@ -36,8 +37,8 @@ def create_app(
     `clock` tells how old is what is held in memory; `middleware` is falcon's, beside our own.
     """
     web = Collaborators(settings or Settings.from_env(), redis_from_url, clock)
-    uploads = Uploads(web.settings, web.ledger, web.storage, uuid_generator)
-    table = routes(web, uploads)
+    intake = Intake(web.settings, web.ledger, web.storage, uuid_generator)
+    table = routes(web, Uploads(web.settings, intake))
     authorization = Authorization(web.settings, _scopes_in(table))
     app: App = falcon.asgi.App()
     app.add_middleware(

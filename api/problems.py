@@ -12,8 +12,19 @@ import falcon
 import falcon.asgi
 from falcon.media.multipart import MultipartParseError
 
-from api.server.request_body import ClientDisconnected, UploadStalled
-from shared.errors import LedgerUnavailable, StorageFull, StorageUnavailable
+from api.server.request_body import UploadStalled
+from shared.errors import (
+    DigestMismatch,
+    DiskAtFloor,
+    EmptyUpload,
+    LedgerUnavailable,
+    StorageFull,
+    StorageUnavailable,
+    TooManyWaiting,
+    TruncatedUpload,
+    UnknownFormat,
+    UploadTooLarge,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +165,21 @@ def _translated(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case ClientDisconnected():
+        case EmptyUpload():
+            return Problem("empty-upload")
+        case UnknownFormat():
+            return Problem("unsupported-format", str(error))
+        case UploadTooLarge():
+            # Else the server would read the rest of the body before the next request.
+            return Problem("upload-too-large", str(error), headers={"Connection": "close"})
+        case TruncatedUpload():
             return Problem("truncated-upload")
+        case DigestMismatch():
+            return Problem("digest-mismatch", str(error))
+        case DiskAtFloor():
+            return Problem("storage-full", headers={"Retry-After": "60"})
+        case TooManyWaiting():
+            return Problem("too-many-waiting", headers={"Retry-After": str(TROUBLE_SECONDS)})
         case UploadStalled():
             return Problem("upload-stalled", str(error), headers={"Connection": "close"})
         case MultipartParseError():

@@ -55,6 +55,41 @@ class LeaseLost(AsgilookError):
     """Another attempt, a retry or a DELETE has taken the image from this attempt."""
 
 
+class UploadRefused(AsgilookError):
+    """An upload is not taken, and leaves nothing behind. The message, if there is one, is fit for the client."""
+
+
+class EmptyUpload(UploadRefused):
+    """The file has no bytes."""
+
+
+class UnknownFormat(UploadRefused):
+    """The file does not begin as one of a format that is accepted."""
+
+
+class UploadTooLarge(UploadRefused):
+    """The file is larger than it may be."""
+
+    def __init__(self, at_most: int) -> None:
+        super().__init__(f"At most {at_most:,} bytes are taken.")
+
+
+class TruncatedUpload(UploadRefused):
+    """The content ended before its end."""
+
+
+class DigestMismatch(UploadRefused):
+    """The content has another digest than the one that came with it."""
+
+
+class DiskAtFloor(UploadRefused):
+    """The upload would leave less free disk space than must stay free."""
+
+
+class TooManyWaiting(UploadRefused):
+    """As many images as may wait are waiting."""
+
+
 class RenderFailure(AsgilookError):
     """The file is at fault that rendering failed; `type` is the problem type in the record."""
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from api.server.asgi_types import Event, Receive
-from shared.errors import AsgilookError
+from shared.errors import AsgilookError, TruncatedUpload
 from shared.settings import Settings
 from shared.stalls import timeout
 
@@ -15,7 +15,7 @@ LINGER_BYTES = 256 * 1024
 LINGER_SECONDS = 1.0
 
 
-class ClientDisconnected(AsgilookError):
+class ClientDisconnected(TruncatedUpload):
     """The client went away before the end of the body that it had announced."""
 
 

@@ -11,7 +11,19 @@ import pytest
 from api import problems
 from api.problems import TITLES, Problem
 from api.server.request_body import ClientDisconnected, UploadStalled
-from shared.errors import LedgerUnavailable, StorageFull, StorageUnavailable
+from shared.errors import (
+    DigestMismatch,
+    DiskAtFloor,
+    EmptyUpload,
+    LedgerUnavailable,
+    StorageFull,
+    StorageUnavailable,
+    TooManyWaiting,
+    TruncatedUpload,
+    UnknownFormat,
+    UploadRefused,
+    UploadTooLarge,
+)
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Redises, Service, problem_of
 from tests.api.conftest import Start
 
@@ -74,7 +86,14 @@ def test_a_problem_has_its_detail_its_headers_and_its_members() -> None:
 @pytest.mark.parametrize(
     ("error", "name", "headers"),
     [
-        (ClientDisconnected("gone"), "truncated-upload", {}),
+        (ClientDisconnected("gone: secret"), "truncated-upload", {}),
+        (TruncatedUpload("5 of 10 bytes came: secret"), "truncated-upload", {}),
+        (EmptyUpload(), "empty-upload", {}),
+        (UnknownFormat("Taken are JPEG and PNG."), "unsupported-format", {}),
+        (UploadTooLarge(1000), "upload-too-large", {"Connection": "close"}),
+        (DigestMismatch("Its sha-256 is another one."), "digest-mismatch", {}),
+        (DiskAtFloor(), "storage-full", {"Retry-After": "60"}),
+        (TooManyWaiting(), "too-many-waiting", {"Retry-After": "5"}),
         (UploadStalled("Nothing came for 10 seconds."), "upload-stalled", {"Connection": "close"}),
         (StorageFull("full: /secret"), "storage-full", {"Retry-After": "60"}),
         (StorageUnavailable("i/o error: /secret"), "unavailable", {"Retry-After": "5"}),
@@ -96,6 +115,29 @@ def test_what_happened_becomes_a_problem_without_our_secrets(
     assert "secret" not in response.text
     for header, value in headers.items():
         assert response.headers[header] == value
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (UploadTooLarge(50_000_000), "At most 50,000,000 bytes are taken."),
+        (UnknownFormat("Taken are JPEG and PNG."), "Taken are JPEG and PNG."),
+        (DigestMismatch("Its sha-256 is another one."), "Its sha-256 is another one."),
+        (UploadStalled("Nothing came for 10 seconds."), "Nothing came for 10 seconds."),
+    ],
+)
+def test_a_refused_upload_is_told_what_is_wrong_with_it(error: Exception, detail: str) -> None:
+    assert answer_to(error).json["detail"] == detail
+
+
+@pytest.mark.parametrize("error", UploadRefused.__subclasses__())
+def test_every_refusal_of_an_upload_has_a_problem_and_is_no_fault_of_ours(
+    error: type[UploadRefused], caplog: pytest.LogCaptureFixture
+) -> None:
+    response = answer_to(error(1))
+
+    assert problem_of(response) != "internal-error"
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(
