@@ -14,7 +14,7 @@ from shared.ledger import Identity, Ledger
 from shared.redis.clients import RedisFactory
 from shared.redis.connections import open_redis
 from shared.redis.notices import Announcer, Listener
-from shared.redis.queue import Enqueueing, Queue
+from shared.redis.queue import Queue
 from shared.redis.response_cache import ResponseCache
 from shared.settings import Settings
 from shared.settling import Settling
@@ -62,7 +62,6 @@ class Collaborators:
             after_change=None if keeps_copies is None else keeps_copies.forget_copies,
             on_gap=self._notices_missed,
         )
-        self.enqueueing = Enqueueing(self.ledger, self.queue)
         self.waiter = Waiter(self.ledger, self.settling, self._listener)
 
     def identity(self) -> Identity:

@@ -22,7 +22,7 @@ from shared.errors import AsgilookError
 from shared.images import Image, Status
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import RedisAway
-from shared.redis.queue import Enqueueing
+from shared.redis.queue import Queue
 from shared.redis.response_cache import LIST_TOPIC, RECORD_SECONDS, Slot
 from shared.settling import Settling
 
@@ -45,14 +45,14 @@ class ImageList:
         self,
         ledger: Ledger,
         settling: Settling,
-        enqueueing: Enqueueing,
+        queue: Queue,
         waiter: Waiter,
         uploads: Uploads,
     ) -> None:
         self._uploads = uploads
         self._ledger = ledger
         self._settling = settling
-        self._enqueueing = enqueueing
+        self._queue = queue
         self._waiter = waiter
 
     def slot_of(self, req: Request) -> Slot | None:
@@ -84,7 +84,7 @@ class ImageList:
         image = await self._uploads.receive(req)
         enqueued, wait = False, wait_of(req.get_header("Prefer"))
         try:
-            enqueued = await self._enqueueing.enqueue(image)
+            enqueued = await self._queue.try_enqueue(image)
             if wait is not None:
                 resp.set_header("Preference-Applied", f"wait={wait}")
                 latest = await self._waiter.until_final(image.id, wait)
@@ -176,10 +176,10 @@ class ImageRecord:
 class Retry:
     """`/images/{id}/retry`."""
 
-    def __init__(self, ledger: Ledger, settling: Settling, enqueueing: Enqueueing) -> None:
+    def __init__(self, ledger: Ledger, settling: Settling, queue: Queue) -> None:
         self._ledger = ledger
         self._settling = settling
-        self._enqueueing = enqueueing
+        self._queue = queue
 
     async def on_post(self, req: Request, resp: Response, image_id: str) -> None:
         image = await self._ledger.retry(image_id)
@@ -190,7 +190,7 @@ class Retry:
             if image is None or image.status is Status.DELETING:
                 raise Problem("no-such-image")
             raise Problem("not-failed", f"The image is {image.status}.")
-        enqueued = await self._enqueueing.enqueue(image)
+        enqueued = await self._queue.try_enqueue(image)
         resp.status = falcon.HTTP_202
         resp.set_header("Location", record_path(image_id))
         resp.set_header("Retry-After", str(RETRY_SECONDS if enqueued else TROUBLE_SECONDS))

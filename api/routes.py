@@ -24,13 +24,11 @@ class Route:
 
 def routes(web: Collaborators, uploads: Uploads) -> list[Route]:
     """Return the table of contents."""
-    renditions = Renditions(web.settings, web.ledger, web.storage, web.settling, web.enqueueing, web.memory)
+    renditions = Renditions(web.settings, web.ledger, web.storage, web.settling, web.queue, web.memory)
     table = [
-        Route(
-            "/images", ImageList(web.ledger, web.settling, web.enqueueing, web.waiter, uploads), {"POST": Scope.WRITE}
-        ),
+        Route("/images", ImageList(web.ledger, web.settling, web.queue, web.waiter, uploads), {"POST": Scope.WRITE}),
         Route("/images/{image_id}", ImageRecord(web.ledger, web.settling, web.waiter), {"DELETE": Scope.DELETE}),
-        Route("/images/{image_id}/retry", Retry(web.ledger, web.settling, web.enqueueing), {"POST": Scope.WRITE}),
+        Route("/images/{image_id}/retry", Retry(web.ledger, web.settling, web.queue), {"POST": Scope.WRITE}),
         Route("/images/{image_id}.jpeg", renditions),
         Route("/thumbnails/{image_id}/{size}.jpeg", renditions),
         Route("/healthz", Alive()),

@@ -7,7 +7,7 @@ from functools import cache
 
 from falcon.routing import BaseConverter, CompiledRouterOptions
 
-from shared.images import MAX_SIDE, Size, thumbnail_name
+from shared.renditions import MAX_SIDE, Size, thumbnail_name
 
 
 class ImageIdConverter(BaseConverter):

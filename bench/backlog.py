@@ -30,11 +30,12 @@ import uuid_utils
 from bench.figures import ROUNDS, ROUNDS_THAT_COUNT, Figure, Runs, at_least, in_turns, ratio, rounds_asked_for, show
 from bench.isolation import photograph
 from bench.service import Service, run_service, until
-from shared.images import Image, Original, Size, ladder, original_key
+from shared.images import Image, Original
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
 from shared.redis.clients import worker_client
 from shared.redis.queue import Queue
+from shared.renditions import Size, ladder, original_key
 from shared.settings import Settings
 from shared.storage.disk import DiskStorage
 from worker.child import opening, rendering
@@ -109,6 +110,7 @@ class Backlog:
     async def _queue(self) -> None:
         with closing(sqlite3.connect(self._service.ledger_file)) as connection, connection:
             connection.execute("DELETE FROM images")
+            connection.execute("DELETE FROM debts")
             connection.execute("DELETE FROM began")
         ledger = Ledger.connect(self._settings)
         storage = DiskStorage(self._settings.storage_path)
@@ -135,7 +137,8 @@ class Backlog:
         return await ledger.add(image_id, Original("image/jpeg", len(content), sha256(content).hexdigest()), None)
 
     def _left(self, settled: bool = False) -> int:
-        undone = "status != 'ready' OR owed IS NOT NULL" if settled else "status != 'ready'"
+        owes = "id IN (SELECT image_id FROM debts)"
+        undone = f"status != 'ready' OR {owes}" if settled else "status != 'ready'"
         with closing(sqlite3.connect(self._service.ledger_file, timeout=30)) as ledger:
             return int(ledger.execute(f"SELECT COUNT(*) FROM images WHERE {undone}").fetchone()[0])  # noqa: S608 - of ours
 

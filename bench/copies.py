@@ -16,13 +16,16 @@ from collections import defaultdict
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from redis import Redis
 
 from bench.isolation import photograph
 from bench.service import run_service, until
-from shared.images import Image, Original, Status
+from shared.images import Image, Lane, Status, Work
+from shared.ledger.rows import image_of
+from shared.ledger.schema import images
 from shared.redis.circuit_breaker import CircuitBreaker
 from shared.redis.clients import worker_client
 from shared.redis.queue import Queue
@@ -93,10 +96,17 @@ async def jobs(folder: Path) -> tuple[float, float]:
 
 
 def _queued(image_id: str) -> Image:
-    return Image(
-        *(image_id, Status.QUEUED, 0, None, 0, 0, 1, time.time(), None, None),
-        *(Original("image/jpeg", 4_000_000, "0a" * 32), None, {}, None, None, None, None, time.time(), time.time()),
-    )
+    row = dict.fromkeys(images.c.keys()) | {
+        "id": image_id,
+        "status": Status.QUEUED,
+        "work": Work.CONVERT,
+        "lane": Lane.UPLOAD,
+        "turn": time.time(),
+        "attempt": 0,
+        "original_type": "image/jpeg",
+        "renditions": "{}",
+    }
+    return image_of(SimpleNamespace(**row))
 
 
 def main() -> int:

@@ -56,7 +56,8 @@ def enqueues(monitor: redis.client.Monitor, count: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for command in monitor.listen():  # type: ignore[no-untyped-call] # redis has no types there
         name, *arguments = command["command"].split()
-        if name.upper() == "ZADD" and (job := arguments[-1]).startswith("convert:"):
+        # Jobs of release 0.1 begin with "convert".
+        if name.upper() == "ZADD" and (job := arguments[-1]).startswith(("work:", "convert:")):
             found.setdefault(job.split(":")[2], command["time"])
             if len(found) == count:
                 break

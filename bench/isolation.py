@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 from PIL import Image
 from skimage import data
 
-from shared.images import Size, ladder
+from shared.renditions import Size, ladder
 from shared.settings import Settings
 from worker.child import opening, rendering
 from worker.renderer.outputs import Output

@@ -22,7 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from bench.service import run_service
-from shared.images import Size
+from shared.renditions import Size
 
 LIMITS = (512, 1024, 2048)
 #: Seconds that a picture may take to end.

@@ -25,7 +25,7 @@ from bench.figures import ROUNDS, Figure, Runs, in_turns, rounds_asked_for, show
 from bench.isolation import photograph
 from bench.processes import Process, all_of
 from bench.service import Service, run_service, until
-from shared.images import Size
+from shared.renditions import Size
 
 SIZES: dict[str, Size] = {"3 MP": (2048, 1536), "12 MP": (4200, 2800)}
 IMAGES = {"3 MP": 40, "12 MP": 16}

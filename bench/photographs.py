@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from skimage import data
 
-from shared.images import Size
+from shared.renditions import Size
 
 #: Of scikit-image's wheel: a person, a cup, a cat, a rocket, galaxies, a workshop, an eye, a tissue.
 NAMES = (

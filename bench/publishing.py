@@ -22,7 +22,7 @@ from typing import Any
 import uuid_utils
 
 from bench.population import on_postgresql, on_sqlite, postgresql_server
-from bench.rows import LIKE_A_PHOTOGRAPH, ORIGINAL, SIZE, there
+from bench.rows import ORIGINAL, SIZE, like_a_photograph, there
 from shared.ledger import Ledger
 from shared.settings import Settings
 from tests.postgresql import execute
@@ -42,10 +42,10 @@ async def publish(settings: Settings, number: int, begin: Barrier) -> tuple[floa
             claimed.append(there(await ledger.claim(image.id, f"host:{number}")))
         await asyncio.to_thread(begin.wait, 300)
         began = time.time()
-        published = [there(await ledger.publish(image, SIZE, LIKE_A_PHOTOGRAPH)) for image in claimed]
+        published = [there(await ledger.publish(image, SIZE, like_a_photograph(image.attempt))) for image in claimed]
         ended = time.time()
         for image in published:
-            await ledger.leftovers_removed(there(await ledger.tokens_changed(image)))
+            await ledger.paid(image.debts)
         return began, ended
     finally:
         await ledger.close()

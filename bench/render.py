@@ -31,7 +31,7 @@ from skimage.metrics import structural_similarity
 from bench import tutorial
 from bench.figures import ROUNDS, Bar, Figure, Runs, at_least, in_turns, progress, ratio, rounds_asked_for, show
 from bench.photographs import encoded, mosaic, photographs
-from shared.images import Size, ladder
+from shared.renditions import Size, ladder
 from worker.child import opening, rendering
 from worker.renderer.child import ENVIRONMENT
 from worker.renderer.outputs import Output

@@ -151,8 +151,12 @@ class Client(threading.Thread):
 
     def _is_settled(self, image: str) -> bool:
         with closing(sqlite3.connect(self._ledger)) as ledger:
-            row = ledger.execute("SELECT status, owed FROM images WHERE id = ?", (image,)).fetchone()
-        return bool(row == ("ready", None))
+            # Release 0.1 has a debt in the image's row.
+            columns = {row[1] for row in ledger.execute("PRAGMA table_info(images)")}
+            owing = "owed IS NOT NULL" if "owed" in columns else "id IN (SELECT image_id FROM debts)"
+            query = f"SELECT status, {owing} FROM images WHERE id = ?"  # noqa: S608 - of ours
+            row = ledger.execute(query, (image,)).fetchone()
+        return bool(row == ("ready", 0))
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

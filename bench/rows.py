@@ -9,6 +9,7 @@ draws docs/growth.png.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import sqlite3
@@ -25,11 +26,12 @@ from typing import Any
 import pytest
 import uuid_utils
 from matplotlib.figure import Figure as Sheet
-from sqlalchemy import and_, delete, update
+from sqlalchemy import and_, delete, select, update
 
 from bench import figures as forms
 from bench.population import (
     LATER_SECONDS,
+    Kind,
     Population,
     fill_postgresql,
     fill_sqlite,
@@ -37,10 +39,11 @@ from bench.population import (
     on_sqlite,
     postgresql_server,
 )
-from shared.images import FULL, Image, Original, Owed, Rendition, Size, Status, ladder, thumbnail_name
-from shared.ledger import Ledger, Taken
+from shared.images import DebtKind, Image, Lane, Original, Status, Work
+from shared.ledger import Ledger
 from shared.ledger.engine import create_engine
-from shared.ledger.schema import images, now
+from shared.ledger.schema import debts, images, now
+from shared.renditions import FULL, Rendition, Size, ladder, thumbnail_name
 from shared.settings import Settings
 from tests.postgresql import execute
 
@@ -57,9 +60,16 @@ PAGE = 101
 
 ORIGINAL = Original("image/jpeg", 4_000_000, "0a" * 32)
 SIZE: Size = (4000, 3000)
-LIKE_A_PHOTOGRAPH = {FULL: Rendition(SIZE, 2_400_000, "1b" * 32)} | {
-    thumbnail_name(size): Rendition(size, size[0] * size[1] // 5, "2c" * 32) for size in ladder(SIZE, 64)
-}
+#: Jobs that the sweep lets wait in the queue.
+QUEUE = 300
+
+
+def like_a_photograph(attempt: int) -> list[Rendition]:
+    """Return what an attempt makes of a photograph."""
+    sizes = {FULL: SIZE} | {thumbnail_name(size): size for size in ladder(SIZE, 64)}
+    return [
+        Rendition(file, size, size[0] * size[1] // 5, "2c" * 32, attempt, "0123abcd") for file, size in sizes.items()
+    ]
 
 
 @dataclass
@@ -71,14 +81,14 @@ class Side:
     chance: random.Random = field(default_factory=lambda: random.Random(1))  # noqa: S311 - no secret
     image: Image | None = None
     due: list[str] = field(default_factory=list)
-    taken: list[Taken] = field(default_factory=list)
+    taken: list[Image] = field(default_factory=list)
 
     @property
     def current(self) -> Image:
         """The image that goes through its life in this round."""
         return there(self.image)
 
-    def any_id(self, kind: Status | Owed) -> str:
+    def any_id(self, kind: Kind) -> str:
         return self.chance.choice(self.population.ids[kind])
 
     def any_sequence(self) -> int:
@@ -130,42 +140,65 @@ def _page(of: Status, after: Callable[[Side], int | str | None], newest_first: b
     return act
 
 
-async def _set(side: Side, ids: list[str], **values: Any) -> None:
+async def _execute(side: Side, statement: Any) -> None:
     """Change rows directly."""
-    async with side.ledger._engine.begin() as connection:
-        await connection.execute(update(images).where(images.c.id.in_(ids)).values(**values))
+    async with side.ledger._database._engine.begin() as connection:
+        await connection.execute(statement)
 
 
-def _make_due(kind: Status | Owed) -> Act:
+async def _set(side: Side, ids: list[str], **values: Any) -> None:
+    await _execute(side, update(images).where(images.c.id.in_(ids)).values(**values))
+
+
+def _make_due(kind: Kind) -> Act:
     async def before(side: Side) -> None:
         side.due = side.population.ids[kind][:DUE]
-        await _set(side, side.due, due=now() - 10.0)
+        await _set_due(side, kind, -10.0)
 
     return before
 
 
-def _take(take: Callable[[Ledger], Awaitable[list[Taken]]]) -> Act:
+async def _set_due(side: Side, kind: Kind, seconds: float) -> None:
+    if isinstance(kind, DebtKind):
+        await _execute(side, update(debts).where(debts.c.image_id.in_(side.due)).values(due=now() + seconds))
+    else:
+        await _set(side, side.due, due=now() + seconds)
+
+
+def _take(take: Callable[[Ledger], Awaitable[list[Image]]]) -> Act:
     async def act(side: Side) -> None:
         side.taken = await take(side.ledger)
 
     return act
 
 
-def _as_they_were(**values: Any) -> Act:
+def _as_they_were(kind: Kind, **values: Any) -> Act:
     async def behind(side: Side) -> None:
-        if {row.image.id for row in side.taken} != set(side.due):
+        # In a backlog others are before them.
+        if len(side.taken) < QUEUE and {image.id for image in side.taken} != set(side.due):
             raise SystemExit(f"{len(side.taken)} rows were taken of {len(side.due)}")
-        await _set(side, side.due, due=now() + LATER_SECONDS, losses=0, **values)
+        await _set_due(side, kind, LATER_SECONDS)
+        if values:
+            await _set(side, side.due, **values)
 
     return behind
 
 
 async def _sweep_in_vain(side: Side) -> None:
-    for kind in (Owed.TOKENS, Owed.LEFTOVERS):
-        await side.ledger.take_owing(kind)
     await side.ledger.take_lost()
-    await side.ledger.take_thumbnails()
-    await side.ledger.take_queued(300)
+    await side.ledger.count_waiting(QUEUE)
+    for kind in DebtKind:
+        await side.ledger.take_debts(kind)
+
+
+async def _claim_next(side: Side) -> None:
+    side.taken = [there(await side.ledger.claim_next("host:1"))]
+
+
+async def _unclaim(side: Side) -> None:
+    await _set_due(side, Status.QUEUED, LATER_SECONDS)
+    (image,) = side.taken
+    await _set(side, [image.id], status=Status.QUEUED, worker=None, attempt=0, due=now() + LATER_SECONDS)
 
 
 async def _add(side: Side) -> None:
@@ -181,22 +214,35 @@ async def _renew(side: Side) -> None:
 
 
 async def _publish(side: Side) -> None:
-    side.image = await side.ledger.publish(side.current, SIZE, LIKE_A_PHOTOGRAPH)
+    made = like_a_photograph(side.current.attempt)
+    side.image = await side.ledger.publish(side.current, SIZE, made, seconds=0.4)
 
 
 async def _settle(side: Side) -> None:
-    side.image = await side.ledger.tokens_changed(side.current)
-    await side.ledger.leftovers_removed(side.current)
+    await side.ledger.paid(side.current.owes(DebtKind.TOKENS))
+    await side.ledger.paid(side.current.owes(DebtKind.NOTICE))
+    side.image = await side.ledger.get(side.current.id)
+
+
+async def _request(side: Side) -> None:
+    side.image = await side.ledger.request_renditions(side.current, Lane.DEMAND, ["image.webp"])
+
+
+async def _publish_more(side: Side) -> None:
+    made = Rendition("image.webp", SIZE, 1_900_000, "3d" * 32, side.current.attempt, "4567cdef")
+    side.image = await side.ledger.publish(side.current, SIZE, [made], seconds=0.4)
 
 
 async def _delete(side: Side) -> None:
     side.image = await side.ledger.delete(side.current.id)
-    await _settle(side)
+    await side.ledger.paid(side.current.owes(DebtKind.TOKENS))
+    await side.ledger.paid(side.current.owes(DebtKind.NOTICE))
+    await side.ledger.remove(side.current)
 
 
 async def _forget(side: Side) -> None:
-    async with side.ledger._engine.begin() as connection:
-        await connection.execute(delete(images).where(images.c.id == side.current.id))
+    await _execute(side, delete(images).where(images.c.id == side.current.id))
+    await _execute(side, delete(debts).where(debts.c.image_id == side.current.id))
 
 
 STEPS = (
@@ -215,39 +261,34 @@ STEPS = (
     Step("renew a lease", _renew),
     Step("publish", _publish),
     Step("settle", _settle),
+    Step("request a rendition", _request),
+    Step("publish one more rendition", _publish_more, before=_claim),
     Step("delete", _delete, behind=_forget),
+    Step("claim the next", _claim_next, _make_due(Status.QUEUED), _unclaim),
+    Step("does more urgent work wait", lambda side: side.ledger.is_waiting(Lane.DEMAND)),
     Step("sweep, nothing due", _sweep_in_vain),
-    Step(
-        f"sweep, {DUE} owe tokens",
-        _take(lambda ledger: ledger.take_owing(Owed.TOKENS)),
-        _make_due(Owed.TOKENS),
-        _as_they_were(),
-    ),
-    Step(
-        f"sweep, {DUE} owe leftovers",
-        _take(lambda ledger: ledger.take_owing(Owed.LEFTOVERS)),
-        _make_due(Owed.LEFTOVERS),
-        _as_they_were(),
-    ),
-    Step(
-        f"sweep, {DUE} want thumbnails",
-        _take(lambda ledger: ledger.take_thumbnails()),
-        _make_due(Owed.THUMBNAILS),
-        _as_they_were(),
-    ),
     Step(
         f"sweep, {DUE} leases over",
         _take(lambda ledger: ledger.take_lost()),
         _make_due(Status.PROCESSING),
-        _as_they_were(status=Status.PROCESSING, worker="host:1"),
+        _as_they_were(Status.PROCESSING, status=Status.PROCESSING, worker="host:1", losses=0),
     ),
     Step(
-        f"sweep, {DUE} queued",
-        _take(lambda ledger: ledger.take_queued(300)),
+        f"sweep, {DUE} wait",
+        _take(lambda ledger: ledger.waiting(QUEUE)),
         _make_due(Status.QUEUED),
-        _as_they_were(),
+        _as_they_were(Status.QUEUED),
     ),
-    Step("what waits (metrics)", lambda side: side.ledger.waiting()),
+    *(
+        Step(
+            f"sweep, {DUE} owe {kind}",
+            _take(functools.partial(Ledger.take_debts, kind=kind)),
+            _make_due(kind),
+            _as_they_were(kind),
+        )
+        for kind in DebtKind
+    ),
+    Step("what waits (metrics)", lambda side: side.ledger.figures()),
     Step("is there room for an upload", lambda side: side.ledger.count_queued(100_000)),
 )
 
@@ -256,8 +297,10 @@ IN_A_BACKLOG = (
     "list, status=queued",
     "add",
     "claim",
+    "claim the next",
+    "does more urgent work wait",
     "delete",
-    f"sweep, {DUE} queued",
+    f"sweep, {DUE} wait",
     "what waits (metrics)",
     "is there room for an upload",
 )
@@ -303,12 +346,14 @@ async def compare(database: str, few: Side, many: Side, rounds: int, steps: Sequ
 
 
 async def with_backlog(side: Side, settings: Settings) -> dict[str, float]:
-    """Queue many rows; return the milliseconds of the steps that read them."""
+    """Queue many rows, all of them due; return the milliseconds of the steps that read them."""
     engine = create_engine(settings, migrating=True)
     async with engine.begin() as connection:
-        settled = and_(images.c.status == Status.READY, images.c.sequence <= BACKLOG, images.c.owed.is_(None))
-        waiting = {"status": Status.QUEUED, "due": now() + LATER_SECONDS, "sequence": None}
-        await connection.execute(update(images).where(settled).values(waiting))
+        owing = select(debts.c.image_id).scalar_subquery()
+        is_settled = and_(images.c.status == Status.READY, images.c.work.is_(None), images.c.id.not_in(owing))
+        waiting = {"status": Status.QUEUED, "work": Work.CONVERT, "lane": Lane.UPLOAD.value, "turn": images.c.created}
+        waiting |= {"due": now(), "sequence": None, "renditions": "{}"}
+        await connection.execute(update(images).where(is_settled, images.c.sequence <= BACKLOG).values(waiting))
     await engine.dispose()
     took: dict[str, list[float]] = {name: [] for name in IN_A_BACKLOG}
     for _ in range(21):
@@ -351,7 +396,8 @@ async def measure(
 
 def sizes_on_sqlite(settings: Settings) -> dict[str, int]:
     """Return the bytes of the table and of each of its indices."""
-    query = "SELECT name, sum(pgsize) FROM dbstat WHERE name LIKE '%images%' GROUP BY name"
+    query = """SELECT name, sum(pgsize) FROM dbstat
+        WHERE name LIKE '%images%' OR name LIKE 'debts%' GROUP BY name"""
     with closing(sqlite3.connect(settings.storage_path / "ledger.sqlite3")) as connection:
         return dict(connection.execute(query).fetchall())
 
@@ -359,7 +405,7 @@ def sizes_on_sqlite(settings: Settings) -> dict[str, int]:
 def sizes_on_postgresql(settings: Settings) -> dict[str, int]:
     """Return the bytes of the table and of each of its indices."""
     query = """SELECT relname, pg_relation_size(oid) AS bytes FROM pg_class
-        WHERE relname LIKE 'images%' AND relkind IN ('r', 'i')"""
+        WHERE (relname LIKE 'images%' OR relname LIKE 'debts%') AND relkind IN ('r', 'i')"""
     return {row["relname"]: row["bytes"] for row in execute(settings.database_url, query)}
 
 

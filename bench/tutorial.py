@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from shared.images import Size, ladder
+from shared.renditions import Size, ladder
 
 #: The tutorial's default.
 MIN_THUMB_SIZE = 64

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.figures import ROUNDS, Figure, at_most, in_turns, ratio, rounds_asked_for, show
 from bench.photographs import encoded, mosaic
 from bench.service import Service, run_service
-from shared.images import Size
+from shared.renditions import Size
 
 #: Uploads of each side in each round; their median counts.
 UPLOADS = 20

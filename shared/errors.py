@@ -51,6 +51,10 @@ class LedgerNotMigrated(AsgilookError):
     """The ledger's tables are missing or older than this code."""
 
 
+class ReleaseStillRunning(AsgilookError):
+    """The ledger cannot be migrated: a process of the former release still works on it."""
+
+
 class LeaseLost(AsgilookError):
     """Another attempt, a retry or a DELETE has taken the image from this attempt."""
 

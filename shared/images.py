@@ -1,15 +1,12 @@
-"""Images: their status, their renditions, their storage keys, and the ladder of thumbnails."""
+"""Images: their status, the work that waits for them, and what is owed for them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
-#: Width and height in pixels.
-Size = tuple[int, int]
-
-#: The longest side in pixels of any original or rendition: libjpeg's own limit.
-MAX_SIDE = 65_500
+from shared.renditions import FULL, Rendition, Size
 
 
 class Status(StrEnum):
@@ -26,21 +23,45 @@ class Status(StrEnum):
         return self in (Status.READY, Status.FAILED)
 
 
-class Owed(StrEnum):
-    """The debt of a row: what the sweep does for it once it is due."""
+class Work(StrEnum):
+    """The work on an image: its first renditions, or more of them while it is ready."""
 
+    CONVERT = "convert"
+    RENDITIONS = "renditions"
+
+
+class Lane(IntEnum):
+    """How urgent work is. All work of a lane comes before that of the next one."""
+
+    UPLOAD = 0
+    #: Somebody waits for a rendition that is missing.
+    DEMAND = 1
+    AHEAD = 2
+    BULK = 3
+
+    @property
+    def is_preemptible(self) -> bool:
+        """Whether it makes room for more urgent work while it runs."""
+        return self >= Lane.AHEAD
+
+
+class DebtKind(StrEnum):
+    """What a commit may leave to be done."""
+
+    #: Change the cache tokens: copies in Redis are older than the commit.
     TOKENS = "tokens"
+    #: Tell all processes of the commit.
+    NOTICE = "notice"
+    #: Remove files that the row does not name.
     LEFTOVERS = "leftovers"
-    THUMBNAILS = "thumbnails"
 
 
 @dataclass(frozen=True)
-class Rendition:
-    """A stored JPEG made from an original. `bytes` is its length, `sha256` its digest in hex."""
+class Debt:
+    """One thing that is owed for an image."""
 
-    size: Size
-    bytes: int
-    sha256: str
+    id: int
+    kind: DebtKind
 
 
 @dataclass(frozen=True)
@@ -58,67 +79,47 @@ class Image:
 
     id: str
     status: Status
+    work: Work | None
+    #: The place of the work in the order of work: its lane, then its turn. None without work.
+    lane: Lane | None
+    turn: float | None
+    #: The file names of the renditions to be made; None for the JPEG and its ladder.
+    wanted: tuple[str, ...] | None
+    #: The number of the last attempt. It only rises: the fence against attempts that lost their image.
     attempt: int
-    published: int | None
     failures: int
     losses: int
-    wake: int
+    #: When work may be claimed, or when its lease ends.
     due: float | None
-    owed: Owed | None
+    #: The worker that holds the image.
+    worker: str | None
+    #: Until then no renditions are asked for.
+    paused_until: float | None
     sequence: int | None
+    owner: str | None
     original: Original
     size: Size | None
-    renditions: dict[str, Rendition] = field(repr=False)
+    #: By their file names.
+    renditions: Mapping[str, Rendition] = field(repr=False)
     error_type: str | None
     error_detail: str | None
-    worker: str | None
     request: str | None
+    #: The traceparent (W3C Trace Context) of the request that queued this work.
+    trace: str | None
     created: float
     modified: float
-    #: The traceparent (W3C Trace Context) of the request that queued this work.
-    trace: str | None = None
+    debts: tuple[Debt, ...] = ()
 
     @property
     def thumbnails(self) -> list[Rendition]:
-        """The stored thumbnails, largest first."""
-        small = (rendition for name, rendition in self.renditions.items() if name != FULL)
+        """The stored thumbnails, largest first: JPEGs only. Other formats are not told of in the record."""
+        small = (one for one in self.renditions.values() if one.file != FULL and one.format == "jpeg")
         return sorted(small, key=lambda rendition: rendition.size, reverse=True)
 
+    def owes(self, *kinds: DebtKind) -> list[Debt]:
+        """Return the debts of these kinds."""
+        return [debt for debt in self.debts if debt.kind in kinds]
 
-#: The name of the full-size JPEG among an attempt's renditions.
-FULL = "image.jpeg"
-
-
-def thumbnail_name(size: Size) -> str:
-    """Return the name under which the thumbnail of this size is stored."""
-    return f"{size[0]}x{size[1]}.jpeg"
-
-
-def original_key(image_id: str) -> str:
-    """Return the storage key of an image's original."""
-    return f"originals/{image_id}"
-
-
-def renditions_prefix(image_id: str) -> str:
-    """Return the storage prefix under which every attempt at this image has its folder."""
-    return f"renditions/{image_id}"
-
-
-def attempt_prefix(image_id: str, attempt: int) -> str:
-    """Return the storage prefix of one attempt's renditions."""
-    return f"{renditions_prefix(image_id)}/{attempt}"
-
-
-def rendition_key(image_id: str, attempt: int, name: str) -> str:
-    """Return the storage key of one rendition."""
-    return f"{attempt_prefix(image_id, attempt)}/{name}"
-
-
-def ladder(size: Size, smallest_side: int) -> list[Size]:
-    """Return the thumbnails' sizes: halved, rounded down, while both sides are at least `smallest_side` pixels."""
-    sizes: list[Size] = []
-    width, height = size[0] // 2, size[1] // 2
-    while min(width, height) >= max(smallest_side, 1):
-        sizes.append((width, height))
-        width, height = width // 2, height // 2
-    return sizes
+    def has_published(self, attempt: int) -> bool:
+        """Tell whether a rendition of this attempt is in use."""
+        return any(rendition.attempt == attempt for rendition in self.renditions.values())

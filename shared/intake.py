@@ -20,8 +20,9 @@ from shared.errors import (
     UploadTooLarge,
 )
 from shared.formats import SIGNATURE_BYTES, TAKEN, media_type_of
-from shared.images import Image, Original, original_key
+from shared.images import Image, Original
 from shared.ledger import Ledger
+from shared.renditions import original_key
 from shared.settings import Settings
 from shared.storage import Draft, Storage
 from shared.telemetry import logs, metrics, tracing
@@ -102,7 +103,12 @@ class Intake:
         self._counted_at = -_COUNTED_FOR_SECONDS
 
     async def receive(
-        self, content: Content, file: AsyncIterator[bytes] | None = None, *, request: str | None = None
+        self,
+        content: Content,
+        file: AsyncIterator[bytes] | None = None,
+        *,
+        request: str | None = None,
+        owner: str | None = None,
     ) -> Image:
         """Return the image that the content became. Raises UploadRefused, StorageUnavailable or LedgerUnavailable.
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from redis.connection import parse_url
 
 from shared.errors import SettingsError
-from shared.images import MAX_SIDE
+from shared.renditions import MAX_SIDE
 
 T = TypeVar("T")
 

@@ -1,16 +1,18 @@
-"""Settling: doing what a commit left to be done. Any process may do a step, and any step may be repeated."""
+"""Settling: paying what commits owe. Any process may pay a debt, and may pay it again."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from shared.images import Image, Owed, Status, attempt_prefix, original_key, renditions_prefix
+from shared.images import Debt, DebtKind, Image, Status
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import RedisAway
 from shared.redis.notices import Announcer
 from shared.redis.response_cache import ResponseCache
+from shared.renditions import attempt_prefix, original_key, rendition_key, renditions_prefix
 from shared.storage import Storage
 from shared.telemetry import metrics
 
@@ -18,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Settling:
-    """Settles debts in their order: cache tokens, the notice, leftovers.
+    """Pays debts: cache tokens, notices, leftovers.
 
     `on_change` gets the id of each image whose commit is about to be announced, also while Redis is away.
     """
@@ -40,83 +42,101 @@ class Settling:
         self._keep_originals = keep_originals
         self._on_change = on_change
 
-    async def settle(self, image: Image) -> bool:
-        """Settle all that the image owes; return False if Redis is away.
+    async def settle(self, image: Image) -> None:
+        """Pay what the image owes, as far as Redis is there. Raises StorageUnavailable or LedgerUnavailable."""
+        with contextlib.suppress(RedisAway):
+            await self.pay(image)
 
-        May raise StorageUnavailable or LedgerUnavailable.
-        """
-        image = await self._settle_tokens(image, leaves_nothing=self._leaves_nothing(image))
-        if image.owed is Owed.LEFTOVERS:
-            await self.remove_leftovers(image)
-        return image.owed is not Owed.TOKENS
+    async def pay(self, image: Image) -> None:
+        """Pay what the image owes. Raises RedisAway, StorageUnavailable or LedgerUnavailable for what it could not."""
+        try:
+            await self._change_tokens([image])
+            await self._announce([image])
+        except RedisAway:
+            await self._remove_leftovers(image)
+            raise
+        await self._remove_leftovers(image)
 
     async def settle_tokens(self, image: Image) -> Image:
-        """Change the cache tokens that the image owes and record it; return the image as it is then.
+        """Change the cache tokens that the image owes; return the image as it is then.
 
-        A reader calls this before it answers from a row that owes tokens: otherwise a client that saw `ready` may read
-        an older list next. Leftovers are left to the sweep: only the committing process knows of none.
+        While Redis is away it owes them still. A reader calls this before it answers from a row that owes tokens:
+        otherwise a client that saw `ready` may read an older list next.
         """
-        return await self._settle_tokens(image, leaves_nothing=False)
-
-    async def _settle_tokens(self, image: Image, *, leaves_nothing: bool) -> Image:
-        if image.owed is not Owed.TOKENS:
+        if not image.owes(DebtKind.TOKENS):
             if image.status is Status.DELETING:
                 # Another process announced it, and its notice may be lost. This answer says that the image is gone, so
                 # this process must not serve it from memory any more.
                 self._on_change(image.id)
             return image
-        self._on_change(image.id)
         try:
-            await self._cache.change_tokens(image.id)
+            await self._change_tokens([image])
         except RedisAway:
             return image
-        finally:
-            # Again: a read that ran meanwhile may have found a copy under the former token.
-            self._on_change(image.id)
-        moved_on = await self._ledger.tokens_changed(image, leaves_nothing=leaves_nothing)
-        metrics.SETTLED.add("tokens")
-        await self._announce(image.id)
-        # None: another process changed the row first, and settles the rest.
-        return moved_on or replace(image, owed=None)
-
-    def _leaves_nothing(self, image: Image) -> bool:
-        # True for most images: their first attempt is published and their original is kept.
-        return image.status is Status.READY and image.published == image.attempt == 1 and self._keep_originals
+        return replace(image, debts=tuple(debt for debt in image.debts if debt.kind is not DebtKind.TOKENS))
 
     async def settle_all_tokens(self, even_if_open: bool = False) -> None:
         """Change the tokens of every row that owes them. Raises RedisAway if one could not be changed."""
         while owing := await self._ledger.owing_tokens():
-            ids = [image.id for image in owing]
+            await self._change_tokens(owing, even_if_open=even_if_open)
+            await self._announce(owing, even_if_open=even_if_open)
+
+    async def _change_tokens(self, images: Sequence[Image], *, even_if_open: bool = False) -> None:
+        owed = _owed(images, DebtKind.TOKENS)
+        if not owed:
+            return
+        ids = [image.id for image in images]
+        self._all_changed(ids)
+        try:
+            await self._cache.change_tokens(*ids, even_if_open=even_if_open)
+        finally:
+            # Again: a read that ran meanwhile may have found a copy under the former token.
             self._all_changed(ids)
-            try:
-                await self._cache.change_tokens(*ids, even_if_open=even_if_open)
-            finally:
-                self._all_changed(ids)
-            await self._ledger.all_tokens_changed(owing)
-            metrics.SETTLED.add("tokens", by=len(owing))
-            await self._announce(*ids, even_if_open=even_if_open)
+        # Before the notice: those whom it wakes would find the debt and pay it again.
+        await self._ledger.paid(owed)
+        metrics.SETTLED.add("tokens", by=len(owed))
+
+    async def _announce(self, images: Sequence[Image], *, even_if_open: bool = False) -> None:
+        if owed := _owed(images, DebtKind.NOTICE):
+            await self._announcer.announce(*(image.id for image in images), even_if_open=even_if_open)
+            await self._ledger.paid(owed)
+            metrics.SETTLED.add("notice", by=len(owed))
 
     def _all_changed(self, image_ids: Sequence[str]) -> None:
         for image_id in image_ids:
             self._on_change(image_id)
 
-    async def _announce(self, *image_ids: str, even_if_open: bool = False) -> None:
-        try:
-            await self._announcer.announce(*image_ids, even_if_open=even_if_open)
-        except RedisAway:
-            logger.debug("no notice went out", extra={"images": image_ids})
-
-    async def remove_leftovers(self, image: Image) -> None:
-        """Remove superseded attempts, originals that are not kept, and all files of a deleted image."""
+    async def _remove_leftovers(self, image: Image) -> None:
+        """Remove files that the row does not name, originals that are not kept, and all files of a deleted image."""
+        owed = image.owes(DebtKind.LEFTOVERS)
+        if not owed:
+            return
         if image.status is Status.DELETING:
             await self._storage.delete_folder(renditions_prefix(image.id))
             await self._storage.delete(original_key(image.id))
+            await self._ledger.remove(image)
         else:
-            for name in await self._storage.folders(renditions_prefix(image.id)):
-                # A later attempt than the one in `image` may be running.
-                if name.isdecimal() and int(name) <= image.attempt and int(name) != image.published:
-                    await self._storage.delete_folder(attempt_prefix(image.id, int(name)))
+            await self._remove_unnamed(image)
             if image.status is Status.READY and not self._keep_originals:
                 await self._storage.delete(original_key(image.id))
-        await self._ledger.leftovers_removed(image)
+            await self._ledger.paid(owed)
         metrics.SETTLED.add("leftovers")
+
+    async def _remove_unnamed(self, image: Image) -> None:
+        # The attempt that holds the image may be writing to its folder, and later ones to theirs.
+        last = image.attempt if image.worker is None else image.attempt - 1
+        named = {rendition_key(image.id, rendition) for rendition in image.renditions.values()}
+        for name in await self._storage.folders(renditions_prefix(image.id)):
+            if not name.isdecimal() or int(name) > last:
+                continue
+            folder = attempt_prefix(image.id, int(name))
+            if not image.has_published(int(name)):
+                await self._storage.delete_folder(folder)
+                continue
+            async for stored in self._storage.listing(folder):
+                if stored.key not in named:
+                    await self._storage.delete(stored.key)
+
+
+def _owed(images: Sequence[Image], kind: DebtKind) -> list[Debt]:
+    return [debt for image in images for debt in image.owes(kind)]

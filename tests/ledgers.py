@@ -12,19 +12,21 @@ import pytest
 import uuid_utils
 from sqlalchemy import update
 
-from shared.images import FULL, Image, Original, Owed, Rendition
+from shared.images import DebtKind, Image, Lane, Original, Status
 from shared.ledger import Ledger, schema
 from shared.migrations.__main__ import migrate
+from shared.renditions import FULL, Rendition
 from shared.settings import Settings
 from tests.postgresql import Postgresql
 
 ORIGINAL = Original("image/png", 68, "0a" * 32)
 SIZE = (640, 360)
-RENDITIONS = {
-    FULL: Rendition(SIZE, 1000, "1b" * 32),
-    "320x180.jpeg": Rendition((320, 180), 300, "2c" * 32),
-    "160x90.jpeg": Rendition((160, 90), 100, "3d" * 32),
-}
+#: What an attempt makes, but for its number: see `made_by`.
+RENDITIONS = (
+    Rendition(FULL, SIZE, 1000, "1b" * 32, 0, "0123abcd"),
+    Rendition("320x180.jpeg", (320, 180), 300, "2c" * 32, 0, "0123abcd"),
+    Rendition("160x90.jpeg", (160, 90), 100, "3d" * 32, 0, "0123abcd"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -74,20 +76,23 @@ def new_id() -> str:
 async def alter(ledger: Ledger, image_id: str | None = None, **values: Any) -> None:
     """Change one row, or all, behind the ledger's back."""
     statement = update(schema.images).values(**values)
-    async with ledger._engine.begin() as connection:
+    async with ledger._database._engine.begin() as connection:
         await connection.execute(statement if image_id is None else statement.where(schema.images.c.id == image_id))
 
 
 async def let_pass(ledger: Ledger, seconds: float, image_id: str | None = None) -> None:
     """Let time pass, as far as one row, or all, can tell."""
-    columns = schema.images.c
-    await alter(
-        ledger,
-        image_id,
-        due=columns.due - seconds,
-        created=columns.created - seconds,
-        modified=columns.modified - seconds,
-    )
+    columns, debts = schema.images.c, schema.debts
+    times = ("due", "paused_until", "created", "modified")
+    await alter(ledger, image_id, **{name: columns[name] - seconds for name in times})
+    earlier = update(debts).values(due=debts.c.due - seconds)
+    async with ledger._database._engine.begin() as connection:
+        await connection.execute(earlier if image_id is None else earlier.where(debts.c.image_id == image_id))
+
+
+def made_by(attempt: Image) -> list[Rendition]:
+    """Return the renditions that an attempt has made."""
+    return [replace(rendition, attempt=attempt.attempt) for rendition in RENDITIONS]
 
 
 async def latest(ledger: Ledger, image: Image) -> Image:
@@ -110,14 +115,15 @@ async def claimed(ledger: Ledger, image: Image | None = None, worker: str = "hos
 
 
 async def published(ledger: Ledger, image: Image | None = None) -> Image:
-    """Return a ready image that owes its tokens."""
-    row = await ledger.publish(await claimed(ledger, image), SIZE, RENDITIONS)
+    """Return a ready image that owes what its publication left to be done."""
+    attempt = await claimed(ledger, image)
+    row = await ledger.publish(attempt, SIZE, made_by(attempt))
     assert row is not None
     return row
 
 
 async def published_again(ledger: Ledger) -> Image:
-    """Return a ready image that owes its tokens, and maybe a folder: its second attempt is the one published."""
+    """Return a ready image that owes leftovers, too: its second attempt is the one published."""
     row = await ledger.hand_back(await claimed(ledger), 0.0)
     assert row is not None
     return await published(ledger, row)
@@ -135,26 +141,23 @@ async def failed(ledger: Ledger) -> Image:
     return await settled(ledger, row)
 
 
-async def wanting_thumbnails(ledger: Ledger) -> Image:
-    """Return a ready image whose thumbnails were asked for."""
-    row = await ledger.request_thumbnails((await ready(ledger)).id)
+async def wanting_renditions(ledger: Ledger, lane: Lane = Lane.DEMAND) -> Image:
+    """Return a ready image that owes nothing, and whose renditions were asked for."""
+    row = await ledger.request_renditions(await ready(ledger), lane)
     assert row is not None
     return row
 
 
-async def claimed_thumbnails(ledger: Ledger, image: Image | None = None, worker: str = "host:1") -> Image:
-    """Return a ready image with its thumbnails in an attempt's hands."""
-    image = image or await wanting_thumbnails(ledger)
-    row = await ledger.claim_thumbnails(image.id, image.wake, worker)
-    assert row is not None
-    return row
+async def claimed_renditions(ledger: Ledger, image: Image | None = None, worker: str = "host:1") -> Image:
+    """Return a ready image with its renditions in an attempt's hands."""
+    return await claimed(ledger, image or await wanting_renditions(ledger), worker)
 
 
 async def settled(ledger: Ledger, image: Image) -> Image:
     """Have the ledger record that an image's debts are paid; return its row."""
-    if image.owed is Owed.TOKENS:
-        moved_on = await ledger.tokens_changed(image)
-        assert moved_on is not None
-        image = moved_on
-    await ledger.leftovers_removed(image)
+    await ledger.paid(
+        [debt for debt in image.debts if image.status is not Status.DELETING or debt.kind is not DebtKind.LEFTOVERS]
+    )
+    if image.status is Status.DELETING:
+        await ledger.remove(image)
     return await latest(ledger, image)

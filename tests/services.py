@@ -8,12 +8,13 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
-from shared.images import Image, original_key, rendition_key
+from shared.images import Image
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
 from shared.redis.notices import Announcer
 from shared.redis.queue import Queue
 from shared.redis.response_cache import ResponseCache
+from shared.renditions import attempt_prefix, original_key
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
@@ -101,6 +102,6 @@ async def put_original(storage: Storage, image: Image, content: bytes = b"the or
 
 async def put_rendition(storage: Storage, image: Image, attempt: int, name: str = "image.jpeg") -> str:
     """Keep a rendition of an attempt; return its key."""
-    key = rendition_key(image.id, attempt, name)
+    key = f"{attempt_prefix(image.id, attempt)}/{name}"
     await put(storage, key, f"{name} of attempt {attempt}".encode())
     return key

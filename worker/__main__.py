@@ -41,7 +41,7 @@ from worker.sweep import Sweep
 
 logger = logging.getLogger("worker")
 
-#: Seconds that cancelled jobs have for handing their images back.
+#: Seconds that attempts have for handing their images back.
 _HAND_BACK_SECONDS = 1.0
 
 
@@ -82,9 +82,11 @@ async def run(settings: Settings) -> None:
         stack.push_async_callback(renderer.close)
         attempts = Attempts(ledger, storage, queue, settling, pause, name)
         consumer = Consumer(
-            Jobs(settings, ledger, identity, storage, renderer, attempts).functions,
+            Jobs(settings, identity, storage, renderer, attempts),
             redis=redis.queue,
             queue=queue,
+            ledger=ledger,
+            attempts=attempts,
             slots=slots,
             pause=pause,
             children=renderer,
@@ -113,7 +115,7 @@ async def run(settings: Settings) -> None:
             asyncio.ensure_future(stop_now.wait()),
         ]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        attempts.cancel()
+        attempts.stop()
         await attempts.finish(_HAND_BACK_SECONDS)
         await cancel(*waits, *tasks)
         with contextlib.suppress(RedisAway):

@@ -1,4 +1,4 @@
-"""The consumer: takes jobs from the queue while a slot is free, and has arq run them.
+"""The consumer: takes work while a slot is free. From the queue, by arq; while Redis is away, from the ledger.
 
 arq's own way of taking a job reads a hundred ids and asks three times about each, since arq leaves running jobs in the
 queue. Here ZPOPMIN takes the job out as it finds it: no other worker can get it, and the start takes two exchanges
@@ -11,16 +11,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from arq.worker import Function, Worker
+from arq.worker import Worker, func
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from shared.errors import LedgerUnavailable
+from shared.images import Lane
+from shared.ledger import Ledger
 from shared.redis.circuit_breaker import RedisAway
 from shared.redis.clients import arq_client
-from shared.redis.queue import Queue, pack, unpack
+from shared.redis.queue import WORK, Queue, pack, unpack
+from worker.attempt import Attempt
+from worker.attempts import Attempts
+from worker.jobs import SLOTS
 from worker.pause import Pause
 from worker.slots import Slot, Slots
 
@@ -28,8 +34,24 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after which the queue is looked at without a ring, since a ring may be lost.
 _LISTEN_SECONDS = 0.5
+#: Seconds after which the ledger is asked for work again while Redis is away.
+_ASK_SECONDS = 0.3
+#: Seconds between two looks for more urgent work while preemptible work fills the slots.
+_PREEMPT_SECONDS = 0.05
 _BEAT_EVERY_SECONDS = 2.0
-_RECONNECT_SECONDS = 0.5
+_AGAIN_SECONDS = 0.5
+#: Tries of a job. Each is one: a job that a dead worker has begun counts as tried, and must be run all the same.
+_ANY_NUMBER = 2**31
+
+
+class Jobs(Protocol):
+    """What a consumer runs."""
+
+    async def work(self, ctx: dict[str, Any], image_id: str) -> None:
+        """Do the work that waits on an image. The slot is `ctx[SLOTS][ctx["job_id"]]`."""
+
+    async def work_on(self, attempt: Attempt, slot: Slot) -> None:
+        """Do the work that was claimed already."""
 
 
 class Children(Protocol):
@@ -39,40 +61,46 @@ class Children(Protocol):
 
 
 class Consumer:
-    """Takes a job for each free slot, the oldest first. The ledger alone issues work again, so nothing is retried."""
+    """Takes work for each free slot, in its order. The ledger alone issues work again, so nothing is retried."""
 
     def __init__(
         self,
-        functions: Sequence[Function],
+        jobs: Jobs,
         *,
         redis: Redis,
         queue: Queue,
+        ledger: Ledger,
+        attempts: Attempts,
         slots: Slots,
         pause: Pause,
         worker: str,
         job_seconds: float,
         children: Children,
     ) -> None:
-        self._redis = redis
+        self._jobs = jobs
         self._queue = queue
+        self._ledger = ledger
+        self._attempts = attempts
         self._slots = slots
         self._pause = pause
         self._worker = worker
         self._children = children
         self._is_stopping = False
+        self._was_away = False
         self._beaten_at = -_BEAT_EVERY_SECONDS
-        #: The jobs that run, each with its slot.
-        self._running: dict[asyncio.Task[Any] | None, Slot] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: The slot of each job that arq runs, by the job's id.
+        self._slot_of_job: dict[str, Slot] = {}
         self._arq = Worker(
-            functions,
+            [func(jobs.work, name=WORK)],
             queue_name=queue.name,
             redis_pool=arq_client(redis, job_serializer=pack, job_deserializer=unpack),
+            ctx={SLOTS: self._slot_of_job},
             job_timeout=job_seconds,
-            max_tries=1,
+            max_tries=_ANY_NUMBER,
             retry_jobs=False,
             keep_result=0,
             handle_signals=False,
-            on_job_start=self._hand_over_slot,
             job_serializer=pack,
             job_deserializer=unpack,
         )
@@ -82,11 +110,11 @@ class Consumer:
         while True:
             try:
                 await self._consume()
-            except (RedisError, OSError) as exc:
-                logger.warning("the queue is away", extra={"reason": f"{type(exc).__name__}: {exc}"})
+            except LedgerUnavailable as exc:
+                logger.warning("the ledger could not be asked for work", extra={"reason": str(exc)})
             except Exception:
                 logger.exception("the consumer failed and begins again")
-            await asyncio.sleep(_RECONNECT_SECONDS)
+            await asyncio.sleep(_AGAIN_SECONDS)
 
     def stop(self) -> None:
         """Take nothing new from now on."""
@@ -95,37 +123,80 @@ class Consumer:
     async def _consume(self) -> None:
         while True:
             self._slots.freed.clear()
-            await self._take_jobs()
+            await self._take_work()
             await self._beat()
             await self._wait()
 
-    async def _take_jobs(self) -> None:
+    async def _take_work(self) -> None:
+        try:
+            await self._take_from_queue()
+            # Without a free slot nothing was asked.
+            self._was_away &= self._queue.is_away
+        except RedisAway as exc:
+            if not self._was_away:
+                logger.warning("the queue is away", extra={"reason": str(exc)})
+            self._was_away = True
+            await self._take_from_ledger()
+
+    async def _take_from_queue(self) -> None:
+        if self._may_preempt():
+            lane = await self._queue.first_lane()
+            self._make_room(lane is not None and not lane.is_preemptible)
         while self._may_take():
-            found = await self._redis.zpopmin(self._queue.name)
-            if not found:
-                break
-            ((job_id, score),) = found
-            task = asyncio.create_task(self._run_job(job_id.decode(), int(score)))
-            self._running[task] = self._slots.take()
-            task.add_done_callback(self._end_job)
+            with self._slots.reserve() as slot:
+                job_id = await self._queue.take()
+                if job_id is None:
+                    return
+                if job_id not in self._slot_of_job:  # else it was enqueued again before it was claimed
+                    self._slot_of_job[job_id] = slot
+                    self._begin(self._run_job(job_id), slot)
+
+    async def _take_from_ledger(self) -> None:
+        if self._may_preempt():
+            self._make_room(await self._ledger.is_waiting(Lane.DEMAND))
+        while self._may_take():
+            with self._slots.reserve() as slot:
+                attempt = await self._attempts.claim_next()
+                if attempt is None:
+                    return
+                self._begin(self._jobs.work_on(attempt, slot), slot)
 
     def _may_take(self) -> bool:
-        return self._slots.free > 0 and not self._pause.seconds_left and not self._is_stopping
+        return self._slots.free > 0 and self._takes_new
 
-    async def _run_job(self, job_id: str, score: int) -> None:
+    def _may_preempt(self) -> bool:
+        return self._slots.free == 0 and self._takes_new and self._slots.preemptible() is not None
+
+    @property
+    def _takes_new(self) -> bool:
+        return not self._pause.seconds_left and not self._is_stopping
+
+    def _make_room(self, is_urgent: bool) -> None:
+        # Another worker may have taken the urgent work meanwhile. Then the slot goes to other work.
+        if is_urgent and (slot := self._slots.preemptible()) is not None:
+            slot.preempt()
+
+    def _begin(self, work: Coroutine[Any, Any, None], slot: Slot) -> None:
+        slot.begin()
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._end(done, slot))
+
+    def _end(self, task: asyncio.Task[None], slot: Slot) -> None:
+        self._tasks.discard(task)
+        slot.release()
+
+    async def _run_job(self, job_id: str) -> None:
         try:
-            await self._arq.run_job(job_id, score)
+            # arq logs by how much a job is late, from a score that is a time. Ours is an order.
+            await self._arq.run_job(job_id, round(time.time() * 1000))
         except (RedisError, OSError) as exc:
             # Its outcome is in the ledger, or the sweep finds that it was never run.
             logger.debug("a job's end was not recorded in Redis", extra={"reason": str(exc)})
         except Exception:
             logger.exception("arq could not run a job")
-
-    async def _hand_over_slot(self, ctx: dict[str, Any]) -> None:
-        ctx["slot"] = self._running[asyncio.current_task()]
-
-    def _end_job(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task).release()
+        finally:
+            del self._slot_of_job[job_id]
 
     async def _beat(self) -> None:
         if time.monotonic() - self._beaten_at >= _BEAT_EVERY_SECONDS:
@@ -135,11 +206,16 @@ class Consumer:
 
     async def _wait(self) -> None:
         if self._slots.freed.is_set():
-            return  # a job ended while the queue was looked at, and more may wait
-        if self._may_take():
+            return  # a job ended while work was looked for, and more may wait
+        if self._may_take() and not self._queue.is_away:
             # Do not BLPOP while all slots are taken: an idle worker needs that wake-up.
-            # redis-py's types know whole seconds only; the server takes fractions.
-            await self._redis.blpop([self._queue.doorbell], timeout=_LISTEN_SECONDS)  # type: ignore[arg-type,misc]
-        else:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._slots.freed.wait(), _LISTEN_SECONDS)
+            with contextlib.suppress(RedisAway):
+                await self._queue.listen(_LISTEN_SECONDS)
+            return
+        seconds = _LISTEN_SECONDS
+        if self._may_take():
+            seconds = _ASK_SECONDS
+        elif self._takes_new and self._slots.may_become_preemptible():
+            seconds = _PREEMPT_SECONDS
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._slots.freed.wait(), seconds)

@@ -1,16 +1,16 @@
-"""The sweep: a pass over the due rows of the ledger every two seconds, in every worker, also a busy one."""
+"""The sweep: a pass over what is due in the ledger every two seconds, in every worker, also a busy one."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
 
 from shared.errors import AsgilookError
-from shared.images import Image, Owed, Status
-from shared.ledger import Ledger, Taken
+from shared.images import DebtKind
+from shared.ledger import Ledger
 from shared.redis.circuit_breaker import RedisAway
 from shared.redis.queue import Queue
 from shared.settling import Settling
@@ -20,14 +20,16 @@ from shared.telemetry import metrics
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
-#: With so many jobs in the queue, further queued rows wait in the ledger.
-_DEPTH_ENOUGH = 300
+#: With so many jobs in the queue, further work waits in the ledger alone.
+DEPTH_ENOUGH = 300
+#: So many jobs are enqueued in any case: as many as one worker may have lost.
+FIRST_IN_ORDER = 50
 _DRAFTS_EVERY_SECONDS = 600.0
 _DRAFT_SECONDS = 3600.0
 
 
 class Sweep:
-    """Finishes what was interrupted: debts, leases that ran out, lost wake-ups, forgotten drafts."""
+    """Finishes what was interrupted: leases that ran out, lost wake-ups, debts, forgotten drafts."""
 
     def __init__(self, ledger: Ledger, storage: Storage, queue: Queue, settling: Settling) -> None:
         self._ledger = ledger
@@ -49,46 +51,46 @@ class Sweep:
                 logger.exception("a pass of the sweep failed")
 
     async def pass_once(self) -> None:
-        """Handle what is due, 200 rows of a kind at the most. Raises LedgerUnavailable or StorageUnavailable."""
-        try:
-            depth = await self._queue.depth()
-        except RedisAway:
-            pass  # without Redis only leftovers can be settled; the rest stays due
-        else:
-            await self._serve("tokens", await self._ledger.take_owing(Owed.TOKENS), self._settle)
-            await self._serve("lost", await self._ledger.take_lost(), self._go_on)
-            await self._serve("thumbnails", await self._ledger.take_thumbnails(), self._queue.enqueue)
-            if depth < _DEPTH_ENOUGH:
-                queued = await self._ledger.take_queued(_DEPTH_ENOUGH - depth)
-                await self._serve("queued", queued, self._queue.enqueue)
-        await self._serve("leftovers", await self._ledger.take_owing(Owed.LEFTOVERS), self._settle)
+        """Handle what is due, 200 of a kind at the most. Raises LedgerUnavailable or StorageUnavailable."""
+        await self._take_lost()
+        # Without Redis only leftovers are paid, and workers take their work from the ledger.
+        with contextlib.suppress(RedisAway):
+            await self._fill_queue()
+            await self._pay(DebtKind.TOKENS)
+            await self._pay(DebtKind.NOTICE)
+        await self._pay(DebtKind.LEFTOVERS)
         if time.monotonic() - self._drafts_swept_at >= _DRAFTS_EVERY_SECONDS:
             self._drafts_swept_at = time.monotonic()
             await self._storage.sweep_drafts(_DRAFT_SECONDS)
 
-    async def _serve(self, what: str, taken: list[Taken], serve: Callable[[Image], Awaitable[None]]) -> None:
-        unserved: list[Taken] = []
-        for row in taken:
+    async def _take_lost(self) -> None:
+        for image in await self._ledger.take_lost():
+            logger.warning(
+                "a lease was over", extra={"image": image.id, "request": image.request, "losses": image.losses}
+            )
+            metrics.SWEPT.add("lost", "served")
+
+    async def _fill_queue(self) -> None:
+        """Enqueue the first work in order: some if the queue is deep, more if it has less than what waits."""
+        depth, at_most = await self._queue.depth(), DEPTH_ENOUGH
+        if depth >= DEPTH_ENOUGH:
+            # Its jobs may all be of later lanes and turns than work whose lease was over, or whose wake-up was lost.
+            at_most = FIRST_IN_ORDER
+        elif depth >= await self._ledger.count_waiting(DEPTH_ENOUGH):
+            return
+        waiting = await self._ledger.waiting(at_most)
+        await self._queue.enqueue(*waiting)
+        metrics.SWEPT.add("waiting", "served", by=len(waiting))
+
+    async def _pay(self, kind: DebtKind) -> None:
+        for image in await self._ledger.take_debts(kind):
             try:
-                await serve(row.image)
+                await self._settling.pay(image)
+            except RedisAway:
+                raise
             except AsgilookError as exc:
-                logger.info("could not be served", extra={"image": row.image.id, "reason": str(exc)})
-                unserved.append(row)
-        await self._ledger.give_back(unserved)
-        if taken:
-            served, given_back = len(taken) - len(unserved), len(unserved)
-            metrics.SWEPT.add(what, "served", by=served)
-            metrics.SWEPT.add(what, "given back", by=given_back)
-            logger.debug("swept", extra={"what": what, "served": served, "given_back": given_back})
-
-    async def _go_on(self, image: Image) -> None:
-        """Follow up a lease that ran out: the image was queued again, or failed after too many losses."""
-        logger.warning("a lease was over", extra={"image": image.id, "request": image.request, "losses": image.losses})
-        if image.status is Status.QUEUED:
-            await self._queue.enqueue(image)
-        else:
-            await self._settle(image)
-
-    async def _settle(self, image: Image) -> None:
-        if not await self._settling.settle(image):
-            raise RedisAway("tokens could not be changed")
+                # Other images' debts may be payable. This one is due again in ten seconds.
+                logger.info("a debt could not be paid", extra={"image": image.id, "reason": str(exc)})
+                metrics.SWEPT.add(kind.value, "given back")
+            else:
+                metrics.SWEPT.add(kind.value, "served")

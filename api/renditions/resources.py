@@ -22,10 +22,11 @@ from api.renditions.memory import Memory, Row
 from api.renditions.x_accel import XAccel
 from api.response_cache_middleware import Reading, allow_copy, apply_decision, set_copy
 from shared.errors import NoSuchKey
-from shared.images import FULL, Image, Rendition, Size, Status, ladder, rendition_key, thumbnail_name
+from shared.images import Image, Lane, Status
 from shared.ledger import Ledger
-from shared.redis.queue import Enqueueing
+from shared.redis.queue import Queue
 from shared.redis.response_cache import MOST_BODY_BYTES, RENDITION_SECONDS, Copy, Slot
+from shared.renditions import FULL, Rendition, Size, ladder, rendition_key, thumbnail_name
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import SignsUrls, Storage
@@ -53,7 +54,7 @@ class Renditions:
         ledger: Ledger,
         storage: Storage,
         settling: Settling,
-        enqueueing: Enqueueing,
+        queue: Queue,
         memory: Memory,
     ) -> None:
         self._settings = settings
@@ -61,7 +62,7 @@ class Renditions:
         self._storage = storage
         self._signs = storage if isinstance(storage, SignsUrls) else None
         self._settling = settling
-        self._enqueueing = enqueueing
+        self._queue = queue
         self._memory = memory
         self._x_accel = XAccel(settings)
         self._loads: Flights[_Loaded] = Flights(memory)
@@ -104,7 +105,7 @@ class Renditions:
             rendition = await self._rendition(image, size)
             if not self._is_copied(rendition):
                 return _Loaded(image, None)
-            key = rendition_key(image.id, image.published or 0, _name_of(size))
+            key = rendition_key(image.id, rendition)
             headers = self._headers(image, rendition) | self._x_accel.headers_for(key)
             return _Loaded(image, Copy.of(200, headers.items(), await self._read(key)))
 
@@ -126,9 +127,9 @@ class Renditions:
         try:
             return await answer(image)
         except NoSuchKey:
-            # Its folder may just have been superseded: the row, read again, knows the new one.
+            # It may just have been superseded: the row, read again, knows the new one.
             latest = await self._ready_image(image_id)
-            if latest.published == image.published:
+            if latest.renditions == image.renditions:
                 raise await self._missing(latest) from None
             try:
                 return await answer(latest)
@@ -167,15 +168,15 @@ class Renditions:
 
     async def _missing(self, image: Image) -> Problem:
         """Have a ready image's renditions made again; return the problem to answer with meanwhile."""
-        wanted = await self._ledger.request_thumbnails(image.id, image.published)
+        wanted = await self._ledger.request_renditions(image, Lane.DEMAND)
         if wanted is not None:
-            await self._enqueueing.enqueue(wanted)
+            await self._queue.try_enqueue(wanted)
         return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
 
     async def _send_large(self, req: Request, resp: Response, image: Image, size: Size | None) -> None:
         """Redirect to the store where that is wanted, else stream. Raises NoSuchKey before the answer begins."""
         rendition = await self._rendition(image, size)
-        key = rendition_key(image.id, image.published or 0, _name_of(size))
+        key = rendition_key(image.id, rendition)
         decision = conditional.decide(
             req.method,
             req.headers_lower,

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    SmallInteger,
     String,
     Table,
     Text,
@@ -24,42 +25,70 @@ from sqlalchemy.sql.functions import FunctionElement
 from shared.images import Status
 
 #: The migration that this code needs; an older ledger is refused at start.
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData()
+
+# Collation "C" compares bytes. A language's rules are slower, and change with PostgreSQL's operating system.
+_id = String(36).with_variant(String(36, collation="C"), "postgresql")
 
 images = Table(
     "images",
     metadata,
-    # Collation "C" compares bytes. A language's rules are slower, and change with PostgreSQL's operating system.
-    Column("id", String(36).with_variant(String(36, collation="C"), "postgresql"), primary_key=True),
+    Column("id", _id, primary_key=True),
     Column("status", String(12), nullable=False),
+    Column("work", String(12)),
+    # The place of the work in the order of work; null without work.
+    Column("lane", SmallInteger),
+    Column("turn", Double),
+    Column("wanted", Text),
     Column("attempt", Integer, nullable=False),
-    Column("published", Integer),
     Column("failures", Integer, nullable=False),
     Column("losses", Integer, nullable=False),
-    Column("wake", Integer, nullable=False),
     Column("due", Double),
-    Column("owed", String(12)),
+    Column("worker", String(128)),
+    Column("paused_until", Double),
     Column("sequence", BigInteger),
+    Column("owner", String(128)),
     Column("original_type", String(64), nullable=False),
     Column("original_bytes", BigInteger, nullable=False),
     Column("original_sha256", String(64), nullable=False),
     Column("width", Integer),
     Column("height", Integer),
+    # JSON: of each file its width, height, length, digest, attempt and definition.
     Column("renditions", Text, nullable=False),
     Column("error_type", String(64)),
     Column("error_detail", Text),
-    Column("worker", String(128)),
     Column("request", String(128)),
+    Column("trace", String(55)),
     Column("created", Double, nullable=False),
     Column("modified", Double, nullable=False),
-    Column("trace", String(55)),
+)
+
+#: What commits have left to be done. An id is never used again, so a payer cannot pay for a later commit.
+debts = Table(
+    "debts",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("image_id", _id, nullable=False),
+    Column("kind", String(12), nullable=False),
+    Column("due", Double, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+#: The turn that an owner's last work got, and what the owner has stored. The owner of images without one is "".
+owners = Table(
+    "owners",
+    metadata,
+    Column("owner", String(128), primary_key=True),
+    Column("turn", Double, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("images", BigInteger, nullable=False),
 )
 
 #: One row: the ledger's random name, its storage's marker, and the counter behind `images.sequence`.
-ledger = Table(
-    "ledger",
+deployment = Table(
+    "deployment",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("identity", String(32), nullable=False),
@@ -79,16 +108,22 @@ def _partial_index(name: str, *columns: Column[Any], where: ColumnElement[bool])
 
 # The condition of an index that is not by id names its last column, and a query that needs the index names it too.
 # Other queries then cannot use it: with statistics older than a burst, PostgreSQL would search all of it for one id.
-_due = images.c.due.is_not(None)
-_partial_index("images_queued", images.c.due, where=and_(images.c.status == Status.QUEUED, _due))
-_partial_index("images_leased", images.c.due, where=and_(images.c.status == Status.PROCESSING, _due))
-_partial_index("images_owing", images.c.owed, images.c.due, where=and_(images.c.owed.is_not(None), _due))
+_partial_index(
+    "images_waiting",
+    images.c.lane,
+    images.c.turn,
+    images.c.id,
+    where=and_(images.c.worker.is_(None), images.c.turn.is_not(None)),
+)
+_partial_index("images_held", images.c.due, where=and_(images.c.worker.is_not(None), images.c.due.is_not(None)))
 _partial_index(
     "images_listed", images.c.sequence, where=and_(images.c.status == Status.READY, images.c.sequence.is_not(None))
 )
 _partial_index("images_queued_by_id", images.c.id, where=images.c.status == Status.QUEUED)
 _partial_index("images_processing_by_id", images.c.id, where=images.c.status == Status.PROCESSING)
 _partial_index("images_failed_by_id", images.c.id, where=images.c.status == Status.FAILED)
+Index("debts_due", debts.c.kind, debts.c.due)
+Index("debts_of_image", debts.c.image_id)
 
 
 class now(FunctionElement[float]):
@@ -108,3 +143,20 @@ def _sqlite_now(element: now, compiler: Any, **kw: Any) -> str:
 def _postgresql_now(element: now, compiler: Any, **kw: Any) -> str:
     # A subquery is evaluated once a statement. The bare function is evaluated for every row, and uses no index.
     return "(SELECT extract(epoch FROM clock_timestamp())::double precision)"
+
+
+class debts_of_image(FunctionElement[str]):
+    """The debts of each row of `images`, as `kind:id,kind:id`; null for none."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(debts_of_image, "sqlite")
+def _sqlite_debts_of_image(element: debts_of_image, compiler: Any, **kw: Any) -> str:
+    return "(SELECT group_concat(kind || ':' || id) FROM debts WHERE debts.image_id = images.id)"
+
+
+@compiles(debts_of_image, "postgresql")
+def _postgresql_debts_of_image(element: debts_of_image, compiler: Any, **kw: Any) -> str:
+    return "(SELECT string_agg(kind || ':' || id, ',') FROM debts WHERE debts.image_id = images.id)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import namedtuple
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -78,15 +79,16 @@ class RowReader:
     def __init__(self, database: str, statement: Select[Any]) -> None:
         self._database = database
         self._statement = str(statement.compile(dialect=dialect()))
+        self._row = namedtuple("_Row", [column.name for column in statement.selected_columns])  # type: ignore[misc]
         self._connecting: asyncio.Task[_Connection] | None = None
 
-    async def read(self, *parameters: Any) -> tuple[Any, ...] | None:
+    async def read(self, *parameters: Any) -> Any | None:
         """Return the row, or None. Raises sqlite3.Error."""
         if self._connecting is None or (self._connecting.done() and self._connecting.exception() is not None):
             self._connecting = asyncio.create_task(_connected(self._database, existing=True))
         connection = await asyncio.shield(self._connecting)
         rows = (await connection.run(self._statement, parameters)).rows
-        return rows[0] if rows else None
+        return self._row(*rows[0]) if rows else None
 
     async def close(self) -> None:
         if self._connecting is not None:

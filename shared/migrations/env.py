@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from shared.ledger.engine import create_engine
 from shared.ledger.schema import metadata
+from shared.migrations import release_0_1
 from shared.settings import Settings
 
 
@@ -22,6 +23,7 @@ async def _migrate() -> None:
     settings: Settings = context.config.attributes["settings"]
     engine = create_engine(settings, migrating=True)
     try:
+        await release_0_1.wait_for_workers(engine)
         # Of two releases at once one waits, then finds nothing to do. On SQLite BEGIN IMMEDIATE makes it wait.
         async with engine.begin() as connection:
             if settings.is_on_postgresql:

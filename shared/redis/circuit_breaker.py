@@ -70,12 +70,15 @@ class CircuitBreaker:
         self,
         exchange: Callable[[], Awaitable[T]],
         *,
+        deadline: float | None = None,
         extra_seconds: float = 0.0,
         even_if_open: bool = False,
         may_open: bool = True,
         opens_if_busy: bool = False,
     ) -> T:
         """Await `exchange()` within the deadline (and `extra_seconds` for large bodies). Raises RedisAway.
+
+        `deadline` takes the place of the breaker's own.
 
         With `opens_if_busy`, the breaker also opens if no connection was free: for what Redis must know before it is
         trusted again.
@@ -84,7 +87,7 @@ class CircuitBreaker:
             raise RedisAway("Redis is left alone")
         is_busy = self._turns.locked()
         try:
-            async with timeout(self._deadline + extra_seconds), self._turns:
+            async with timeout((deadline or self._deadline) + extra_seconds), self._turns:
                 return await exchange()
         except (RedisError, OSError, TimeoutError) as exc:
             if may_open and (opens_if_busy or not (is_busy and isinstance(exc, TimeoutError))):

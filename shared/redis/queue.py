@@ -11,13 +11,12 @@ from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
 from redis.asyncio import Redis
 
-from shared.errors import AsgilookError
-from shared.images import Image, Owed
-from shared.ledger import Ledger, LedgerName, Taken
+from shared.images import Image, Lane
+from shared.ledger import LedgerName
 from shared.redis.circuit_breaker import CircuitBreaker, RedisAway
 
-CONVERT_IMAGE = "convert_image"
-MAKE_THUMBNAILS = "make_thumbnails"
+#: The function that arq runs for each job, with the id of an image.
+WORK = "work"
 
 #: Seconds without a heartbeat after which a worker counts as dead.
 ALIVE_SECONDS = 6
@@ -28,6 +27,10 @@ _UNFILTERED = " unfiltered"
 _MOST_RINGS = 1000
 #: Seconds after which a job that no worker took expires. The sweep has enqueued a row that still waits many times then.
 _DAY_SECONDS = 86_400
+#: Seconds that a consumer waits for a command's reply. It is not to notice much later that Redis answers nothing.
+_CONSUMER_SECONDS = 2.0
+#: More than any turn in milliseconds. Four lanes of them are whole numbers in Redis, which counts in doubles.
+_LANE_SCORE = 10**13
 
 
 def pack(value: Any) -> bytes:
@@ -41,6 +44,16 @@ def unpack(data: bytes) -> Any:
     return msgpack.unpackb(data)
 
 
+def score_of(image: Image) -> int:
+    """Return the score of a job: jobs are taken in the order of lane and turn, as the ledger has it."""
+    return (image.lane or 0) * _LANE_SCORE + round((image.turn or 0) * 1000)
+
+
+def lane_of(score: float) -> Lane:
+    """Return the lane of a job by its score."""
+    return Lane(int(score) // _LANE_SCORE)
+
+
 class Queue:
     """The queue of one ledger. Methods raise RedisAway. A lost job is found in the ledger by the sweep."""
 
@@ -51,7 +64,8 @@ class Queue:
 
     @property
     def name(self) -> str:
-        return f"arq:queue:{self._ledger_name()}"
+        # Release 0.1 takes its jobs from another one.
+        return f"arq:queue2:{self._ledger_name()}"
 
     @property
     def doorbell(self) -> str:
@@ -61,33 +75,59 @@ class Queue:
     def _beats(self) -> str:
         return f"asgilook:{self._ledger_name()}:workers"
 
-    async def enqueue(self, image: Image) -> None:
-        """Wake a worker for what the image needs: its conversion, or its thumbnails."""
-        arguments: tuple[str | int, ...]
-        if image.owed is Owed.THUMBNAILS:
-            job_id = f"thumbnails:{self._ledger_name()}:{image.id}:{image.wake}"
-            function, arguments = MAKE_THUMBNAILS, (image.id, image.wake)
-        else:
-            job_id = f"convert:{self._ledger_name()}:{image.id}:{image.wake}"
-            function, arguments = CONVERT_IMAGE, (image.id,)
-
-        # arq starts no job whose score is later than its host's clock, so the score is a day in the past. It keeps the
-        # order of creation, so that images that the sweep enqueues again go first.
-        score = round((image.created - _DAY_SECONDS) * 1000)
-        job = serialize_job(function, arguments, {}, None, round(time.time() * 1000), serializer=pack)
+    async def enqueue(self, *images: Image) -> None:
+        """Wake workers for the work of these images. To enqueue it again changes nothing."""
+        jobs = {f"{WORK}:{self._ledger_name()}:{image.id}:{image.attempt}": image for image in images}
+        enqueued = round(time.time() * 1000)
 
         async def exchange() -> None:
-            # arq's own `enqueue_job` takes three round trips, since it checks for such a job first. To enqueue a job
-            # twice does no harm here: both are the same.
+            # arq's own `enqueue_job` takes three round trips, since it checks for such a job first.
             async with self._client.pipeline(transaction=False) as pipe:
-                pipe.psetex(job_key_prefix + job_id, _DAY_SECONDS * 1000, job)
-                pipe.zadd(self.name, {job_id: score})
-                pipe.lpush(self.doorbell, 1)
+                for job_id, image in jobs.items():
+                    job = serialize_job(WORK, (image.id,), {}, None, enqueued, serializer=pack)
+                    pipe.psetex(job_key_prefix + job_id, _DAY_SECONDS * 1000, job)
+                pipe.zadd(self.name, {job_id: score_of(image) for job_id, image in jobs.items()})
+                pipe.lpush(self.doorbell, *[1] * len(jobs))
                 pipe.ltrim(self.doorbell, 0, _MOST_RINGS - 1)
                 pipe.expire(self.doorbell, 60)
                 await pipe.execute()
 
-        await self._breaker.call(exchange)
+        if jobs:
+            await self._breaker.call(exchange)
+
+    async def try_enqueue(self, image: Image) -> bool:
+        """Enqueue an image's work. Returns False if Redis is away: workers then take their work from the ledger."""
+        with contextlib.suppress(RedisAway):
+            await self.enqueue(image)
+            return True
+        return False
+
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis is left alone at this moment."""
+        return self._breaker.is_open
+
+    async def take(self) -> str | None:
+        """Take the first job in order out of the queue, and return its id, or None: no other worker can get it."""
+        found = await self._breaker.call(lambda: self._client.zpopmin(self.name), deadline=_CONSUMER_SECONDS)
+        return found[0][0].decode() if found else None
+
+    async def listen(self, seconds: float) -> None:
+        """Wait for a ring of the doorbell, so long at the most."""
+        # redis-py's types know whole seconds only; the server takes fractions.
+        bells, wait = [self.doorbell], seconds
+        await self._breaker.call(
+            lambda: self._client.blpop(bells, timeout=wait),  # type: ignore[arg-type,return-value]
+            deadline=_CONSUMER_SECONDS,
+            extra_seconds=seconds,
+        )
+
+    async def first_lane(self) -> Lane | None:
+        """Return the lane of the first job in order, or None if there is none."""
+        first = await self._breaker.call(
+            lambda: self._client.zrange(self.name, 0, 0, withscores=True), deadline=_CONSUMER_SECONDS
+        )
+        return lane_of(first[0][1]) if first else None
 
     async def depth(self) -> int:
         """Return the number of jobs in the queue. Asks even a Redis that is left alone."""
@@ -104,7 +144,7 @@ class Queue:
                 pipe.expire(self._beats, 20 * ALIVE_SECONDS)
                 await pipe.execute()
 
-        await self._breaker.call(exchange)
+        await self._breaker.call(exchange, deadline=_CONSUMER_SECONDS)
 
     async def forget(self, worker: str) -> None:
         """Record that this worker has ended."""
@@ -125,22 +165,3 @@ class Queue:
             return [name.decode() for name in names]
 
         return await self._breaker.call(exchange)
-
-
-class Enqueueing:
-    """Sends an image's wake-up; while Redis is away, the sweep does."""
-
-    def __init__(self, ledger: Ledger, queue: Queue) -> None:
-        self._ledger = ledger
-        self._queue = queue
-
-    async def enqueue(self, image: Image) -> bool:
-        """Enqueue the image. Returns False if Redis is away: the next pass of the sweep enqueues it."""
-        try:
-            await self._queue.enqueue(image)
-        except RedisAway:
-            with contextlib.suppress(AsgilookError):
-                # Due at once, not in ten seconds.
-                await self._ledger.give_back([Taken(image, image.created)])
-            return False
-        return True

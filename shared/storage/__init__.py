@@ -100,9 +100,6 @@ class Storage(Drafts, Protocol):
     async def delete_folder(self, prefix: str) -> None:
         """Remove everything below `prefix`. A missing prefix is no error."""
 
-    async def carry_over(self, source: str, target: str) -> None:
-        """Copy what is under `source` to `target`, as durably as `keep`."""
-
 
 @runtime_checkable
 class SignsUrls(Protocol):

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from shared.cancellation import cancel
 from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
-from shared.images import renditions_prefix
+from shared.renditions import renditions_prefix
 from shared.storage import SignsUrls, Storage
 from shared.storage.files import in_thread, stream_file
 from shared.storage.local_cache import LocalCache
@@ -45,7 +45,6 @@ class CachedStorage:
         # All that copies have no part in is the storage's own.
         self.draft, self.drafts, self.sweep_drafts = storage.draft, storage.drafts, storage.sweep_drafts
         self.keep, self.keep_new, self.delete = storage.keep, storage.keep_new, storage.delete
-        self.carry_over = storage.carry_over
         self.exists, self.open_local, self.free_bytes = storage.exists, storage.open_local, storage.free_bytes
         self.folders, self.listing = storage.folders, storage.listing
         if isinstance(storage, SignsUrls):

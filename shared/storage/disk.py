@@ -92,14 +92,6 @@ class DiskStorage:
         for draft in targets.values():
             draft.close()
 
-    async def carry_over(self, source: str, target: str) -> None:
-        draft, path = await self.draft(), self._path(source)
-        try:
-            await in_thread(path, lambda: shutil.copyfile(path, draft.path), absent=NoSuchKey)
-            await self.keep({target: draft})
-        finally:
-            await draft.discard()
-
     async def exists(self, key: str) -> bool:
         return await in_thread(self._root, self._path(key).exists)
 

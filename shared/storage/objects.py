@@ -158,13 +158,6 @@ class ObjectStorage:
             self._under_way.remove(length)
             self._puts.release()
 
-    async def carry_over(self, source: str, target: str) -> None:
-        await to_the_end(self._carry_over(source, target))
-
-    async def _carry_over(self, source: str, target: str) -> None:
-        async with _told(source, self._patience, absent=NoSuchKey):
-            await obstore.copy_async(self._store, source, target)
-
     async def exists(self, key: str) -> bool:
         return await self._head(key) is not None
 

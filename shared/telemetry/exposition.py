@@ -61,7 +61,7 @@ class Exposition:
 
     async def text(self, ledger: Ledger, queue: Queue) -> bytes:
         """Return all of it. Figures that ledger or Redis do not give now are left out."""
-        waiting, workers = await asyncio.gather(_asked(ledger.waiting()), _asked(queue.workers_alive()))
+        waiting, workers = await asyncio.gather(_asked(ledger.figures()), _asked(queue.workers_alive()))
         gauges = []
         if waiting is not None:
             gauges = [

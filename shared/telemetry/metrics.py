@@ -93,7 +93,7 @@ ATTEMPTS = Counter(
         ("taken", ""),
         *(("failed", failure.type) for failure in RenderFailure.__subclasses__()),
         *(("lost", why) for why in ("ChildLost", "NoSuchKey", "unforeseen")),
-        *(("handed back", why) for why in ("stopping", "StorageUnavailable", "StorageFull", "NoChild")),
+        *(("handed back", why) for why in ("stopping", "preempted", "StorageUnavailable", "StorageFull", "NoChild")),
         ("left to the sweep", "LedgerUnavailable"),
     ],
 )
@@ -108,12 +108,12 @@ RENDER_SECONDS = Histogram(
 CHILDREN_REPLACED = Counter("asgilook_children_replaced", "Children that ended and had to be replaced.")
 SWEPT = Counter(
     "asgilook_swept",
-    "Rows that the sweep took: served, or given back.",
+    "What the sweep took: served, or given back for a later pass.",
     "what",
     "outcome",
-    known=product(("tokens", "lost", "thumbnails", "queued", "leftovers"), ("served", "given back")),
+    known=product(("lost", "waiting", "tokens", "notice", "leftovers"), ("served", "given back")),
 )
-SETTLED = Counter("asgilook_settled", "Debts that were paid.", "owed", known=[("tokens",), ("leftovers",)])
+SETTLED = Counter("asgilook_settled", "Debts that were paid.", "owed", known=[("tokens",), ("notice",), ("leftovers",)])
 LEDGER_SECONDS = Histogram("asgilook_ledger_seconds", "Seconds in the ledger.", "operation", buckets=_SHORT_SECONDS)
 STORAGE_SECONDS = Histogram("asgilook_storage_seconds", "Seconds in storage.", "operation", buckets=_SHORT_SECONDS)
 

@@ -45,7 +45,7 @@ def _named(*names: str) -> list[Point]:
 UPLOADING = _named("upload: the original is kept", "upload: its row is committed")
 CONVERTING = _named(
     "conversion: one of three is put",
-    "publication: numbered, not committed",
+    "publication: what it leaves to be done is owed, not committed",
     "settling: published, the tokens not changed",
 )
 

@@ -13,7 +13,7 @@ from typing import Self
 
 from tests.crash.numbered import numbered
 from tests.crash.retrying import ids_in_list
-from tests.integration.evidence import files_of, original_of, renditions_of, rows_of
+from tests.integration.evidence import files_of, is_at_rest, original_of, renditions_of, rows_of
 from tests.integration.service import Deployed, Response
 
 #: Seconds after which a client comes back that was told to wait for longer: there are many of us.
@@ -96,7 +96,7 @@ class Uploaders:
 def until_settled(service: Deployed, seconds: float = 240) -> None:
     """Return when every image is final, and owes nothing any more."""
     service.until(
-        lambda: all(row["status"] in ("ready", "failed") and not row["owed"] for row in rows_of(service).values()),
+        lambda: all(row["status"] in ("ready", "failed") and is_at_rest(row) for row in rows_of(service).values()),
         seconds,
         "settling",
     )
@@ -117,14 +117,14 @@ def shortfalls(service: Deployed, acknowledged: dict[str, str]) -> Iterator[str]
         original = original_of(service, image_id)
         if str(original.relative_to(service.data)) not in stored or _digest(original.read_bytes()) != digest:
             yield f"the original of {image_id} is not what was sent"
-        for name, (width, height, _, wanted) in json.loads(row["renditions"]).items():
+        for name, (width, height, _, wanted, attempt, _) in json.loads(row["renditions"]).items():
             path = (
                 f"/images/{image_id}.jpeg" if name == "image.jpeg" else f"/thumbnails/{image_id}/{width}x{height}.jpeg"
             )
             answer = service.get(path)
             if (answer.status, _digest(answer.body)) != (200, wanted):
                 yield f"{path} is answered with {answer.status}, not with what its record names"
-            file = renditions_of(service, image_id) / str(row["published"]) / name
+            file = renditions_of(service, image_id) / str(attempt) / name
             if str(file.relative_to(service.data)) not in stored or _digest(file.read_bytes()) != wanted:
                 yield f"{file} is not what its record names"
 

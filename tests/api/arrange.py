@@ -26,22 +26,13 @@ from api.problems import MEDIA_TYPE, TITLES, problem_type
 from api.server.asgi_types import Event
 from api.server.guard import Guard
 from shared.identity import check_storage
-from shared.images import (
-    FULL,
-    Image,
-    Original,
-    Rendition,
-    Size,
-    ladder,
-    original_key,
-    rendition_key,
-    thumbnail_name,
-)
+from shared.images import Image, Lane, Original
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
 from shared.redis.clients import worker_client
 from shared.redis.notices import Announcer
 from shared.redis.response_cache import ResponseCache
+from shared.renditions import FULL, Rendition, Size, attempt_prefix, ladder, original_key, thumbnail_name
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage.disk import DiskStorage
@@ -193,7 +184,7 @@ class Worker:
         return await self.ledger.add(image_id, Original("image/jpeg", size, sha256), None)
 
     async def processing(self) -> Image:
-        """Return a new image that an attempt is working at."""
+        """Return a new image that an attempt holds."""
         return await self.claim((await self.queued()).id)
 
     async def ready(self, size: Size = (640, 360), jpeg: bytes | None = None) -> Image:
@@ -210,14 +201,27 @@ class Worker:
     async def publish(
         self, attempt: Image, size: Size = (640, 360), jpeg: bytes | None = None, *, settle: bool = True
     ) -> Image:
-        renditions: dict[str, Rendition] = {}
+        renditions = []
         sizes = {FULL: size, **{thumbnail_name(smaller): smaller for smaller in self.ladder(size)}}
         for name, its_size in sizes.items():
             content = picture(attempt, name) if jpeg is None or name != FULL else jpeg
-            length, sha256 = await self._keep(rendition_key(attempt.id, attempt.attempt, name), content)
-            renditions[name] = Rendition(its_size, length, sha256)
+            length, sha256 = await self._keep(f"{attempt_prefix(attempt.id, attempt.attempt)}/{name}", content)
+            renditions.append(Rendition(name, its_size, length, sha256, attempt.attempt, "0123abcd"))
         published = certain(await self.ledger.publish(attempt, size, renditions))
         return await self.settle(published) if settle else published
+
+    async def publish_again(self, image: Image, *, settle: bool = True) -> Image:
+        """Have all renditions of a ready image made again; return it as it is then."""
+        wanted = certain(await self.ledger.request_renditions(image, Lane.DEMAND))
+        return await self.publish(await self.claim(wanted.id), settle=settle)
+
+    async def publish_more(self, image: Image, name: str, size: Size) -> Image:
+        """Add one rendition to a ready image; return it as it is then."""
+        wanted = certain(await self.ledger.request_renditions(image, Lane.AHEAD, [name]))
+        attempt = await self.claim(wanted.id)
+        length, sha256 = await self._keep(f"{attempt_prefix(image.id, attempt.attempt)}/{name}", picture(attempt, name))
+        rendition = Rendition(name, size, length, sha256, attempt.attempt, "0123abcd")
+        return await self.settle(certain(await self.ledger.publish(attempt, certain(image.size), [rendition])))
 
     async def fail(self, attempt: Image, error_type: str, detail: str) -> Image:
         return await self.settle(certain(await self.ledger.fail(attempt, error_type, detail)))
@@ -287,7 +291,7 @@ class Service:
 
     async def jobs(self) -> list[str]:
         """Return the ids of the jobs in the queue, without the ledger's name."""
-        ids: list[bytes] = await self.redis.zrange(f"arq:queue:{self.ledger_name}", 0, -1)
+        ids: list[bytes] = await self.redis.zrange(f"arq:queue2:{self.ledger_name}", 0, -1)
         return [job_id.decode().replace(f":{self.ledger_name}:", ":") for job_id in ids]
 
     async def copies(self) -> list[str]:
@@ -361,7 +365,7 @@ async def serve(template: Path, settings: Settings, redises: Redises, **injected
 
     async with ASGIConductor(app) as client:
         with contextlib.closing(sqlite3.connect(settings.storage_path / "ledger.sqlite3")) as connection:
-            (name,) = connection.execute("SELECT identity FROM ledger").fetchone()
+            (name,) = connection.execute("SELECT identity FROM deployment").fetchone()
         redis = redises(settings.redis_url)
         worker = Worker(settings, redises, name)
         try:

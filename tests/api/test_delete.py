@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from shared.images import Owed, Status
+from shared.images import DebtKind, Status
 from shared.ledger import PAUSE_SECONDS
 from tests.api.arrange import UNKNOWN_ID, Service, problem_of
+from tests.ledgers import let_pass
 
 
 async def test_a_delete_is_answered_with_nothing(service: Service) -> None:
@@ -55,8 +56,11 @@ async def test_the_row_stays_a_minute_for_what_a_late_attempt_may_write(service:
     await service.client.simulate_delete(f"/images/{image.id}")
 
     row = await service.image(image.id)
-    assert (row.status, row.owed) == (Status.DELETING, Owed.LEFTOVERS)
-    assert row.due == pytest.approx(row.modified + PAUSE_SECONDS, abs=0.01)
+    assert (row.status, [debt.kind for debt in row.debts]) == (Status.DELETING, [DebtKind.LEFTOVERS])
+    await let_pass(service.ledger, PAUSE_SECONDS - 5)
+    assert await service.ledger.take_debts(DebtKind.LEFTOVERS) == []
+    await let_pass(service.ledger, 10)
+    assert [taken.id for taken in await service.ledger.take_debts(DebtKind.LEFTOVERS)] == [image.id]
 
 
 async def test_an_attempt_that_was_at_work_publishes_nothing(service: Service) -> None:
@@ -64,7 +68,7 @@ async def test_an_attempt_that_was_at_work_publishes_nothing(service: Service) -
     attempt = await service.worker.processing()
     await service.client.simulate_delete(f"/images/{attempt.id}")
 
-    published = await service.ledger.publish(attempt, (640, 360), {})
+    published = await service.ledger.publish(attempt, (640, 360), [])
     failed = await service.ledger.fail(attempt, "unreadable-image", "It is no picture.")
 
     assert (published, failed) == (None, None)
@@ -78,10 +82,9 @@ async def test_without_redis_an_image_is_deleted_all_the_same(service: Service) 
 
     assert response.status_code == 204
     assert (await service.client.simulate_get(f"/images/{image.id}")).status_code == 404
-    # Its tokens are owed, and the sweep will come for them.
-    row = await service.image(image.id)
-    assert row.owed is Owed.TOKENS
-    assert row.due is not None
+    owed = {debt.kind for debt in (await service.image(image.id)).debts}
+    assert owed == set(DebtKind), "the sweep pays them"
+    assert service.files() == []
 
 
 async def test_files_that_cannot_be_removed_now_are_removed_later(
@@ -97,9 +100,7 @@ async def test_files_that_cannot_be_removed_now_are_removed_later(
 
     assert response.status_code == 204
     assert "leftovers of a deleted image remain" in caplog.text
-    row = await service.image(image.id)
-    assert row.owed is Owed.LEFTOVERS
-    assert row.due is not None
+    assert [debt.kind for debt in (await service.image(image.id)).debts] == [DebtKind.LEFTOVERS]
 
 
 async def test_only_what_the_client_means_is_deleted(service: Service) -> None:

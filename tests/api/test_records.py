@@ -7,6 +7,7 @@ from email.utils import formatdate
 import pytest
 
 from shared.errors import RenderFailure
+from shared.images import Lane
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Service, problem_of
 
 
@@ -103,11 +104,8 @@ async def test_a_ready_record_that_its_client_holds_is_not_sent_again(service: S
 async def test_a_record_changes_its_etag_when_it_changes(service: Service) -> None:
     image = await service.worker.ready()
     before = (await service.client.simulate_get(f"/images/{image.id}")).headers["ETag"]
-    await service.worker.ledger.request_thumbnails(image.id)
-    wanted = await service.image(image.id)
-    attempt = await service.ledger.claim_thumbnails(image.id, wanted.wake, "a worker")
-    assert attempt is not None
-    await service.worker.publish(attempt, (128, 128))
+    await service.ledger.request_renditions(image, Lane.DEMAND)
+    await service.worker.publish(await service.worker.claim(image.id), (128, 128))
 
     after = await service.client.simulate_get(f"/images/{image.id}", headers={"If-None-Match": before})
 

@@ -14,13 +14,14 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as ConnectionLost
 
 from api.app import create_app
-from shared.images import Image, Owed
+from shared.images import DebtKind, Image
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import WEB_DEADLINE, WORKER_DEADLINE, CircuitBreaker
 from shared.redis.clients import web_client
 from shared.redis.response_cache import LIST_TOPIC, Copy, ResponseCache, Slot
+from shared.renditions import Size
 from shared.settings import Settings
-from tests.api.arrange import Redises, Service, certain, headers_of, problem_of, until
+from tests.api.arrange import Redises, Service, headers_of, problem_of, until
 from tests.api.conftest import Start
 from tests.fills import fills_landed
 from tests.valkey import Valkey
@@ -272,14 +273,42 @@ async def test_new_thumbnails_make_record_and_pictures_stale(service: Service) -
     image = await service.worker.ready((640, 360))
     for path in PATHS.values():
         await service.client.simulate_get(path.format(id=image.id))
-    wanted = certain(await service.ledger.request_thumbnails(image.id))
-    attempt = certain(await service.ledger.claim_thumbnails(image.id, wanted.wake, "a worker"))
-    await service.worker.publish(attempt, (640, 360))
+    again = await service.worker.publish_again(image)
 
     responses = {name: await service.client.simulate_get(path.format(id=image.id)) for name, path in PATHS.items()}
 
     assert {name: cache_of(response) for name, response in responses.items()} == dict.fromkeys(PATHS, "Miss")
-    assert f" {attempt.attempt} ".encode() in responses["jpeg"].content
+    assert f" {again.attempt} ".encode() in responses["jpeg"].content
+
+
+@pytest.mark.parametrize(("name", "size"), [("image.webp", (640, 360)), ("320x180.webp", (320, 180))])
+async def test_another_format_changes_nothing_that_is_told_of_an_image(service: Service, name: str, size: Size) -> None:
+    image = await service.worker.ready((640, 360))
+    before = {path: await service.client.simulate_get(path.format(id=image.id)) for path in PATHS.values()}
+    await service.worker.publish_more(image, name, size)
+
+    copies = {path: await service.client.simulate_get(path.format(id=image.id)) for path in PATHS.values()}
+    service.redises.go_away()
+    now = {path: await service.client.simulate_get(path.format(id=image.id)) for path in PATHS.values()}
+
+    assert {path: cache_of(response) for path, response in copies.items()} == dict.fromkeys(PATHS.values(), "Hit")
+    for path, response in before.items():
+        assert now[path].content == copies[path].content == response.content
+        assert headers_of(now[path]) == headers_of(copies[path]) == headers_of(response)
+
+
+async def test_a_thumbnail_that_is_added_is_told_at_once(service: Service) -> None:
+    """The smallest side was lowered since the image was made, and a client has asked for a size of today's ladder."""
+    image = await service.worker.ready((640, 360))
+    for path in PATHS.values():
+        await service.client.simulate_get(path.format(id=image.id))
+    await service.worker.publish_more(image, "80x45.jpeg", (80, 45))
+
+    record = (await service.client.simulate_get(f"/images/{image.id}")).json
+    listed = (await service.client.simulate_get("/images")).json
+
+    assert record["thumbnails"][-1] == f"/thumbnails/{image.id}/80x45.jpeg"
+    assert listed == [record]
 
 
 async def test_a_deleted_image_is_served_from_no_copy(service: Service) -> None:
@@ -319,8 +348,8 @@ async def retry(service: Service, image: Image) -> Result:
 
 
 @pytest.mark.parametrize("look", [get(path) for path in PATHS.values()] + [get("/images?limit=7")])
-async def test_who_saw_an_image_ready_finds_it_in_every_list(service: Service, look: Look) -> None:
-    """Its worker has died between its commit and the change of the tokens: whoever reads the row changes them.
+async def test_a_client_that_saw_an_image_ready_finds_it_in_every_list(service: Service, look: Look) -> None:
+    """Its worker has died between its commit and the change of the tokens: a process that reads the row changes them.
 
     Without that, a client that saw `ready` read an older list next, 2 times of 180.
     """
@@ -332,7 +361,7 @@ async def test_who_saw_an_image_ready_finds_it_in_every_list(service: Service, l
     response = await service.client.simulate_get("/images?limit=3")
 
     assert [record["id"] for record in response.json] == [attempt.id]
-    assert (await service.image(attempt.id)).owed is Owed.LEFTOVERS
+    assert not (await service.image(attempt.id)).owes(DebtKind.TOKENS)
 
 
 async def delete_again(service: Service, image: Image) -> Result:

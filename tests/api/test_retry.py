@@ -16,7 +16,7 @@ async def test_a_failed_image_is_queued_again(service: Service) -> None:
     assert response.headers["Retry-After"] == "1"
     assert response.headers["Cache-Control"] == "no-store"
     assert (response.json["id"], response.json["status"], response.json["error"]) == (image.id, "queued", None)
-    assert await service.jobs() == [f"convert:{image.id}:{image.wake + 1}"]
+    assert await service.jobs() == [f"work:{image.id}:{image.attempt}"]
 
 
 async def test_a_retry_starts_with_a_clean_sheet_and_a_later_attempt(service: Service) -> None:
@@ -53,7 +53,7 @@ async def test_only_a_failed_image_can_be_retried(service: Service, status: str)
     assert response.status_code == 409
     assert problem_of(response) == "not-failed"
     assert response.json["detail"] == f"The image is {status}."
-    assert (await service.image(image.id)).wake == image.wake
+    assert await service.image(image.id) == image
     assert await service.jobs() == []
 
 
@@ -85,5 +85,4 @@ async def test_without_redis_a_retry_is_left_to_the_sweep(service: Service) -> N
     assert response.status_code == 202
     assert response.headers["Retry-After"] == "5"
     assert row.status is Status.QUEUED
-    assert row.due is not None
-    assert row.due <= row.modified
+    assert [waiting.id for waiting in await service.ledger.waiting(10)] == [image.id]

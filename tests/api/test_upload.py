@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from shared.images import Status, original_key
+from shared.images import Status
 from shared.redis.queue import unpack
+from shared.renditions import original_key
 from tests.api.arrange import PHOTO, Service, form, until
 from tests.api.conftest import Start
 from tests.api.http_server import Lines
@@ -184,23 +185,19 @@ async def test_a_worker_is_woken_with_the_id_and_never_the_bytes(service: Servic
     response = await service.client.simulate_post("/images", body=PHOTO)
 
     image_id, name = response.json["id"], service.ledger_name
-    packed = await service.redis.get(f"arq:job:convert:{name}:{image_id}:1")
+    packed = await service.redis.get(f"arq:job:work:{name}:{image_id}:0")
     job: dict[str, Any] = unpack(packed)
-    assert await service.jobs() == [f"convert:{image_id}:1"]
-    assert (job["f"], job["a"], job["k"]) == ("convert_image", [image_id], {})
+    assert await service.jobs() == [f"work:{image_id}:0"]
+    assert (job["f"], job["a"], job["k"]) == ("work", [image_id], {})
     assert len(packed) < 200
-    assert await service.redis.lrange(f"arq:queue:{name}:doorbell", 0, -1) == [b"1"]  # type: ignore[misc] # redis-py
+    assert await service.redis.lrange(f"arq:queue2:{name}:doorbell", 0, -1) == [b"1"]  # type: ignore[misc] # redis-py
 
 
-async def test_jobs_are_queued_in_order_of_creation_and_startable_on_any_clock(service: Service) -> None:
-    """arq starts nothing whose score is past its own host's clock: ours is a day behind the ledger's."""
+async def test_jobs_are_queued_in_the_order_of_their_turns(service: Service) -> None:
     first = (await service.client.simulate_post("/images", body=PHOTO)).json["id"]
     second = (await service.client.simulate_post("/images", body=PHOTO)).json["id"]
 
-    scores = await service.redis.zrange(f"arq:queue:{service.ledger_name}", 0, -1, withscores=True)
-    created = (await service.image(first)).created
-    assert await service.jobs() == [f"convert:{first}:1", f"convert:{second}:1"]
-    assert scores[0][1] == pytest.approx((created - 86_400) * 1000, abs=2)
+    assert await service.jobs() == [f"work:{first}:0", f"work:{second}:0"]
 
 
 async def test_without_redis_an_upload_is_taken_and_left_to_the_sweep(service: Service) -> None:

@@ -17,7 +17,7 @@ from shared.errors import (
     RenderTimedOut,
     UnreadableImage,
 )
-from shared.images import Image, Status
+from shared.images import DebtKind, Image, Status
 from shared.ledger import Ledger
 from shared.ledger.engine import create_engine
 from shared.redis.clients import listening_client
@@ -357,7 +357,7 @@ async def test_a_notice_between_subscription_and_read_is_not_missed(service: Ser
     assert certain(image).status is Status.READY
 
 
-async def test_who_waits_pays_the_tokens_before_he_answers(
+async def test_the_tokens_are_paid_before_a_request_that_waits_is_answered(
     service: Service, listener: Listener, ledger: ObservedLedger
 ) -> None:
     waiter = Waiter(ledger, service.worker.settling, listener)
@@ -366,5 +366,5 @@ async def test_who_waits_pays_the_tokens_before_he_answers(
 
     image = certain(await waiter.until_final(attempt.id, 0))
 
-    assert image.owed != "tokens"
-    assert (await service.image(attempt.id)).owed == "leftovers"
+    assert not image.owes(DebtKind.TOKENS)
+    assert [debt.kind for debt in (await service.image(attempt.id)).debts] == [DebtKind.NOTICE]

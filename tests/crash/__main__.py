@@ -1,4 +1,7 @@
-"""The long form of the crash suite: `python -m tests.crash`. Prints what it does, a table, and draws the timeline."""
+"""The long form of the crash suite: `python -m tests.crash [storm|absence]`. Prints what it does, and draws it.
+
+First Valkey is gone for a minute, and nothing else happens; then comes a storm of all faults, with its table.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pathlib import Path
 
 from tests.crash.disks import EXT4, Disk
 from tests.crash.faults import Faults
-from tests.crash.storm import Outcome, Plan, rage
+from tests.crash.storm import Absence, Outcome, Plan, rage
 from tests.crash.timeline import draw
 from tests.integration.service import ended
 
@@ -63,11 +66,7 @@ def figures(outcome: Outcome) -> Iterator[str]:
             f"from kill -9 of a worker to the next claim of its image: median {statistics.median(claims):.1f} s, "
             f"worst {max(claims):.1f} s ({len(claims)} images)"
         )
-    for fault, taken, refused, seconds in outcome.backlogs():
-        yield (
-            f"Valkey gone for {fault.ended - fault.began:.0f} s: {taken} acknowledged meanwhile, {refused} refused, "
-            f"all ready {seconds:.1f} s after its return"
-        )
+    yield from map(told, outcome.absences())
     slowest = [fault.told for fault in outcome.faults if fault.told]
     yield f"deploys, the slowest exit of each: {', '.join(slowest)}"
     yield f"from the last upload to calm: {outcome.seconds_to_calm:.1f} s"
@@ -77,8 +76,21 @@ def figures(outcome: Outcome) -> Iterator[str]:
     yield f"of uploads whose client was never told: {unowned}"
 
 
+def told(absence: Absence) -> str:
+    """Return what an absence of Valkey cost, in a line."""
+    if not absence.to_ready:
+        return f"Valkey gone for {absence.seconds:.0f} s: nothing was acknowledged meanwhile"
+    return (
+        f"Valkey gone for {absence.seconds:.0f} s: {absence.acknowledged} acknowledged meanwhile, "
+        f"{absence.refused} refused; from upload to ready median {statistics.median(absence.to_ready):.2f} s, "
+        f"worst {max(absence.to_ready):.2f} s; renders of an image: {min(absence.attempts)} to "
+        f"{max(absence.attempts)}; all ready {absence.caught_up:.1f} s after its return"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
+    parser.add_argument("parts", nargs="*", help="storm, absence: both unless given")
     parser.add_argument("--uploads", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=3.0, help="uploads a second")
     parser.add_argument("--sudden", type=int, default=60, help="how many kills and losses there are, at random moments")
@@ -87,9 +99,47 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--picture", type=Path, default=Path("docs/crash-timeline.png"))
+    parser.add_argument("--absence-picture", type=Path, default=Path("docs/redis-away.png"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, _own_disk(Path(folder)) as disk:
-        return _storm(options, Path(folder), disk)
+    wrong = 0
+    if not options.parts or "absence" in options.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            wrong += _absence(options, Path(folder))
+    if not options.parts or "storm" in options.parts:
+        with tempfile.TemporaryDirectory() as folder, _own_disk(Path(folder)) as disk:
+            wrong += _storm(options, Path(folder), disk)
+    return int(wrong > 0)
+
+
+#: Seconds of uploads before Valkey goes.
+_BEFORE_SECONDS = 5.0
+#: Seconds of its absence, with a scale of 1.
+_GONE_SECONDS = 60.0
+
+
+def _absence(options: argparse.Namespace, folder: Path) -> int:
+    """Have Valkey gone, and nothing else, under steady uploads that end when it returns; return what is wrong."""
+    uploads = round((_BEFORE_SECONDS + _GONE_SECONDS * options.scale) * options.rate)
+    plan = Plan(uploads, options.rate, [["Valkey gone"]], options.seed, options.scale, begins=_BEFORE_SECONDS)
+    print("Valkey goes, and nothing else: two web processes, two workers", flush=True)
+    with ended(folder) as services:
+        service = services.deploy(webs=2, workers=2)
+        try:
+            outcome = rage(service, plan, lambda line: print(line, flush=True))
+        finally:
+            service.stop()
+    (absence,) = outcome.absences()
+    print(told(absence), f"from the return to calm: {outcome.seconds_to_calm:.1f} s", "", sep="\n")
+    draw(outcome, options.absence_picture)
+    return _told_wrong(outcome, options.absence_picture)
+
+
+def _told_wrong(outcome: Outcome, picture: Path) -> int:
+    print(f"drawn: {picture}")
+    for line in outcome.wrong:
+        print(f"WRONG: {line}")
+    print("every promise was kept" if not outcome.wrong else f"{len(outcome.wrong)} things are wrong")
+    return len(outcome.wrong)
 
 
 def _storm(options: argparse.Namespace, folder: Path, disk: Path | None) -> int:
@@ -118,11 +168,7 @@ def _storm(options: argparse.Namespace, folder: Path, disk: Path | None) -> int:
             service.stop()
     print("", *table(outcome), "", *figures(outcome), sep="\n")
     draw(outcome, options.picture)
-    print(f"drawn: {options.picture}")
-    for line in outcome.wrong:
-        print(f"WRONG: {line}")
-    print("every promise was kept" if not outcome.wrong else f"{len(outcome.wrong)} things are wrong")
-    return 1 if outcome.wrong else 0
+    return _told_wrong(outcome, options.picture)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def new_ids(count: int) -> list[str]:
 
 def ledger_name_of(service: Service) -> str:
     """Return the name of a service's ledger, which its jobs have in their ids."""
-    ((name,),) = (row.values() for row in query(service, "SELECT identity FROM ledger"))
+    ((name,),) = (row.values() for row in query(service, "SELECT identity FROM deployment"))
     return str(name)
 
 
@@ -60,13 +60,14 @@ def queue_up(service: Service, image_ids: list[str], *, age: float = 3 * DAY) ->
     store_originals(service, image_ids, content)
     created = time.time() - age
     rows = (
-        f"('{image_id}', 'queued', 0, 0, 0, 1, {at + 10}, 'image/png', {len(content)}, '{digest}', '{{}}', {at}, {at})"
+        f"('{image_id}', 'queued', 'convert', 0, {at}, 0, 0, 0, {at}, 'image/png', {len(content)}, '{digest}', '{{}}',"
+        f" {at}, {at})"
         for at, image_id in ((created + number / 1000, image_id) for number, image_id in enumerate(image_ids))
     )
     query(
         service,
-        "INSERT INTO images (id, status, attempt, failures, losses, wake, due, original_type, original_bytes,"  # noqa: S608 - ids of ours
-        f" original_sha256, renditions, created, modified) VALUES {', '.join(rows)}",
+        "INSERT INTO images (id, status, work, lane, turn, attempt, failures, losses, due, original_type,"  # noqa: S608 - ids of ours
+        f" original_bytes, original_sha256, renditions, created, modified) VALUES {', '.join(rows)}",
     )
 
 

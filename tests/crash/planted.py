@@ -1,10 +1,12 @@
-"""Faults planted in our own code, one at a time: the crash suite is to find each. `python -m tests.crash.planted`.
+"""Faults planted in our own code, one at a time: tests are to find each. `python -m tests.crash.planted [names …]`.
 
-Each takes out one thing that a promise rests on, in a copy of the project, and runs the tests that are to fail there.
+Each takes out one thing that a promise rests on, in a copy of the project, and runs the tests that are to fail there:
+those of the crash suite, or faster ones that find the same.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -22,7 +24,7 @@ _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "data", "docs", "__pycache__
 
 @dataclass(frozen=True)
 class Planted:
-    """One fault: in `file`, `old` becomes `new`; `found_by` are tests of the crash suite that must fail."""
+    """One fault: in `file`, `old` becomes `new`; `found_by` tells pytest the tests of which one must fail."""
 
     name: str
     file: str
@@ -30,6 +32,9 @@ class Planted:
     new: str
     found_by: Sequence[str]
 
+
+_LEDGER = "shared/ledger/ledger.py"
+_QUEUE = "shared/redis/queue.py"
 
 PLANTED = (
     Planted(
@@ -55,24 +60,150 @@ PLANTED = (
     ),
     Planted(
         "no attempt's number is compared",
-        "shared/ledger/__init__.py",
-        "images.c.status == image.status, images.c.attempt == image.attempt)",
-        "images.c.status == image.status)",
-        ["tests/crash/test_stalled.py"],
+        _LEDGER,
+        'images.c.attempt == bindparam("of_attempt")',
+        'images.c.attempt >= 0 * bindparam("of_attempt")',
+        ["tests/crash/test_stalled.py", "-k", "in_the_place_of"],
+    ),
+    Planted(
+        "what an attempt holds is claimed again",
+        _LEDGER,
+        "images.c.work.is_not(None), images.c.worker.is_(None))",
+        "images.c.work.is_not(None))",
+        ["tests/shared/test_ledger.py", "-k", "claim"],
     ),
     Planted(
         "nothing is owed",
-        "shared/ledger/__init__.py",
-        '{"owed": Owed.TOKENS, "due": now() + SETTLE_SECONDS}',
-        '{"owed": None, "due": None}',
+        _LEDGER,
+        "_COMMIT_OWES = (DebtKind.TOKENS, DebtKind.NOTICE)",
+        "_COMMIT_OWES: tuple[DebtKind, ...] = ()",
         ["tests/crash/test_cache_truth.py"],
+    ),
+    Planted(
+        "no notice is owed",
+        _LEDGER,
+        "_COMMIT_OWES = (DebtKind.TOKENS, DebtKind.NOTICE)",
+        "_COMMIT_OWES = (DebtKind.TOKENS,)",
+        ["tests/shared/test_ledger.py", "-k", "owe"],
+    ),
+    Planted(
+        "no leftovers are owed",
+        _LEDGER,
+        "_EVERYTHING = (*_COMMIT_OWES, DebtKind.LEFTOVERS)",
+        "_EVERYTHING = _COMMIT_OWES",
+        ["tests/shared/test_ledger.py", "-k", "owe"],
+    ),
+    Planted(
+        "a payer pays for a later commit",
+        _LEDGER,
+        '_PAID = delete(debts).where(debts.c.id.in_(bindparam("of_ids", expanding=True)))',
+        """_mine = debts.alias()
+_PAID = delete(debts).where(
+    exists().where(
+        _mine.c.image_id == debts.c.image_id,
+        _mine.c.kind == debts.c.kind,
+        _mine.c.id.in_(bindparam("of_ids", expanding=True)),
+    )
+)""",
+        ["tests/shared/test_ledger.py", "tests/shared/test_settling.py", "-k", "debt or paid"],
     ),
     Planted(
         "no sweep",
         "worker/sweep.py",
         "                await self.pass_once()\n",
         "                pass\n",
-        ["tests/crash/test_storm.py", "-k", "kill and worker"],
+        ["tests/crash/test_claimed_ahead.py", "-k", "killed"],
+    ),
+    Planted(
+        "the sweep enqueues nothing",
+        "worker/sweep.py",
+        "            await self._fill_queue()\n",
+        "",
+        ["tests/integration/test_redis_lost.py", "-k", "found_in_the_ledger"],
+    ),
+    Planted(
+        "lanes are ignored in Redis",
+        _QUEUE,
+        "return (image.lane or 0) * _LANE_SCORE + round((image.turn or 0) * 1000)",
+        "return round((image.turn or 0) * 1000)",
+        ["tests/shared/redis/test_queue.py", "-k", "lane"],
+    ),
+    Planted(
+        "turns are ignored in Redis",
+        _QUEUE,
+        "return (image.lane or 0) * _LANE_SCORE + round((image.turn or 0) * 1000)",
+        "return (image.lane or 0) * _LANE_SCORE",
+        ["tests/shared/redis/test_queue.py", "-k", "turn"],
+    ),
+    Planted(
+        "lanes are ignored by the sweep",
+        _LEDGER,
+        "_in_order = (images.c.lane, images.c.turn, images.c.id)",
+        "_in_order = (images.c.turn, images.c.id)",
+        ["tests/shared/test_ledger.py", "-k", "lane or turn or order"],
+    ),
+    Planted(
+        "turns are ignored by the sweep",
+        _LEDGER,
+        "_in_order = (images.c.lane, images.c.turn, images.c.id)",
+        "_in_order = (images.c.lane, images.c.id)",
+        ["tests/shared/test_ledger.py", "-k", "lane or turn or order"],
+    ),
+    Planted(
+        "lanes are ignored without Redis",
+        _LEDGER,
+        "    .order_by(_other.c.lane, _other.c.turn, _other.c.id)\n",
+        "    .order_by(_other.c.turn, _other.c.id)\n",
+        ["tests/shared/test_ledger.py", "-k", "claimed_next"],
+    ),
+    Planted(
+        "turns are ignored without Redis",
+        _LEDGER,
+        "    .order_by(_other.c.lane, _other.c.turn, _other.c.id)\n",
+        "    .order_by(_other.c.lane, _other.c.id)\n",
+        ["tests/shared/test_ledger.py", "-k", "claimed_next"],
+    ),
+    Planted(
+        "an owner's work takes no turn",
+        _LEDGER,
+        'following = owners.c.turn + bindparam("of_seconds")',
+        'following = owners.c.turn + 0 * bindparam("of_seconds")',
+        ["tests/shared/test_ledger.py", "-k", "turn"],
+    ),
+    Planted(
+        "publishing replaces what there is",
+        _LEDGER,
+        "renditions_text({**attempt.renditions, **made})",
+        "renditions_text(made)",
+        ["tests/shared/test_ledger.py", "-k", "rendition"],
+    ),
+    Planted(
+        "files that a rendition names are removed as leftovers",
+        "shared/settling.py",
+        "                if stored.key not in named:\n",
+        "                if stored.key:\n",
+        ["tests/shared/test_settling.py", "-k", "folder_in_use"],
+    ),
+    Planted(
+        "leftovers of a folder in use stay",
+        "shared/settling.py",
+        "                if stored.key not in named:\n",
+        "                if not stored.key:\n",
+        ["tests/shared/test_settling.py", "-k", "folder_in_use"],
+    ),
+    Planted(
+        "who is preempted is blamed",
+        "worker/attempts.py",
+        "row = await self._ledger.hand_back(image, 0.0)",
+        "row = await self._ledger.count_loss(image)",
+        ["tests/integration/test_preemption.py", "-k", "done_afterwards"],
+    ),
+    Planted(
+        "workers wait for Redis",
+        "worker/consumer.py",
+        "            await self._take_from_ledger()\n",
+        "",
+        ["tests/crash/test_redis_away.py", "-k", "without_it"],
     ),
 )
 
@@ -104,8 +235,14 @@ def failures(planted: Planted, folder: Path) -> list[str]:
 
 
 def main() -> int:
+    names = [planted.name for planted in PLANTED]
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.planted", description="Plant faults and find them.")
+    parser.add_argument("names", nargs="*", default=names, help=f"all of {', '.join(names)} unless given")
+    asked = parser.parse_args().names
+    if unknown := set(asked) - set(names):
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     missed = 0
-    for planted in PLANTED:
+    for planted in (planted for planted in PLANTED if planted.name in asked):
         with tempfile.TemporaryDirectory() as folder:
             plant(planted, Path(folder) / "asgilook")
             began = time.monotonic()

@@ -8,7 +8,7 @@ leaves the same as a point that is here:
 - the folder made for an original: it is empty, and the next upload's as well;
 - in an object store what a store does in one step: a put, a deletion of many keys;
 - the sweep's own payments: it calls what a commit's author calls, and only what it takes first differs;
-- the twentieth loss, and thumbnails given up: one commit each, after which the sweep finds a row that owes something.
+- the twentieth loss, and renditions given up: one commit each, after which the sweep finds a debt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal
 from tests.integration.service import is_apart
 
 #: What happens to a worker's child, or to itself, so that it comes to a point.
-Trouble = Literal["", "frozen child", "killed child", "crashed child", "told to stop"]
+Trouble = Literal["", "frozen child", "killed child", "crashed child", "told to stop", "preempted"]
 
 #: Where services have machines of their own, the ledger is on PostgreSQL and the storage an object store.
 _APART = is_apart()
@@ -31,15 +31,18 @@ _COMMIT = (
 _EXECUTE = "sqlalchemy.ext.asyncio.engine:AsyncConnection.execute"
 _STORAGE = "shared.storage.objects:ObjectStorage" if _APART else "shared.storage.disk:DiskStorage"
 _DRAFT = "shared.storage.disk_draft:DiskDraft"
-_LEDGER = "shared.ledger:Ledger"
+_LEDGER = "shared.ledger.ledger:Ledger"
 _RECEIVE = "shared.intake:Intake.receive"
 _SERVE = "api.server.guard:Guard._serve"
 _DELETE = "api.images:ImageRecord.on_delete"
 _RETRY = "api.images:Retry.on_post"
 _MISSING = "api.renditions.resources:Renditions._missing"
 _SESSION = "worker.renderer.session:RenderSession"
-CONVERT = "worker.jobs:Jobs.convert_image"
-_THUMBNAILS = "worker.jobs:Jobs.make_thumbnails"
+WORK = "worker.jobs:Jobs.work"
+_TOKENS_CHANGED = "shared.redis.response_cache:ResponseCache.change_tokens"
+_ANNOUNCE = "shared.redis.notices:Announcer.announce"
+_ENQUEUE = "shared.redis.queue:Queue.enqueue"
+_REMOVE_LEFTOVERS = "shared.settling:Settling._remove_leftovers"
 _ORIGINAL = "originals"
 _ALL = "originals renditions"
 
@@ -71,6 +74,8 @@ class Point:
     consumes: bool = True
     #: The point at which another process died before, and so left to this one what it does.
     prior: Point | None = None
+    #: The file that a worker is asked to make; all of them unless told.
+    wanted: str = ""
     #: The kind of storage that comes to this point, if not both do.
     only: Literal["", "disk", "objects"] = ""
 
@@ -114,7 +119,7 @@ UPLOADING = _here(
     _upload("the original is kept", "after", f"{_STORAGE}.keep", _KEPT),
     _upload("its row is inserted, not committed", "before", _COMMIT, _KEPT, within=f"{_LEDGER}.add"),
     _upload("its row is committed", "after", _COMMIT, _KEPT, within=f"{_LEDGER}.add", ends="ready"),
-    _upload("the bell is rung", "after", "shared.redis.queue:Queue.enqueue", _ORIGINAL, within=_SERVE, ends="ready"),
+    _upload("the bell is rung", "after", _ENQUEUE, _ORIGINAL, within=_SERVE, ends="ready"),
     Point(
         "upload: the answer's start is with the server",
         "after",
@@ -125,18 +130,14 @@ UPLOADING = _here(
     Point("upload: the answer is with the server", "before", "api.server.access_log:log", about="'POST'", is_told=True),
 )
 
-#: Another one cannot enqueue what it has taken in.
-UPLOADING_WITHOUT_REDIS = Point(
-    "upload: Redis is away, the row not made due", "before", f"{_LEDGER}.give_back", about=""
-)
-
 CLAIMED = Point("conversion: claimed", "after", _COMMIT, f"{_LEDGER}.claim", attempt=2, leases=1)
 PUBLISHED = Point("settling: published, the tokens not changed", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL)
 LEFTOVERS_REMOVED = Point(
-    "thumbnails: all superseded files are removed, the row not told",
+    "renditions: all superseded files are removed, the debt not paid",
     "before",
-    f"{_LEDGER}.leftovers_removed",
-    _THUMBNAILS,
+    f"{_LEDGER}.paid",
+    WORK,
+    call=2,
     files=_ALL,
     attempt=2,
 )
@@ -151,19 +152,19 @@ def _lost(
     only: Literal["", "disk", "objects"] = "",
 ) -> Point:
     """A point within an attempt: its lease runs out, and a second one publishes."""
-    return Point(f"conversion: {name}", when, function, CONVERT, call, files=files, attempt=2, leases=1, only=only)
+    return Point(f"conversion: {name}", when, function, WORK, call, files=files, attempt=2, leases=1, only=only)
 
 
 #: A worker converts an image.
 CONVERTING = _here(
     Point("conversion: taken from the queue", "before", "worker.consumer:Consumer._run_job"),
-    Point("conversion: begun, not claimed", "before", CONVERT),
+    Point("conversion: begun, not claimed", "before", WORK),
     Point("conversion: claimed, not committed", "before", _COMMIT, f"{_LEDGER}.claim"),
     CLAIMED,
     _lost("the original is open", "after", f"{_STORAGE}.open_local"),
     _lost("the child has read the header", "after", f"{_SESSION}.read_header"),
     _lost("one draft is made", "after", f"{_DRAFT}.__init__", "drafts originals"),
-    _lost("all drafts are made", "after", "worker.jobs:Jobs._drafts", "drafts originals"),
+    _lost("all drafts are made", "after", f"{_STORAGE}.drafts", "drafts originals"),
     _lost("the full-size JPEG is copied", "after", f"{_SESSION}._take_over", "drafts originals"),
     _lost("the child has rendered", "after", f"{_SESSION}.render", "drafts originals"),
     _lost("its slot is left", "before", f"{_STORAGE}.keep", "drafts originals"),
@@ -175,7 +176,7 @@ CONVERTING = _here(
     _lost("all are put", "after", f"{_STORAGE}._put", "drafts originals renditions", call=3, only="objects"),
     _lost("all are kept", "before", f"{_LEDGER}.publish", _ALL),
     Point(
-        "publication: the row is ready, the counter not raised, not committed",
+        "publication: the counter is raised, the row not ready, not committed",
         "before",
         _EXECUTE,
         f"{_LEDGER}.publish",
@@ -185,17 +186,16 @@ CONVERTING = _here(
         leases=1,
     ),
     Point(
-        "publication: the counter is raised, the row not numbered, not committed",
+        "publication: the row is ready, nothing owed, not committed",
         "before",
-        _EXECUTE,
+        "shared.ledger.ledger:_owe",
         f"{_LEDGER}.publish",
-        call=3,
         files=_ALL,
         attempt=2,
         leases=1,
     ),
     Point(
-        "publication: numbered, not committed",
+        "publication: what it leaves to be done is owed, not committed",
         "before",
         _COMMIT,
         f"{_LEDGER}.publish",
@@ -205,19 +205,14 @@ CONVERTING = _here(
     ),
     PUBLISHED,
     Point(
-        "settling: the tokens are changed, the row not told",
+        "settling: the tokens are changed, the debt not paid",
         "after",
-        "shared.redis.response_cache:ResponseCache.change_tokens",
-        CONVERT,
+        _TOKENS_CHANGED,
+        WORK,
         files=_ALL,
     ),
-    Point(
-        "settling: the row is told, no notice sent",
-        "before",
-        "shared.redis.notices:Announcer.announce",
-        CONVERT,
-        files=_ALL,
-    ),
+    Point("settling: the tokens are paid for, no notice sent", "before", _ANNOUNCE, WORK, files=_ALL),
+    Point("settling: the notice is sent, the debt not paid", "after", _ANNOUNCE, WORK, files=_ALL),
     Point("conversion: settled, arq not told", "before", "arq.worker:Worker.finish_job", files=_ALL),
     Point(
         "lease: renewed, not committed",
@@ -263,8 +258,8 @@ CONVERTING = _here(
     Point(
         "loss: its folder removed, not enqueued",
         "before",
-        "shared.redis.queue:Queue.enqueue",
-        CONVERT,
+        _ENQUEUE,
+        WORK,
         attempt=2,
         trouble="killed child",
     ),
@@ -278,74 +273,93 @@ CONVERTING = _here(
         trouble="told to stop",
     ),
     Point("hand back: committed", "after", _COMMIT, f"{_LEDGER}.hand_back", attempt=2, trouble="told to stop"),
+    Point(
+        "preemption: not committed",
+        "before",
+        _COMMIT,
+        f"{_LEDGER}.hand_back",
+        attempt=2,
+        leases=1,
+        trouble="preempted",
+    ),
+    Point("preemption: committed", "after", _COMMIT, f"{_LEDGER}.hand_back", attempt=2, trouble="preempted"),
 )
 
-#: A worker's sweep takes rows whose tokens are owed, while Redis is there, and while it is not.
-SWEEPING_TOKENS = Point(
-    "sweep: took a row that owes tokens",
-    "before",
-    "worker.sweep:Sweep._settle",
-    files=_ALL,
-    prior=PUBLISHED,
-    consumes=False,
+#: A worker takes work from the ledger, for Redis is away. What it claims has no name before: it takes the first one.
+WITHOUT_REDIS = (
+    Point("without Redis: claimed", "after", _COMMIT, f"{_LEDGER}.claim_next", about="", attempt=2, leases=1),
+    Point("without Redis: claimed, not begun", "before", "worker.jobs:Jobs.work_on", about="", attempt=2, leases=1),
+    Point("without Redis: claimed, not committed", "before", _COMMIT, f"{_LEDGER}.claim_next", about=""),
 )
-SWEEPING_WITHOUT_REDIS = Point(
-    "sweep: could not serve a row, and has not given it back",
-    "before",
-    f"{_LEDGER}.give_back",
-    files=_ALL,
-    prior=PUBLISHED,
-    consumes=False,
+
+#: A worker's sweep takes what is owed, one kind after the other.
+SWEEPING_DEBTS = tuple(
+    Point(
+        f"sweep: took {what}, not paid",
+        "before",
+        "shared.settling:Settling.pay",
+        call=call,
+        files=_ALL,
+        prior=PUBLISHED,
+        consumes=False,
+    )
+    for call, what in enumerate(("the tokens that a row owes", "the notice that a row owes"), 1)
 )
 
 #: A worker's sweep takes what is due, in the order in which a pass does it.
 SWEEPING_LOST = Point(
     "sweep: took a lost attempt, not enqueued",
     "before",
-    "shared.redis.queue:Queue.enqueue",
+    _ENQUEUE,
     attempt=2,
     leases=1,
     prior=CLAIMED,
     consumes=False,
 )
-SWEEPING_THUMBNAILS = Point(
-    "sweep: took thumbnails, not enqueued",
+SWEEPING_RENDITIONS = Point(
+    "sweep: took renditions, not enqueued",
     "before",
-    "shared.redis.queue:Queue.enqueue",
+    _ENQUEUE,
     files=_ALL,
-    attempt=4,
+    attempt=2,
     consumes=False,
 )
-SWEEPING_QUEUED = Point(
-    "sweep: took a queued row, not enqueued", "before", "shared.redis.queue:Queue.enqueue", consumes=False
-)
+SWEEPING_QUEUED = Point("sweep: took a queued row, not enqueued", "before", _ENQUEUE, consumes=False)
 SWEEPING_LEFTOVERS = Point(
-    "sweep: took a row that owes leftovers of thumbnails",
+    "sweep: took leftovers that a row owes, not removed",
     "before",
-    "worker.sweep:Sweep._settle",
+    "shared.settling:Settling.pay",
     files=_ALL,
     attempt=2,
     prior=LEFTOVERS_REMOVED,
     consumes=False,
 )
-SWEEPING = (SWEEPING_LOST, SWEEPING_THUMBNAILS, SWEEPING_QUEUED, SWEEPING_LEFTOVERS)
+SWEEPING = (SWEEPING_LOST, SWEEPING_RENDITIONS, SWEEPING_QUEUED, SWEEPING_LEFTOVERS)
 
 #: A web process deletes a ready image.
 DELETING = _here(
     Point("delete: not committed", "before", _COMMIT, f"{_LEDGER}.delete", files=_ALL),
     Point("delete: committed", "after", _COMMIT, f"{_LEDGER}.delete", files=_ALL, ends="deleted"),
     Point(
-        "delete: the tokens are changed, the row not told",
+        "delete: the tokens are changed, the debt not paid",
         "after",
-        "shared.redis.response_cache:ResponseCache.change_tokens",
+        _TOKENS_CHANGED,
         _DELETE,
         files=_ALL,
         ends="deleted",
     ),
     Point(
-        "delete: the row is told, no file removed",
+        "delete: the tokens are paid for, no notice sent",
         "before",
-        "shared.settling:Settling.remove_leftovers",
+        _ANNOUNCE,
+        _DELETE,
+        files=_ALL,
+        ends="deleted",
+    ),
+    Point(
+        "delete: the notice is paid for, no file removed",
+        "before",
+        _REMOVE_LEFTOVERS,
         _DELETE,
         files=_ALL,
         ends="deleted",
@@ -363,7 +377,7 @@ DELETING = _here(
     Point(
         "delete: all files are removed, the row not told",
         "before",
-        f"{_LEDGER}.leftovers_removed",
+        f"{_LEDGER}.remove",
         _DELETE,
         files="",
         ends="deleted",
@@ -373,44 +387,49 @@ DELETING = _here(
 #: A web process queues a failed image again.
 RETRYING = (
     Point("retry: not committed", "before", _COMMIT, f"{_LEDGER}.retry", ends="failed"),
-    Point("retry: committed, not enqueued", "before", "shared.redis.queue:Queue.enqueue", _RETRY, attempt=2),
+    Point("retry: committed, not enqueued", "before", _ENQUEUE, _RETRY, attempt=2),
 )
 
 #: A web process is asked for a thumbnail that is gone.
-ASKING_FOR_THUMBNAILS = (
+ASKING_FOR_RENDITIONS = (
     Point(
-        "thumbnails: asked for, not committed",
+        "renditions: asked for, not committed",
         "before",
         _COMMIT,
-        f"{_LEDGER}.request_thumbnails",
+        f"{_LEDGER}.request_renditions",
         files=_ALL,
         attempt=2,
     ),
-    Point(
-        "thumbnails: asked for, not enqueued",
-        "before",
-        "shared.redis.queue:Queue.enqueue",
-        _MISSING,
-        files=_ALL,
-        attempt=3,
-    ),
+    Point("renditions: asked for, not enqueued", "before", _ENQUEUE, _MISSING, files=_ALL, attempt=2),
 )
 
-#: A worker makes the thumbnails of a ready image again.
-MAKING_THUMBNAILS = _here(
-    Point("thumbnails: claimed", "after", _COMMIT, f"{_LEDGER}.claim_thumbnails", files=_ALL, attempt=4),
-    Point("thumbnails: kept, not published", "before", f"{_LEDGER}.publish", _THUMBNAILS, files=_ALL, attempt=4),
-    Point("thumbnails: published", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL, attempt=2),
+#: One of those that there are, and one that there is not.
+_ONE, _ADDED = "320x180.jpeg", "80x45.jpeg"
+
+#: A worker makes the renditions of a ready image again.
+MAKING_RENDITIONS = _here(
+    Point("renditions: claimed", "after", _COMMIT, f"{_LEDGER}.claim", files=_ALL, attempt=3, leases=1),
+    Point("renditions: kept, not published", "before", f"{_LEDGER}.publish", WORK, files=_ALL, attempt=3, leases=1),
     Point(
-        "thumbnails: the notice is sent, leftovers not removed",
+        "renditions: published, not committed",
         "before",
-        "shared.settling:Settling.remove_leftovers",
-        _THUMBNAILS,
+        _COMMIT,
+        f"{_LEDGER}.publish",
+        files=_ALL,
+        attempt=3,
+        leases=1,
+    ),
+    Point("renditions: published", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL, attempt=2),
+    Point(
+        "renditions: the tokens are paid for, leftovers not removed",
+        "before",
+        _REMOVE_LEFTOVERS,
+        WORK,
         files=_ALL,
         attempt=2,
     ),
     Point(
-        "thumbnails: one superseded file is removed",
+        "renditions: one superseded file is removed",
         "after",
         "os:unlink",
         f"{_STORAGE}.delete_folder",
@@ -421,21 +440,58 @@ MAKING_THUMBNAILS = _here(
     LEFTOVERS_REMOVED,
 )
 
+#: A worker makes but some renditions of a ready image, and merges them into those that it has.
+MERGING = (
+    Point(
+        "merge: one file is kept, not published",
+        "before",
+        f"{_LEDGER}.publish",
+        WORK,
+        files=_ALL,
+        attempt=3,
+        leases=1,
+        wanted=_ONE,
+    ),
+    Point("merge: one file is published", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL, attempt=2, wanted=_ONE),
+    Point(
+        "merge: the superseded file is removed, the debt not paid",
+        "before",
+        f"{_LEDGER}.paid",
+        WORK,
+        call=2,
+        files=_ALL,
+        attempt=2,
+        wanted=_ONE,
+    ),
+    Point(
+        "merge: one more is kept, not published",
+        "before",
+        f"{_LEDGER}.publish",
+        WORK,
+        files=_ALL,
+        attempt=3,
+        leases=1,
+        wanted=_ADDED,
+    ),
+    Point("merge: one more is published", "after", _COMMIT, f"{_LEDGER}.publish", files=_ALL, attempt=2, wanted=_ADDED),
+)
+
 #: A web process reads the list, and pays first what others owe.
 READING = (
     Point(
-        "reading: the tokens are changed, the rows not told",
+        "reading: the tokens are changed, the debts not paid",
         "after",
-        "shared.redis.response_cache:ResponseCache.change_tokens",
+        _TOKENS_CHANGED,
         "shared.settling:Settling.settle_all_tokens",
         about="",
         files=_ALL,
         prior=PUBLISHED,
     ),
     Point(
-        "reading: the rows are told, no notice sent",
-        "after",
-        f"{_LEDGER}.all_tokens_changed",
+        "reading: the tokens are paid for, no notice sent",
+        "before",
+        _ANNOUNCE,
+        "shared.settling:Settling.settle_all_tokens",
         about="",
         files=_ALL,
         prior=PUBLISHED,
@@ -444,15 +500,15 @@ READING = (
 
 ALL = (
     *UPLOADING,
-    UPLOADING_WITHOUT_REDIS,
     *CONVERTING,
-    SWEEPING_TOKENS,
-    SWEEPING_WITHOUT_REDIS,
+    *WITHOUT_REDIS,
+    *SWEEPING_DEBTS,
     *SWEEPING,
     *DELETING,
     *RETRYING,
-    *ASKING_FOR_THUMBNAILS,
-    *MAKING_THUMBNAILS,
+    *ASKING_FOR_RENDITIONS,
+    *MAKING_RENDITIONS,
+    *MERGING,
     *READING,
 )
 

@@ -19,7 +19,7 @@ from tests.crash.faults import Fault, Faults, Supervisor
 from tests.crash.journal import Journal, claimed_again, journal_of, keep_journal
 from tests.crash.numbered import number_in
 from tests.crash.retrying import ids_in_list
-from tests.integration.evidence import files_of, rows_of
+from tests.integration.evidence import files_of, is_at_rest, named_by, rows_of
 from tests.integration.service import Deployed
 
 #: Seconds from the last fault until everything must be final: a lease, a pause of a sick worker, and the backlog.
@@ -37,6 +37,27 @@ class Plan:
     scale: float = 1.0
     uploaders: int = 6
     readers: int = 2
+    #: Seconds after which the first fault of each sequence happens; at random unless told.
+    begins: float | None = None
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A time without Valkey, and what became of the uploads that were acknowledged meanwhile."""
+
+    fault: Fault
+    acknowledged: int
+    refused: int
+    #: From the first byte sent to ready, in seconds, of each that was ready in the end.
+    to_ready: Sequence[float]
+    #: The attempts at each of them.
+    attempts: Sequence[int]
+    #: From Valkey's return to the last of them ready, in seconds.
+    caught_up: float
+
+    @property
+    def seconds(self) -> float:
+        return self.fault.ended - self.fault.began
 
 
 @dataclass
@@ -69,24 +90,26 @@ class Outcome:
                         claims.append(claimed - kill.began)
         return claims
 
-    def backlogs(self) -> Iterator[tuple[Fault, int, int, float]]:
-        """Yield each absence of Valkey, how many uploads it saw acknowledged and refused, and how long they took.
-
-        That is from its return to the last of them ready, in seconds.
-        """
-        ready = {
-            name: max((s.at for s in steps if s.status == "ready"), default=0.0) for name, steps in self.journal.items()
-        }
+    def absences(self) -> Iterator[Absence]:
+        """Yield each absence of Valkey."""
         for fault in self.faults:
-            if fault.name == "Valkey gone":
-                meanwhile = [image for image in self.saw.acknowledged if fault.began <= image.at <= fault.ended]
-                refused = [
-                    one
-                    for one in self.saw.tries
-                    if fault.began <= one.at <= fault.ended and one.outcome in ("503", "507")
-                ]
-                last = max((ready.get(image.image_id, 0.0) for image in meanwhile), default=fault.ended)
-                yield fault, len(meanwhile), len(refused), max(0.0, last - fault.ended)
+            if fault.name != "Valkey gone":
+                continue
+            meanwhile = [image for image in self.saw.acknowledged if fault.began <= image.at <= fault.ended]
+            refused = [
+                one for one in self.saw.tries if fault.began <= one.at <= fault.ended and one.outcome in ("503", "507")
+            ]
+            steps = {image: self.journal.get(image.image_id, []) for image in meanwhile}
+            ready = {image: [step.at for step in taken if step.status == "ready"] for image, taken in steps.items()}
+            last = max((at for ats in ready.values() for at in ats), default=fault.ended)
+            yield Absence(
+                fault,
+                len(meanwhile),
+                len(refused),
+                [min(ats) - image.began for image, ats in ready.items() if ats],
+                [max((step.attempt for step in taken), default=0) for taken in steps.values()],
+                max(0.0, last - fault.ended),
+            )
 
 
 def rage(service: Deployed, plan: Plan, tell: Callable[[str], None] = lambda line: None) -> Outcome:
@@ -159,7 +182,10 @@ def _trouble(
     began, step = time.time(), plan.uploads / plan.rate / len(to_come)
     try:
         for position in range(len(to_come)):
-            if over.wait(max(0.0, began + (position + dice.uniform(0.1, 0.9)) * step - time.time())):
+            after = (position + dice.uniform(0.1, 0.9)) * step
+            if position == 0 and plan.begins is not None:
+                after = plan.begins
+            if over.wait(max(0.0, began + after - time.time())):
                 return
             while (fault := faults.happen(to_come[0])) is None:
                 # Whom it should happen to is away by another fault: what comes next goes first.
@@ -175,7 +201,7 @@ def _trouble(
 
 def _is_calm(service: Deployed) -> bool:
     rows = rows_of(service)
-    return all(row["status"] in ("ready", "failed") and row["owed"] is None for row in rows.values())
+    return all(row["status"] in ("ready", "failed") and is_at_rest(row) for row in rows.values())
 
 
 def _check(service: Deployed, outcome: Outcome) -> None:
@@ -193,8 +219,8 @@ def _check(service: Deployed, outcome: Outcome) -> None:
     for status in ("queued", "processing", "failed"):
         outcome.images[status] = len(those := [row for row in rows.values() if row["status"] == status])
         wrong += [f"{row['id']} is {status}: {row['error_type']}, {row['losses']} losses" for row in those]
-    unpaid = [row for row in rows.values() if row["owed"] is not None]
-    wrong += [f"{row['id']} still owes {row['owed']}" for row in unpaid]
+    unpaid = [row for row in rows.values() if row["debts"]]
+    wrong += [f"{row['id']} still owes {', '.join(row['debts'])}" for row in unpaid]
     outcome.images["not acknowledged, yet taken"] = len(rows.keys() - acknowledged.keys())
     outcome.images["lost an attempt"] = sum(row["attempt"] > 1 for row in rows.values())
 
@@ -232,7 +258,7 @@ def _check_files(service: Deployed, rows: dict[str, dict[str, Any]], outcome: Ou
             if rest[-1] not in rows:
                 # Of uploads that were not acknowledged; removed by a person's command.
                 outcome.images["originals without a row"] += 1
-        elif rest[-3] not in rows or str(rows[rest[-3]]["published"]) != rest[-2]:
+        elif rest[-3] not in rows or "/".join(rest[-2:]) not in named_by(rows[rest[-3]]):
             outcome.wrong.append(f"{path} is a leftover")
 
 

@@ -223,7 +223,7 @@ def until_all_webs_agree(service: Deployed) -> None:
 
     def is_settled() -> bool:
         rows = rows_of(service).values()
-        return all(row["status"] in ("ready", "failed", "deleting") and row["owed"] != "tokens" for row in rows)
+        return all(row["status"] in ("ready", "failed", "deleting") and "tokens" not in row["debts"] for row in rows)
 
     service.until(is_settled, seconds=60, what="the end of all work")
     ready = [row for row in rows_of(service).values() if row["status"] == "ready"]

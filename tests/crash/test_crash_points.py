@@ -10,7 +10,6 @@ import functools
 import hashlib
 import http.client
 import io
-import json
 import os
 import random
 import signal
@@ -31,14 +30,17 @@ from redis import Redis
 from launch.processes import HERE
 from tests.crash import points
 from tests.crash.arming import ONE_AT_A_TIME, Ambush, Arm, all_stopped, is_stopped
-from tests.crash.points import CONVERT, Point
+from tests.crash.points import WORK, Point
 from tests.integration.evidence import (
     attempts_of,
     content_of,
     files_of,
     forget_ledger,
+    is_at_rest,
     lines_of,
+    named_by,
     original_of,
+    query,
     renditions_of,
     row_of,
     rows_of,
@@ -53,6 +55,8 @@ T = TypeVar("T")
 
 SIZE = (640, 360)
 THUMBNAILS = [(320, 180), (160, 90)]
+#: A thumbnail that is made in addition.
+ADDED = (80, 45)
 #: Processes that start together: more than a small machine has cores for gain nothing.
 WAVE = 4
 #: Far more than the leases and wake-ups take that have to run out, twice for thumbnails: 30 s.
@@ -84,6 +88,7 @@ class Crashes:
         self.drafts: set[str] = set()
         self._folder = folder
         self._pictures: list[bytes] = []
+        self._urgent: Death | None = None
 
     # What goes in
 
@@ -113,10 +118,24 @@ class Crashes:
         assert self.service.get(f"/thumbnails/{death.image_id}/320x180.jpeg").status == 503
         return death
 
+    def want(self, file: str, death: Death) -> Death:
+        """Have one file of an image made, in the ledger: no request does so. The sweep enqueues it."""
+        self._change(death, f"work = 'renditions', wanted = '[\"{file}\"]', lane = 1, turn = {{now}}, due = {{now}}")
+        return death
+
+    def make_bulk(self, death: Death) -> Death:
+        """Make an image's work less urgent than any upload's, in the ledger."""
+        self._change(death, "lane = 3")
+        return death
+
+    def _change(self, death: Death, values: str) -> None:
+        changed = f"UPDATE images SET {values.format(now=time.time())} WHERE id = '{death.image_id}'"  # noqa: S608 - of ours
+        query(self.service, changed)
+
     def lose_jobs(self) -> None:
         """Lose the queue's key, and with it every job that nobody has taken."""
         with closing(Redis(port=self.service.valkey_port)) as redis:
-            redis.delete(*(key for key in redis.scan_iter("arq:queue:*") if not key.endswith(b":doorbell")))
+            redis.delete("none", *(key for key in redis.scan_iter("arq:queue2:*") if not key.endswith(b":doorbell")))
 
     # Processes that die
 
@@ -149,37 +168,57 @@ class Crashes:
             for point, death, ambush, process in armed:
                 with self._dying(point, death, ambush, process):
                     self.service.until(functools.partial(is_due, self.service, point, death), what="its being due")
-                    make_trouble(self.service, point, process)
+                    thaw(process)
+                    if point.trouble:
+                        self._make_trouble(point, process)
+                if point.trouble == "preempted":
+                    self._forget_urgent()
 
     def kill_without_redis(self) -> None:
-        """Have a worker die that cannot serve what its sweep took, and a web process that cannot enqueue."""
-        swept, sweeping = self.upload(), points.SWEEPING_WITHOUT_REDIS
-        self.kill_workers([(prior_of(sweeping), swept)])
-        taken = Arm("worker.sweep:Sweep._settle", "before", "stop", about=swept.image_id)
-        deadly = deadly_arm(sweeping, swept.image_id)
-        ambush = Ambush(self._folder, *worker_arms(sweeping, swept.image_id), taken, deadly)
-        worker = self.start_worker(sweeping, ambush)
-        self.service.until(lambda: is_stopped(worker), what="a worker that stops")
-        sent, uploading = self.unsent(), points.UPLOADING_WITHOUT_REDIS
-
-        def ask(web: int) -> int | None:
-            for valkey in self.service.valkeys:
-                valkey.kill()
-                valkey.wait()
-            return asked(self.service, web, "POST", "/images", sent.picture)
-
-        with self._dying(sweeping, swept, ambush, worker):
-            thaw(worker)
-            self.service.until(lambda: is_stopped(worker), what="a row that was taken")
-            self.kill_webs([(uploading, sent, ask)])
-            thaw(worker)
-        if self.service.valkey.poll() is not None:
-            self.service.start_valkeys()
+        """Have workers die that take their work from the ledger: each the first image in order, which is its own."""
+        armed = []
+        for point in points.WITHOUT_REDIS:
+            ambush = Ambush(self._folder, *worker_arms(point, ""), deadly_arm(point, ""))
+            armed.append((point, ambush, self.start_worker(point, ambush)))
+        self.service.until(lambda: all_stopped([process for *_, process in armed]), what="workers that stop")
+        for valkey in self.service.valkeys:
+            valkey.kill()
+            valkey.wait()
+        for point, ambush, process in armed:
+            with self._dying(point, self.upload(), ambush, process):
+                thaw(process)
+        self.service.start_valkeys()
         self.service.until(lambda: self.service.get("/readyz").json["redis"] == "ok", what="trust in Redis")
 
     def start_worker(self, point: Point, ambush: Ambush) -> subprocess.Popen[bytes]:
         grace = "0" if point.trouble == "told to stop" else "7"
         return self.service.start_worker(ASGI_LOOK_RENDER_SLOTS="1", ASGI_LOOK_GRACE_SECONDS=grace, **ambush.env)
+
+    def _make_trouble(self, point: Point, process: subprocess.Popen[bytes]) -> None:
+        """Have happen to a worker, or to its child, what brings it to its point."""
+        # It stops once more, over this image, when it has taken a child for it and has not asked it yet.
+        self.service.until(lambda: is_stopped(process), what="a child that is taken")
+        (child,) = children_of(process.pid)
+        match point.trouble:
+            case "frozen child":
+                os.kill(child, signal.SIGSTOP)
+            case "told to stop":
+                os.kill(child, signal.SIGSTOP)
+                process.terminate()
+            case "killed child":
+                os.kill(child, signal.SIGKILL)
+            case "crashed child":
+                os.kill(child, signal.SIGSEGV)
+            case "preempted":
+                os.kill(child, signal.SIGSTOP)
+                self._urgent = self.upload()
+        thaw(process)
+
+    def _forget_urgent(self) -> None:
+        """Forget the upload before which another image was put off: that has to stay nobody's."""
+        assert self._urgent is not None
+        assert self.service.request("DELETE", f"/images/{self._urgent.image_id}").status == 204
+        self.lose_jobs()
 
     @contextmanager
     def _dying(self, point: Point, death: Death, ambush: Ambush, process: subprocess.Popen[bytes]) -> Iterator[None]:
@@ -203,7 +242,7 @@ class Crashes:
     def settled(self) -> bool:
         """Tell whether nobody has to come back to any row, but for the last look at what was deleted."""
         return all(
-            row["due"] is None and row["owed"] is None and row["status"] in ("ready", "failed")
+            is_at_rest(row) and row["status"] in ("ready", "failed")
             for row in rows_of(self.service).values()
             if not is_gone(self.service, row)
         )
@@ -237,30 +276,9 @@ def worker_arms(point: Point, image_id: str) -> list[Arm]:
     ]
     if point.trouble:
         arms.append(
-            Arm("worker.renderer.session:RenderSession.read_header", "before", "stop", within=CONVERT, about=image_id)
+            Arm("worker.renderer.session:RenderSession.read_header", "before", "stop", within=WORK, about=image_id)
         )
     return arms
-
-
-def make_trouble(service: Deployed, point: Point, process: subprocess.Popen[bytes]) -> None:
-    """Let a worker go on to its point, with what has to happen so that it comes there."""
-    thaw(process)
-    if not point.trouble:
-        return
-    # It stops once more, over this image, when it has taken a child for it and has not asked it yet.
-    service.until(lambda: is_stopped(process), what="a child that is taken")
-    (child,) = children_of(process.pid)
-    match point.trouble:
-        case "frozen child":
-            os.kill(child, signal.SIGSTOP)
-        case "told to stop":
-            os.kill(child, signal.SIGSTOP)
-            process.terminate()
-        case "killed child":
-            os.kill(child, signal.SIGKILL)
-        case "crashed child":
-            os.kill(child, signal.SIGSEGV)
-    thaw(process)
 
 
 def asked(service: Deployed, web: int, method: str, path: str, body: bytes | None = None) -> int | None:
@@ -280,19 +298,17 @@ def is_up(service: Deployed, web: int) -> bool:
 
 
 def is_due(service: Deployed, point: Point, death: Death) -> bool:
-    """Tell whether the sweep would take the image, where it is the sweep that dies over it."""
-    due = row_of(service, death.image_id)["due"]
-    return point.consumes or (due is not None and due <= time.time())
+    """Tell whether the sweep would take the image, or a debt of it, where it is the sweep that dies over it."""
+    if point.consumes:
+        return True
+    dues = "SELECT due FROM images WHERE id = '{0}' UNION ALL SELECT due FROM debts WHERE image_id = '{0}'"
+    found = query(service, dues.format(death.image_id))
+    return any(row["due"] is not None and row["due"] <= time.time() for row in found)
 
 
 def is_gone(service: Deployed, row: dict[str, Any]) -> bool:
     """Tell whether of a deleted image nothing is left but a row that waits for the last look."""
-    return (
-        row["status"] == "deleting"
-        and row["owed"] == "leftovers"
-        and row["due"] == row["modified"] + 60
-        and files_of(service, row["id"]) == []
-    )
+    return row["status"] == "deleting" and row["debts"] == ["leftovers"] and files_of(service, row["id"]) == []
 
 
 def fill_cache(service: Deployed, image_id: str) -> None:
@@ -329,36 +345,37 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashes]:
 def let_all_die(crashes: Crashes) -> None:
     service = crashes.service
     # What is to be ready, or failed, at the beginning. The limit that fails it is gone when it is tried again.
-    swept = (points.SWEEPING_THUMBNAILS, points.SWEEPING_LEFTOVERS)
-    thumbnails = (*swept, *points.ASKING_FOR_THUMBNAILS, *points.MAKING_THUMBNAILS)
-    ready = {point: crashes.upload() for point in (*points.DELETING, *thumbnails)}
+    swept = (points.SWEEPING_RENDITIONS, points.SWEEPING_LEFTOVERS)
+    incomplete = (*swept, *points.ASKING_FOR_RENDITIONS, *points.MAKING_RENDITIONS)
+    ready = {point: crashes.upload() for point in (*points.DELETING, *incomplete, *points.MERGING)}
     service.until(crashes.settled, what="ready images")
     stop_workers(service)
     failed = {point: crashes.upload() for point in points.RETRYING}
     service.start_worker(ASGI_LOOK_MAX_PIXELS="1000")
     service.until(crashes.settled, what="failed images")
     stop_workers(service)
-    for point in thumbnails:
+    for point in incomplete:
         crashes.lose_a_thumbnail(ready[point])
     for point in points.DELETING:
         fill_cache(service, ready[point].image_id)
 
     # What the sweep pays within a second comes first, before another sweep does.
-    owing = crashes.upload()
-    crashes.kill_workers([(points.PUBLISHED, owing), (points.SWEEPING_TOKENS, owing)])
+    for point in points.SWEEPING_DEBTS:
+        owing = crashes.upload()
+        crashes.kill_workers([(points.PUBLISHED, owing), (point, owing)])
     crashes.kill_without_redis()
 
     # What the sweep is to find must have lost its process, or its job, for some time: meanwhile the web dies.
-    # In the order in which workers take them.
     due = {points.SWEEPING_LEFTOVERS: crashes.ask_for_it(ready[points.SWEEPING_LEFTOVERS])}
+    crashes.kill_workers([(points.LEFTOVERS_REMOVED, due[points.SWEEPING_LEFTOVERS])])
     due[points.SWEEPING_LOST] = crashes.upload()
-    crashes.kill_workers((prior_of(point), death) for point, death in due.items())
+    crashes.kill_workers([(points.CLAIMED, due[points.SWEEPING_LOST])])
     due[points.SWEEPING_QUEUED] = crashes.upload()
-    due[points.SWEEPING_THUMBNAILS] = crashes.ask_for_it(ready[points.SWEEPING_THUMBNAILS])
+    due[points.SWEEPING_RENDITIONS] = crashes.ask_for_it(ready[points.SWEEPING_RENDITIONS])
     crashes.lose_jobs()
     sent = {point: crashes.unsent() for point in points.UPLOADING}
     deleted = {point: ready[point] for point in points.DELETING}
-    wanted = {point: ready[point] for point in points.ASKING_FOR_THUMBNAILS}
+    wanted = {point: ready[point] for point in points.ASKING_FOR_RENDITIONS}
     crashes.kill_webs(
         [
             *asking(service, sent, "POST", "/images"),
@@ -374,9 +391,16 @@ def let_all_die(crashes: Crashes) -> None:
     crashes.kill_webs(asking(service, read, "GET", "/images"))
 
     for wave in waves(points.CONVERTING):
-        crashes.kill_workers([(point, crashes.upload(whole=point.is_whole)) for point in wave])
-    for wave in waves(points.MAKING_THUMBNAILS):
+        crashes.kill_workers([(point, upload_for(crashes, point)) for point in wave])
+    for wave in waves(points.MAKING_RENDITIONS):
         crashes.kill_workers([(point, crashes.ask_for_it(ready[point])) for point in wave])
+    for wave in waves(points.MERGING):
+        crashes.kill_workers([(point, crashes.want(point.wanted, ready[point])) for point in wave])
+
+
+def upload_for(crashes: Crashes, point: Point) -> Death:
+    death = crashes.upload(whole=point.is_whole)
+    return crashes.make_bulk(death) if point.trouble == "preempted" else death
 
 
 def prior_of(point: Point) -> Point:
@@ -402,7 +426,7 @@ def test_what_was_acknowledged_ends_as_it_should(crashed: Crashes, point: Point)
     assert sorted(death.files) == sorted(point.files.split())
     assert death.answer == (202 if point.is_told else None)
     image_id = death.image_id or id_of(service, death.picture)
-    if point in points.ASKING_FOR_THUMBNAILS:
+    if point in points.ASKING_FOR_RENDITIONS:
         # Its client was told nothing, and asks again.
         service.until(lambda: service.get(f"/thumbnails/{image_id}/320x180.jpeg").status == 200, what="a thumbnail")
         service.until(crashed.settled, what="settling")
@@ -447,7 +471,7 @@ def test_storage_holds_what_the_ledger_names(crashed: Crashes) -> None:
     for the next.
     """
     service = crashed.service
-    for point in points.ASKING_FOR_THUMBNAILS:
+    for point in points.ASKING_FOR_RENDITIONS:
         path = f"/thumbnails/{crashed.deaths[point].image_id}/320x180.jpeg"
         service.until(lambda path=path: service.get(path).status == 200, what="a thumbnail")  # type: ignore[misc] # a default is no argument
     service.until(crashed.settled, what="settling")
@@ -458,8 +482,8 @@ def test_storage_holds_what_the_ledger_names(crashed: Crashes) -> None:
     for image_id, row in rows_of(service).items():
         if row["status"] != "deleting":
             named.add(str(original_of(service, image_id).relative_to(service.data)))
-            folder = renditions_of(service, image_id) / str(row["published"])
-            named |= {str((folder / name).relative_to(service.data)) for name in json.loads(row["renditions"])}
+            folder = renditions_of(service, image_id)
+            named |= {str((folder / file).relative_to(service.data)) for file in named_by(row)}
     assert named <= stored
     orphans = {path for path in stored - named if path.startswith("originals")}
     uncommitted = {digest(crashed.deaths[point].picture) for point in points.UPLOADING if orphaned(point)}
@@ -548,20 +572,19 @@ def assert_ready(service: Deployed, point: Point, image_id: str, original: bytes
     record = service.get(f"/images/{image_id}").json
     assert record["status"] == "ready"
     assert [listed["id"] for listed in service.get("/images?limit=1000").json].count(image_id) == 1
-    assert record["thumbnails"] == [f"/thumbnails/{image_id}/{width}x{height}.jpeg" for width, height in THUMBNAILS]
-    for path, size in zip([record["image"], *record["thumbnails"]], [SIZE, *THUMBNAILS], strict=True):
+    thumbnails = [*THUMBNAILS, *([ADDED] if point.wanted.startswith("{}x{}.".format(*ADDED)) else [])]
+    assert record["thumbnails"] == [f"/thumbnails/{image_id}/{width}x{height}.jpeg" for width, height in thumbnails]
+    for path, size in zip([record["image"], *record["thumbnails"]], [SIZE, *thumbnails], strict=True):
         answer = service.get(path)
         assert answer.status == 200
         assert_shows(answer.body, original, size)
     assert original_of(service, image_id).read_bytes() == original
     row = row_of(service, image_id)
-    assert (row["owed"], row["due"], row["losses"], row["failures"]) == (None, None, 0, 0)
-    assert attempts_of(service, image_id) == [str(row["published"])]
-    if "thumbnails" in point.name:
-        # Each wake-up that a pass of the sweep finds overdue raises the fence, too.
-        assert row["published"] >= point.attempt
-    else:
-        assert row["published"] == point.attempt
+    assert is_at_rest(row)
+    assert (row["losses"], row["failures"], row["published"]) == (0, 0, point.attempt)
+    # What a merge has not made is the first attempt's.
+    attempts = [1, point.attempt] if point.wanted else [point.attempt]
+    assert attempts_of(service, image_id) == list(map(str, attempts))
     assert_leases_ran_out(service, point, image_id)
 
 
@@ -576,7 +599,7 @@ def assert_failed(service: Deployed, point: Point, image_id: str) -> None:
     record = service.get(f"/images/{image_id}").json
     assert record["status"] == "failed"
     row = row_of(service, image_id)
-    assert (row["owed"], row["due"], row["attempt"]) == (None, None, point.attempt)
+    assert (is_at_rest(row), row["attempt"]) == (True, point.attempt)
     assert attempts_of(service, image_id) == []
     assert_leases_ran_out(service, point, image_id)
 

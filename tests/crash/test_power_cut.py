@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shared.images import Size, ladder
+from shared.renditions import Size, ladder
 from shared.storage.disk import DiskStorage
 from shared.storage.resumable import ResumableDraft
 from tests.crash.disks import EXT2, EXT4, Disk, FileSystem, standstill
-from tests.integration.evidence import files_of, original_of, renditions_of, rows_of
+from tests.integration.evidence import files_of, is_at_rest, original_of, renditions_of, rows_of
 from tests.integration.service import Service, ended
 from tests.worker.pictures import encoded, photo
 
@@ -144,7 +144,7 @@ def test_what_was_acknowledged_before_a_power_cut_is_there_and_gets_ready(
             for moment in MOMENTS:
                 clients.until_acknowledged(moment)
                 cut_power()
-        service.until(lambda: all(row["due"] is None for row in rows_of(service).values()), 60, "the service's leisure")
+        service.until(lambda: all(map(is_at_rest, rows_of(service).values())), 60, "the service's leisure")
         cut_power()
 
     (tmp_path / "afterwards").mkdir()
@@ -216,13 +216,13 @@ def look_at_disk(data: Path, acknowledged: Mapping[str, Picture], keep_originals
     rows = rows_of_copy(data)
     assert acknowledged.keys() <= rows.keys()
     for image_id, row in rows.items():
-        for name, (_, _, length, digest) in json.loads(row["renditions"]).items():
-            rendition = renditions_of(disk, image_id) / str(row["published"]) / name
+        for name, (_, _, length, digest, attempt, _) in json.loads(row["renditions"]).items():
+            rendition = renditions_of(disk, image_id) / str(attempt) / name
             assert (rendition.stat().st_size, sha256(rendition.read_bytes())) == (length, digest)
         original = original_of(disk, image_id)
         if keep_originals or row["status"] != "ready":
             assert sha256(original.read_bytes()) == row["original_sha256"]
-        elif row["owed"] is None:
+        elif not row["debts"]:
             # Nobody would remove it any more.
             assert not original.exists()
     for image_id, picture in acknowledged.items():
@@ -246,7 +246,7 @@ def look_at_service(service: Service, acknowledged: Mapping[str, Picture]) -> No
     assert acknowledged.keys() <= set(listed)
     for image_id, row in rows_of(service).items():
         renditions = json.loads(row["renditions"])
-        for name, (width, height, _, digest) in renditions.items():
+        for name, (width, height, _, digest, *_) in renditions.items():
             path = f"/images/{image_id}.jpeg" if name == FULL else f"/thumbnails/{image_id}/{name}"
             answer = service.get(path)
             assert (answer.status, sha256(answer.body)) == (200, digest), path

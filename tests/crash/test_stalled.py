@@ -16,7 +16,16 @@ from pathlib import Path
 import pytest
 
 from tests.crash.arming import ONE_AT_A_TIME, Ambush, Arm, is_stopped
-from tests.integration.evidence import attempts_of, comparable, files_of, lines_of, renditions_of, row_of, rows_of
+from tests.integration.evidence import (
+    attempts_of,
+    comparable,
+    files_of,
+    is_at_rest,
+    lines_of,
+    renditions_of,
+    row_of,
+    rows_of,
+)
 from tests.integration.faults import thaw
 from tests.integration.service import Deployed, Services, ended, is_apart
 from tests.worker.pictures import encoded, photo
@@ -25,7 +34,7 @@ pytestmark = pytest.mark.processes
 
 STORAGE = "shared.storage.objects:ObjectStorage" if is_apart() else "shared.storage.disk:DiskStorage"
 NOT_KEPT = Arm(f"{STORAGE}.keep", "before", "stop")
-KEPT = Arm("shared.ledger:Ledger.publish", "before", "stop")
+KEPT = Arm("shared.ledger.ledger:Ledger.publish", "before", "stop")
 #: For one that was not kept: its renewal may find the lease gone before anything else, but keeping goes on to its end.
 DIES_WHEN_KEPT = Arm(f"{STORAGE}.{'_keep' if is_apart() else '_put'}", "after", "kill")
 BOTH = pytest.mark.parametrize("where", [NOT_KEPT, KEPT], ids=["not kept", "kept"])
@@ -83,7 +92,7 @@ def stop(worker: subprocess.Popen[bytes]) -> None:
 
 def settled(service: Deployed, image_id: str, status: str) -> bool:
     row = row_of(service, image_id)
-    return (row["status"], row["owed"], row["due"]) == (status, None, None)
+    return row["status"] == status and is_at_rest(row)
 
 
 def answers_about(service: Deployed, image_id: str) -> list[object]:
@@ -127,15 +136,16 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         def stalled(stalling: dict[Arm, Stalled]) -> dict[Arm, Stalled]:
             return {where: stall(service, each) for where, each in stalling.items()}
 
-        # All start before the first one goes on, and in the order of their images, in which they take them: then they
-        # have stopped before any of their sweeps could find that the first one's lease is over.
+        # All start before the first one goes on, and go on in the order of work, uploads first: then each takes its own
+        # image, and has stopped before any of their sweeps could find that the first one's lease is over.
         remade, published, deleted, forgotten = (
             starting(image_ids) for image_ids in (ready, *([upload(service), upload(service)] for _ in range(3)))
         )
         dies_late = start_stalling(service, marks, upload(service), NOT_KEPT, DIES_WHEN_KEPT)
         retried = start_stalling(service, marks, upload(service, (640, 360)), KEPT)
-        remade, published, deleted, forgotten = map(stalled, (remade, published, deleted, forgotten))
+        published, deleted, forgotten = map(stalled, (published, deleted, forgotten))
         dies_late, retried = stall(service, dies_late), stall(service, retried)
+        remade = stalled(remade)
         for each in (*deleted.values(), *forgotten.values(), dies_late):
             assert service.request("DELETE", f"/images/{each.image_id}").status == 204
             assert files_of(service, each.image_id) == []
@@ -271,7 +281,7 @@ def test_it_cannot_publish_in_the_place_of_thumbnails_being_made(services: Servi
     wake(service, sleeper)
 
     row = row_of(service, image_id)
-    assert (row["published"], row["owed"]) == (1, "thumbnails")
+    assert (row["published"], row["work"]) == (1, "renditions")
     assert attempts_of(service, image_id) == ["1", str(other.attempt)]
     thaw(other.process)
     service.until(lambda: settled(service, image_id, "ready"), 60, "the thumbnails")

@@ -16,10 +16,10 @@ _GOOD, _LATE, _BAD, _FAULT = "#2a7f62", "#e08a1e", "#c0392b", "#5b5f97"
 def draw(outcome: Outcome, path: Path) -> None:
     """Draw the timeline into a PNG."""
     began = outcome.began
-    figure = Figure(figsize=(12, 9.5), layout="constrained")
-    lanes, rates, latencies = figure.subplots(3, 1, sharex=True, height_ratios=(2.6, 1.2, 1.8))
-
     names = [name for name in (*Faults.LASTING, *Faults.SUDDEN) if any(f.name == name for f in outcome.faults)]
+    figure = Figure(figsize=(12, 6.5 + 0.25 * len(names)), layout="constrained")
+    lanes, rates, latencies = figure.subplots(3, 1, sharex=True, height_ratios=(0.25 * len(names), 1.2, 1.8))
+
     for fault in outcome.faults:
         lane = names.index(fault.name)
         if fault.ended > fault.began:
@@ -63,8 +63,9 @@ def draw(outcome: Outcome, path: Path) -> None:
     latencies.set_xlabel("seconds")
 
     images = outcome.images
+    what = outcome.faults[0].name if len(outcome.faults) == 1 else f"{len(outcome.faults)} faults"
     figure.suptitle(
-        f"{images['acknowledged']} uploads acknowledged, {len(outcome.faults)} faults: {images['lost']} lost, "
+        f"{images['acknowledged']} uploads acknowledged, {what}: {images['lost']} lost, "
         f"{images['queued'] + images['processing']} stuck, {images['failed']} failed, "
         f"{images['pictures torn or wrong']} of {images['pictures decoded']} pictures torn or wrong",
         fontsize=13,

@@ -7,7 +7,7 @@ import io
 import imagecodecs
 import numpy as np
 
-from shared.images import Size, ladder
+from shared.renditions import Size, ladder
 from tests.fidelity.colours import Pixels, Values, to_pixels
 from tests.fidelity.kinds import WHITE
 from tests.worker.pictures import jpeg_of

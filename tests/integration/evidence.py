@@ -31,8 +31,32 @@ def query(service: Service, statement: str) -> list[dict[str, Any]]:
 
 
 def rows_of(service: Service) -> dict[str, dict[str, Any]]:
-    """Return the ledger's rows by their images' ids."""
-    return {row["id"]: row for row in query(service, "SELECT * FROM images")}
+    """Return the ledger's rows by their images' ids.
+
+    Each has two members besides: `debts`, the kinds of what is owed for it in order of the alphabet, and `published`,
+    the newest attempt of which a rendition is in use.
+    """
+    kinds = "string_agg(kind, ',')" if is_on_postgresql(service) else "group_concat(kind)"
+    owed = f"(SELECT {kinds} FROM debts WHERE image_id = images.id) AS debts"  # noqa: S608 - names of ours
+    rows = query(service, f"SELECT images.*, {owed} FROM images")  # noqa: S608 - names of ours
+    return {row["id"]: row | _told(row) for row in rows}
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    attempts = [attempt for *_, attempt, _ in json.loads(row["renditions"]).values()]
+    debts = sorted(row["debts"].split(",")) if row["debts"] else []
+    return {"debts": debts, "published": max(attempts, default=None)}
+
+
+def named_by(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of an image's renditions by their files, such as `1/image.jpeg`."""
+    stored = json.loads(row["renditions"])
+    return {f"{attempt}/{name}": str(digest) for name, (_, _, _, digest, attempt, _) in stored.items()}
+
+
+def is_at_rest(row: Mapping[str, Any]) -> bool:
+    """Tell whether nothing is to be done for an image: no work, no debts."""
+    return row["work"] is None and not row["debts"]
 
 
 def forget_ledger(service: Service) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from shared.shutdown_signals import ONE_REQUEST_SECONDS
-from tests.integration.evidence import row_of, rows_of, status_of
+from tests.integration.evidence import is_at_rest, row_of, rows_of, status_of
 from tests.integration.service import Deployed, Response, Service, host_of, until
 from tests.worker.pictures import encoded, photo, swapping_profile
 
@@ -86,7 +86,7 @@ def frozen(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def frozen_worker(service: Deployed) -> Iterator[None]:
     """Keep the service's one worker frozen for the block, in a moment in which it has nothing to do."""
     # One that is frozen between BEGIN and COMMIT keeps SQLite's one write lock.
-    service.until(lambda: all(row["due"] is None for row in rows_of(service).values()), what="the worker's leisure")
+    service.until(lambda: all(map(is_at_rest, rows_of(service).values())), what="the worker's leisure")
     with frozen(service.workers[0]):
         yield
 

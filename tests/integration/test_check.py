@@ -86,9 +86,9 @@ def test_without_redis_the_service_is_degraded_and_the_check_says_that_it_cannot
 def test_without_ledger_or_storage_the_service_is_unavailable(services: Services) -> None:
     service = services.deploy()
     with closing(sqlite3.connect(service.data / "ledger.sqlite3", timeout=10)) as ledger:
-        ledger.execute("ALTER TABLE ledger RENAME TO elsewhere")
+        ledger.execute("ALTER TABLE deployment RENAME TO elsewhere")
         no_ledger = health_of(service)
-        ledger.execute("ALTER TABLE elsewhere RENAME TO ledger")
+        ledger.execute("ALTER TABLE elsewhere RENAME TO deployment")
     drafts = service.data / "drafts"
     drafts.rename(service.data / "elsewhere")
     no_storage = health_of(service)

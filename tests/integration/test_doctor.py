@@ -17,7 +17,7 @@ import pytest
 import uuid_utils
 
 from launch.processes import HERE
-from tests.integration.evidence import holdings_of, original_of, renditions_of, row_of, rows_of
+from tests.integration.evidence import holdings_of, is_at_rest, original_of, renditions_of, row_of, rows_of
 from tests.integration.faults import small_picture
 from tests.integration.service import Response, Service, Services
 
@@ -43,7 +43,7 @@ def upload(service: Service) -> dict[str, Any]:
     answer = service.upload(small_picture(), wait=20)
     assert answer.status == 201, answer
     record: dict[str, Any] = answer.json
-    service.until(lambda: row_of(service, record["id"])["owed"] is None, what="settling")
+    service.until(lambda: is_at_rest(row_of(service, record["id"])), what="settling")
     return record
 
 
@@ -54,7 +54,7 @@ def pictures_of(service: Service, record: Mapping[str, Any]) -> dict[str, Respon
 def are_made_again(service: Service, *records: Mapping[str, Any]) -> bool:
     """Tell whether these images' renditions have been published anew, and nothing is owed any more."""
     rows = [row_of(service, record["id"]) for record in records]
-    return all(row["published"] > 1 and row["owed"] is None for row in rows)
+    return all(row["published"] > 1 and is_at_rest(row) for row in rows)
 
 
 def put_old(path: Path, content: bytes = b"of long ago") -> Path:

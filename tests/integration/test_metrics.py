@@ -46,7 +46,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
             assert [service.get(record["image"]).status for _ in range(2)] == [200, 200]
         assert service.request("DELETE", f"/images/{records[0]['id']}").status == 204
         assert service.get("/nowhere").status == 404
-        service.until(lambda: all(row["owed"] != "tokens" for row in rows_of(service).values()), what="settling")
+        service.until(lambda: all("tokens" not in row["debts"] for row in rows_of(service).values()), what="settling")
         yield service
 
 

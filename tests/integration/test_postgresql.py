@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from launch.processes import HERE
-from tests.integration.evidence import attempts_of, files_of, row_of, rows_of, status_of
+from tests.integration.evidence import attempts_of, files_of, is_at_rest, row_of, rows_of, status_of
 from tests.integration.faults import begin_render, freeze, small_picture, thaw, worker_of
 from tests.integration.service import Deployed, Response, Services
 from tests.postgresql import Postgresql, execute
@@ -29,7 +29,7 @@ def url(postgresql: Postgresql) -> Iterator[str]:
 def until_settled(service: Deployed) -> None:
     """Return when every image is ready, and owes nothing any more."""
     service.until(
-        lambda: all((row["status"], row["owed"]) == ("ready", None) for row in rows_of(service).values()),
+        lambda: all(row["status"] == "ready" and is_at_rest(row) for row in rows_of(service).values()),
         seconds=90,
         what="settling",
     )
@@ -76,7 +76,7 @@ def test_a_worker_frozen_in_its_commit_does_not_hold_the_counter(services: Servi
     service = services.deploy(DATABASE_URL=url, ASGI_LOOK_RENDER_SLOTS="1")
     for statement in (
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NEW; END'",
-        "CREATE TRIGGER dawdle AFTER UPDATE OF sequence ON ledger FOR EACH ROW EXECUTE FUNCTION dawdle()",
+        "CREATE TRIGGER dawdle AFTER UPDATE OF sequence ON deployment FOR EACH ROW EXECUTE FUNCTION dawdle()",
     ):
         execute(url, statement)
     first = service.upload(small_picture()).json["id"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.integration.evidence import attempts_of, comparable, original_of, renditions_of, row_of
+from tests.integration.evidence import attempts_of, comparable, is_at_rest, original_of, renditions_of, row_of
 from tests.integration.faults import small_picture
 from tests.integration.service import Deployed, Response, Service, Services
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.processes
 
 
 def settled(service: Service, image_id: str) -> bool:
-    return row_of(service, image_id)["owed"] is None
+    return is_at_rest(row_of(service, image_id))
 
 
 def upload(service: Service) -> dict[str, Any]:

@@ -180,15 +180,16 @@ def test_who_uploads_without_a_trace_begins_one(service: Deployed, receiver: Rec
     assert (attempt.trace, attempt.parent, post.parent) == (post.trace, post.id, "")
 
 
-def test_a_wake_up_that_the_sweep_sends_belongs_to_the_same_trace(service: Deployed, receiver: Receiver) -> None:
+def test_work_that_is_taken_without_redis_belongs_to_the_same_trace(service: Deployed, receiver: Receiver) -> None:
     client = Client.new()
 
     service.valkey.kill()
     service.valkey.wait()
     upload(service, client, small_picture())
-    service.start_valkey()
 
     attempt = ended_attempt(service, receiver, client.trace)
+    service.start_valkey()
+    service.until(lambda: receiver.of(client.trace, "POST /images"), what="the POST in the trace")
     (post,) = receiver.of(client.trace, "POST /images")
     assert attempt.parent == post.id
 

@@ -7,7 +7,16 @@ import signal
 
 import pytest
 
-from tests.integration.evidence import attempts_of, comparable, lines_of, renditions_of, row_of, rows_of, status_of
+from tests.integration.evidence import (
+    attempts_of,
+    comparable,
+    is_at_rest,
+    lines_of,
+    renditions_of,
+    row_of,
+    rows_of,
+    status_of,
+)
 from tests.integration.faults import begin_render, freeze, let_request_pass, thaw, worker_of
 from tests.integration.service import Deployed, Services, children_of
 
@@ -17,7 +26,7 @@ pytestmark = pytest.mark.processes
 def until_ready(service: Deployed, image_id: str) -> None:
     """Return when the image is ready and nothing about it is owed any more."""
     service.until(lambda: row_of(service, image_id)["status"] == "ready", seconds=60, what="readiness")
-    service.until(lambda: row_of(service, image_id)["owed"] is None, what="settling")
+    service.until(lambda: is_at_rest(row_of(service, image_id)), what="settling")
     assert status_of(service, image_id) == "ready"
 
 

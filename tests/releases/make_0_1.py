@@ -114,7 +114,7 @@ def free_port() -> int:
 class Release:
     """0.1.0 in processes that this script starts, freezes and kills."""
 
-    def __init__(self, code: Path, folder: Path) -> None:
+    def __init__(self, code: Path, folder: Path, **env: str) -> None:
         self.data = folder / "data"
         self._code = code
         self._folder = folder
@@ -130,6 +130,7 @@ class Release:
             "PORT": str(self._port),
             "ASGI_LOOK_STORAGE_PATH": str(self.data),
             "REDIS_URL": f"redis://127.0.0.1:{self._valkey_port}/0",
+            **env,
         }
 
     # Processes
@@ -154,6 +155,10 @@ class Release:
         valkey = self._start("valkey", command)
         until(self._valkey_answers, "Valkey's answer")
         return valkey
+
+    def end_of(self, name: str, command: Sequence[str] = ()) -> int:
+        """Start a process that is expected to end by itself; return its exit code."""
+        return self._start(name, command or self._commands[name]).wait(PATIENCE)
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:
         """End a process in peace."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import NoSuchKey, StorageUnavailable
-from shared.images import original_key
+from shared.renditions import original_key
 from shared.storage.cached import CachedStorage
 from shared.storage.local_cache import FIXED_BYTES, LocalCache
 from shared.storage.objects import ObjectStorage

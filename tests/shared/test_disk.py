@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
-from shared.images import original_key
+from shared.renditions import original_key
 from shared.storage.disk import DiskStorage
 from shared.storage.disk_draft import WRITTEN_AT_ONCE, DiskDraft
 from shared.storage.files import read_cached
@@ -140,19 +140,6 @@ async def test_many_drafts_are_all_fsynced_before_the_first_is_renamed(
     made = events.index(("mkdir", folder))
     assert ("fsync", f"renditions/01890/a5d/{ID}") in events[made : min(renames)]
     assert events.index(("fsync", folder)) > max(renames)
-
-
-async def test_what_is_carried_over_is_as_durable(storage: DiskStorage, events: list[Event]) -> None:
-    await put(storage, f"renditions/{ID}/1/image.jpeg", b"x")
-    events.clear()
-
-    await storage.carry_over(f"renditions/{ID}/1/image.jpeg", f"renditions/{ID}/2/image.jpeg")
-
-    folder = f"renditions/01890/a5d/{ID}"
-    renamed = events.index(("rename", f"{folder}/2/image.jpeg"))
-    assert ("fsync", "draft") in events[:renamed]
-    assert ("fsync", folder) in events[events.index(("mkdir", f"{folder}/2")) : renamed]
-    assert events[renamed + 1 :] == [("fsync", f"{folder}/2")]
 
 
 async def test_what_is_deleted_is_not_brought_back_by_a_power_cut(storage: DiskStorage, events: list[Event]) -> None:

@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 
 from shared.errors import MismatchError
 from shared.identity import check_redis, check_storage, check_storage_as_it_is, keep_standing
-from shared.images import original_key
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import CircuitBreaker
+from shared.renditions import original_key
 from shared.settings import Settings
 from shared.storage import Storage
 from shared.storage.disk import DiskStorage

@@ -25,10 +25,11 @@ from shared.errors import (
     UploadRefused,
     UploadTooLarge,
 )
-from shared.images import Image, Original, Status, original_key
+from shared.images import Image, Original, Status
 from shared.intake import Content, Intake, recognise
 from shared.ledger import Ledger
 from shared.ledger.engine import create_engine
+from shared.renditions import original_key
 from shared.settings import Settings
 from shared.storage import Draft
 from shared.storage.disk import DiskStorage

@@ -81,10 +81,13 @@ def test_the_migrated_ledger_is_what_the_schema_says(migrated_ledger: Path) -> N
 
 async def test_the_migrated_ledger_on_postgresql_is_what_the_schema_says(postgresql: Postgresql) -> None:
     def described(connection: Connection) -> tuple[object, ...]:
-        rows = connection.exec_driver_sql("SELECT indexdef FROM pg_indexes WHERE tablename IN ('images', 'ledger')")
+        rows = connection.exec_driver_sql(
+            "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+        )
         columns = connection.exec_driver_sql(
-            "SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, collation_name "
-            "FROM information_schema.columns WHERE table_name IN ('images', 'ledger')"
+            "SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, collation_name, "
+            "column_default FROM information_schema.columns "
+            "WHERE table_schema = 'public' AND table_name <> 'alembic_version'"
         )
         return sorted(row.indexdef for row in rows), sorted(map(str, columns))
 
@@ -128,7 +131,7 @@ def test_releases_at_once_in_many_processes_leave_one_ledger(unmigrated: dict[st
         engine = create_engine(Settings.from_env(unmigrated))
         async with engine.connect() as connection:
             versions = await connection.exec_driver_sql("SELECT version_num FROM alembic_version")
-            rows = await connection.exec_driver_sql("SELECT count(*) FROM ledger")
+            rows = await connection.exec_driver_sql("SELECT count(*) FROM deployment")
             found = list(versions.scalars()), rows.scalar_one()
         await engine.dispose()
         return found
@@ -205,7 +208,7 @@ async def test_a_ledger_without_tables_is_refused_with_what_to_do(unmigrated: di
 
 
 async def test_a_ledger_of_an_older_revision_is_refused_with_what_to_do(ledger: Ledger) -> None:
-    async with ledger._engine.begin() as connection:
+    async with ledger._database._engine.begin() as connection:
         await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
 
     with pytest.raises(LedgerNotMigrated, match=rf"at 0000, not {REVISION}: run `python -m shared.migrations`"):

@@ -19,7 +19,7 @@ import obstore
 import pytest
 
 from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
-from shared.images import original_key
+from shared.renditions import original_key
 from shared.storage import objects
 from shared.storage.objects import PART_BYTES, PUTS_AT_A_TIME, ObjectStorage
 from tests.ledgers import new_id
@@ -68,7 +68,6 @@ def everything(storage: ObjectStorage, key: str) -> dict[str, Awaitable[object]]
         "prepare": storage.prepare(),
         "keep": put(storage, original_key(new_id()), b"x"),
         "keep_new": kept_new(),
-        "carry_over": storage.carry_over(key, original_key(new_id())),
         "exists": storage.exists(key),
         "read": storage.read(key),
         "stream": streamed(),

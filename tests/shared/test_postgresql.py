@@ -22,7 +22,7 @@ from shared.images import Image, Status
 from shared.ledger import Ledger
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
-from tests.ledgers import ORIGINAL, RENDITIONS, SIZE, claimed, latest, new_id, published, queued, ready, settled
+from tests.ledgers import ORIGINAL, SIZE, claimed, latest, made_by, new_id, published, queued, ready, settled
 from tests.postgresql import Postgresql, execute, find_program, folder_of_nobody, started, unprivileged
 from tests.waiting import until
 
@@ -82,7 +82,7 @@ async def test_a_process_opens_no_more_connections_than_it_may(connected: Connec
 async def test_a_transaction_has_its_time_outs_and_its_session_is_left_as_it_was_found(ledger: Ledger) -> None:
     """Behind PgBouncer it is somebody else's next. Who waits for a lock outlasts who was frozen with it."""
     names = ("idle_in_transaction_session_timeout", "lock_timeout")
-    async with ledger._engine.connect() as connection:
+    async with ledger._database._engine.connect() as connection:
         async with connection.begin():
             inside = [(await connection.exec_driver_sql(f"SHOW {name}")).scalar_one() for name in names]
         raw = (await connection.get_raw_connection()).driver_connection
@@ -102,7 +102,7 @@ async def test_a_commit_is_on_disk_whatever_the_database_is_set_to(
     name = settings.database_url.rpartition("/")[2]
     execute(settings.database_url, f"ALTER DATABASE {name} SET synchronous_commit = {default}")
 
-    async with connected()._engine.begin() as connection:
+    async with connected()._database._engine.begin() as connection:
         inside = (await connection.exec_driver_sql("SHOW synchronous_commit")).scalar_one()
 
     assert inside == ours
@@ -111,14 +111,14 @@ async def test_a_commit_is_on_disk_whatever_the_database_is_set_to(
 async def test_of_two_who_wait_for_each_other_one_is_told_so_and_nothing_of_it_is_there(
     ledger: Ledger, settings: Settings
 ) -> None:
-    first, second = sorted([await published(ledger), await published(ledger)], key=lambda image: image.id)
+    first, second = await published(ledger), await published(ledger)
     other = await asyncpg.connect(settings.database_url, server_settings={"deadlock_timeout": "1min"})
     async with other.transaction():
-        await other.execute("SELECT * FROM images WHERE id = $1 FOR UPDATE", second.id)
-        changing = asyncio.create_task(ledger.all_tokens_changed([second, first]))
+        await other.execute("SELECT * FROM debts WHERE image_id = $1 FOR UPDATE", second.id)
+        changing = asyncio.create_task(ledger.paid([*second.debts, *first.debts]))
         await until(lambda: sessions(settings, "wait_event_type = 'Lock'"))
 
-        await other.execute("SELECT * FROM images WHERE id = $1 FOR UPDATE", first.id)
+        await other.execute("SELECT * FROM debts WHERE image_id = $1 FOR UPDATE", first.id)
 
         with pytest.raises(NothingCommitted, match="deadlock"):
             await changing
@@ -136,7 +136,7 @@ async def test_rows_in_another_sweeps_hands_are_passed_over_at_once(ledger: Ledg
         taken = await ledger.take_lost()
 
     await other.close()
-    assert sorted(row.image.id for row in taken) == sorted(row.id for row in rows[1:])
+    assert sorted(row.id for row in taken) == sorted(row.id for row in rows[1:])
 
 
 async def test_whoever_loses_an_image_learns_so_whatever_isolation_the_database_is_set_to(
@@ -149,7 +149,7 @@ async def test_whoever_loses_an_image_learns_so_whatever_isolation_the_database_
     image = await queued(ledger)
     other = await asyncpg.connect(settings.database_url)
     async with other.transaction():
-        await other.execute("UPDATE images SET status = 'processing' WHERE id = $1", image.id)
+        await other.execute("UPDATE images SET status = 'processing', worker = 'host:2' WHERE id = $1", image.id)
         claiming = asyncio.create_task(ledger.claim(image.id, "host:1"))
         await until(lambda: sessions(settings, "wait_event_type = 'Lock'"))
     await other.close()
@@ -189,7 +189,7 @@ def noted(ledger: Ledger) -> list[Any]:
     def note(connection: Any, record: object) -> None:
         raws.append(connection.driver_connection)
 
-    event.listen(ledger._engine.sync_engine, "connect", note)
+    event.listen(ledger._database._engine.sync_engine, "connect", note)
     return raws
 
 
@@ -252,8 +252,8 @@ async def test_who_gives_an_attempt_up_learns_whether_its_publication_was_cut_of
     ledger = connected()
     raws = noted(ledger)
     attempt = await claimed(ledger)
-    make_commits_slow(settings, "ledger", 1)
-    publishing = asyncio.create_task(ledger.publish(attempt, SIZE, RENDITIONS))
+    make_commits_slow(settings, "deployment", 1)
+    publishing = asyncio.create_task(ledger.publish(attempt, SIZE, made_by(attempt)))
     await in_commit(settings)
 
     cut(raws)
@@ -262,7 +262,7 @@ async def test_who_gives_an_attempt_up_learns_whether_its_publication_was_cut_of
     handed_back = await ledger.hand_back(attempt, 2.0)
 
     assert handed_back is None
-    assert (await latest(ledger, attempt)).published == attempt.attempt
+    assert (await latest(ledger, attempt)).has_published(attempt.attempt)
 
 
 # Servers that go and come
@@ -462,7 +462,7 @@ async def test_sslmode_means_what_it_means_to_libpq(
             await ledger.identity()
         return
     await ledger.identity()
-    async with ledger._engine.connect() as connection:
+    async with ledger._database._engine.connect() as connection:
         found = await connection.exec_driver_sql("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
         assert found.scalar_one() is (outcome == "encrypted")
 
@@ -523,7 +523,7 @@ async def test_behind_pgbouncer_in_transaction_mode_everything_works_as_without_
     async def upload_to_ready(ledger: Ledger) -> Image:
         image = await ready(ledger)
         assert await ledger.get(image.id) == image
-        assert await ledger.take_lost() == await ledger.take_thumbnails() == await ledger.take_queued(300) == []
+        assert await ledger.take_lost() == await ledger.waiting(300) == []
         deleted = await ledger.delete((await ready(ledger)).id)
         assert deleted is not None
         await settled(ledger, deleted)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import NoSuchKey, StorageConflict, TooManyPieces
-from shared.images import original_key
+from shared.renditions import original_key
 from shared.storage import Storage
 from shared.storage.disk import DiskStorage
 from shared.storage.files import PIECE_BYTES
@@ -221,20 +221,6 @@ class TestStorage:
             await streamed(storage, key, 0, 1)
         with pytest.raises(NoSuchKey):
             await storage.open_local(key)
-        with pytest.raises(NoSuchKey):
-            await storage.carry_over(key, original_key(new_id()))
-
-    async def test_what_is_carried_over_is_there_twice_and_goes_alone(self, storage: Storage) -> None:
-        image_id = new_id()
-        old, new = f"renditions/{image_id}/1/image.jpeg", f"renditions/{image_id}/2/image.jpeg"
-        await put(storage, old, b"a rendition")
-
-        await storage.carry_over(old, new)
-        await storage.carry_over(old, new)
-
-        assert await storage.read(new) == await storage.read(old) == b"a rendition"
-        await storage.delete_folder(f"renditions/{image_id}/1")
-        assert await storage.read(new) == b"a rendition"
 
     async def test_what_is_deleted_is_gone_and_deleting_it_again_is_no_error(self, storage: Storage) -> None:
         key, other = original_key(new_id()), original_key(new_id())

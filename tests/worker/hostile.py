@@ -1,5 +1,7 @@
 """A real child into which faults are planted: an original that begins with `FAULT name` sets one off.
 
+One that has `FAULT slow 10` near its beginning, in a comment for example, is rendered after 10 s of computing.
+
 Run by tests in place of `worker.child`, with the same arguments.
 """
 
@@ -7,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import select
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
@@ -21,6 +25,7 @@ from worker.renderer.protocol import pack
 
 CONNECTION = socket.socket(fileno=int(sys.argv[1]))
 HOARD: list[bytes] = []
+seconds_to_waste = 0.0
 REAL_OPEN, REAL_RENDER = opening.open_picture, rendering.render
 
 
@@ -93,8 +98,12 @@ FAULTS: dict[str, Callable[[], object]] = {
 
 
 def open_picture(file: BinaryIO, **limits: int) -> opening.OpenedPicture:
+    global seconds_to_waste
+    beginning = file.read(64)
+    slow = re.search(rb"FAULT slow (\d+)", beginning)
+    seconds_to_waste = float(slow[1]) if slow else 0.0
     # Behind a GIF's signature it passes for a picture at the upload, too.
-    word = file.read(64).removeprefix(b"GIF89a ").split(b"\n")[0].decode("latin-1").split()
+    word = beginning.removeprefix(b"GIF89a ").split(b"\n")[0].decode("latin-1").split()
     if word[:2] == ["FAULT", "open"]:
         FAULTS[word[2]]()
     if word[:2] == ["FAULT", "render"]:
@@ -111,6 +120,9 @@ def render(
 ) -> dict[str, float]:
     if picture._image is None and picture.profile is not None:
         FAULTS[picture.profile.decode()]()
+    until = time.monotonic() + seconds_to_waste
+    while time.monotonic() < until:
+        pass
     return REAL_RENDER(picture, outputs, background)
 
 

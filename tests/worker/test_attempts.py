@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
 
 import fakeredis
 import pytest
@@ -25,31 +26,32 @@ from shared.errors import (
     StorageUnavailable,
     UnreadableImage,
 )
-from shared.images import Image, Owed, Rendition, Size, Status, renditions_prefix
-from shared.ledger import LEASE_SECONDS, MOST_LOSSES, PAUSE_SECONDS, Ledger, Taken
+from shared.images import DebtKind, Image, Lane, Status, Work
+from shared.ledger import LEASE_SECONDS, MOST_LOSSES, PAUSE_SECONDS, Ledger
 from shared.redis.circuit_breaker import RedisAway
 from shared.redis.queue import Queue
+from shared.renditions import Rendition, Size, renditions_prefix
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
 from shared.telemetry import logs
 from tests.databases import database
 from tests.ledgers import (
-    RENDITIONS,
     SIZE,
     alter,
     claimed,
-    claimed_thumbnails,
     latest,
     let_pass,
+    made_by,
     published,
     queued,
-    wanting_thumbnails,
+    wanting_renditions,
 )
 from tests.services import LEDGER_NAME, put_rendition
 from tests.waiting import until
 from worker import pause
-from worker.attempts import Attempts, Work
+from worker.attempt import Attempt, Interrupted
+from worker.attempts import Attempts
 from worker.pause import Pause
 
 __all__ = ["database"]
@@ -60,44 +62,43 @@ def attempts(ledger: Ledger, storage: Storage, queue: Queue, settling: Settling)
     return Attempts(ledger, storage, queue, settling, Pause(), "host:1")
 
 
-async def convert(attempts: Attempts, image: Image, work: Work) -> None:
-    """Run an attempt at an image's conversion, as arq would."""
-    await attempts.run(lambda: attempts._ledger.claim(image.id, "host:1"), work)
+WithLedger = Callable[[type[Ledger]], Awaitable[Attempts]]
+#: What is done in an attempt.
+Do = Callable[[Attempt], Awaitable[None]]
 
 
-async def make_thumbnails(attempts: Attempts, image: Image, work: Work) -> None:
-    """Run an attempt at an image's thumbnails, as arq would."""
-    await attempts.run(lambda: attempts._ledger.claim_thumbnails(image.id, image.wake, "host:1"), work)
+async def work(attempts: Attempts, image: Image, do: Do) -> None:
+    """Claim the work that waits on an image, and do it."""
+    async with attempts.claim(image.id) as attempt:
+        if attempt is not None:
+            await do(attempt)
 
 
-def publishing(attempts: Attempts) -> Work:
+def publishing(attempts: Attempts) -> Do:
     """Work that succeeds."""
 
-    async def work(image: Image) -> Image:
-        await put_rendition(attempts._storage, image, image.attempt)
-        row = await attempts._ledger.publish(image, SIZE, RENDITIONS)
-        if row is None:
-            raise LeaseLost("the commit found the image taken")
-        return row
+    async def do(attempt: Attempt) -> None:
+        await put_rendition(attempts._storage, attempt.image, attempt.image.attempt)
+        await attempt.publish(SIZE, made_by(attempt.image), seconds=0.1)
 
-    return work
+    return do
 
 
-def raising(attempts: Attempts, exc: BaseException) -> Work:
+def raising(attempts: Attempts, exc: BaseException) -> Do:
     """Work that has stored something when it fails."""
 
-    async def work(image: Image) -> Image:
-        await put_rendition(attempts._storage, image, image.attempt)
+    async def do(attempt: Attempt) -> None:
+        await put_rendition(attempts._storage, attempt.image, attempt.image.attempt)
         raise exc
 
-    return work
+    return do
 
 
 class Gate:
     """Work that has begun, and waits until it is let through or cancelled."""
 
     def __init__(self, attempts: Attempts) -> None:
-        self.begun: list[Image] = []
+        self.begun: list[Attempt] = []
         self.cancelled = 0
         self._open = asyncio.Event()
         self._attempts = attempts
@@ -105,14 +106,14 @@ class Gate:
     def open(self) -> None:
         self._open.set()
 
-    async def __call__(self, image: Image) -> Image:
-        self.begun.append(image)
+    async def __call__(self, attempt: Attempt) -> None:
+        self.begun.append(attempt)
         try:
             await self._open.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return await publishing(self._attempts)(image)
+        await publishing(self._attempts)(attempt)
 
 
 @pytest.fixture
@@ -121,8 +122,13 @@ async def gate(attempts: Attempts) -> Gate:
 
 
 async def queue_of(redis: Redis) -> list[bytes]:
-    jobs: list[bytes] = await redis.zrange(f"arq:queue:{LEDGER_NAME}", 0, -1)
+    jobs: list[bytes] = await redis.zrange(f"arq:queue2:{LEDGER_NAME}", 0, -1)
     return jobs
+
+
+def attempts_of(image: Image) -> set[int]:
+    """Return the attempts that have made the image's renditions."""
+    return {rendition.attempt for rendition in image.renditions.values()}
 
 
 async def folders_of(storage: Storage, image: Image) -> list[str]:
@@ -140,17 +146,17 @@ async def seconds_until_due(ledger: Ledger, image: Image) -> float:
 async def test_a_published_image_is_settled_at_once(ledger: Ledger, storage: Storage, attempts: Attempts) -> None:
     image = await queued(ledger)
 
-    await convert(attempts, image, publishing(attempts))
+    await work(attempts, image, publishing(attempts))
 
     row = await latest(ledger, image)
-    assert (row.status, row.published, row.owed, row.due) == (Status.READY, 1, None, None)
+    assert (row.status, attempts_of(row), row.debts, row.due) == (Status.READY, {1}, (), None)
     assert await folders_of(storage, image) == ["1"]
 
 
 async def test_an_image_that_somebody_else_has_is_left_alone(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
     image = await claimed(ledger, worker="host:2")
 
-    await convert(attempts, image, gate)
+    await work(attempts, image, gate)
 
     assert gate.begun == []
     assert await latest(ledger, image) == image
@@ -159,7 +165,7 @@ async def test_an_image_that_somebody_else_has_is_left_alone(ledger: Ledger, att
 async def test_a_success_ends_a_pause(ledger: Ledger, attempts: Attempts) -> None:
     attempts._pause.begin()
 
-    await convert(attempts, await queued(ledger), publishing(attempts))
+    await work(attempts, await queued(ledger), publishing(attempts))
 
     assert attempts._pause.seconds_left == 0
 
@@ -168,11 +174,11 @@ async def test_lines_written_during_an_attempt_name_its_image_and_request(ledger
     image = await queued(ledger)
     seen: list[tuple[str | None, str | None]] = []
 
-    async def work(image: Image) -> Image:
+    async def do(attempt: Attempt) -> None:
         seen.append((logs.image_id.get(), logs.request_id.get()))
         raise UnreadableImage("This is no picture.")
 
-    await asyncio.create_task(convert(attempts, image, work))
+    await asyncio.create_task(work(attempts, image, do))
 
     assert seen == [(image.id, "request-1")]
 
@@ -186,11 +192,11 @@ async def test_what_the_file_did_is_final_at_once(
 ) -> None:
     image = await queued(ledger)
 
-    await convert(attempts, image, raising(attempts, failure("Why, in words.")))
+    await work(attempts, image, raising(attempts, failure("Why, in words.")))
 
     row = await latest(ledger, image)
     assert (row.status, row.error_type, row.error_detail) == (Status.FAILED, failure.type, "Why, in words.")
-    assert (row.owed, row.due) == (None, None)
+    assert (row.debts, row.due) == ((), None)
     assert await folders_of(storage, image) == []
     assert await queue_of(redis) == []
     assert attempts._pause.seconds_left == 0
@@ -202,14 +208,14 @@ async def test_a_crashed_decoder_is_final_at_the_second_time(
     image = await queued(ledger)
     crash = raising(attempts, DecoderCrashed("The decoder crashed on this picture (SIGSEGV)."))
 
-    await convert(attempts, image, crash)
+    await work(attempts, image, crash)
 
     once = await latest(ledger, image)
     assert (once.status, once.failures, once.losses) == (Status.QUEUED, 1, 0)
-    assert await queue_of(redis) == [f"convert:{LEDGER_NAME}:{image.id}:2".encode()]
+    assert await queue_of(redis) == [f"work:{LEDGER_NAME}:{image.id}:1".encode()]
     assert await folders_of(storage, image) == []
 
-    await convert(attempts, image, crash)
+    await work(attempts, image, crash)
 
     twice = await latest(ledger, image)
     assert (twice.status, twice.error_type) == (Status.FAILED, "decoder-crashed")
@@ -218,12 +224,12 @@ async def test_a_crashed_decoder_is_final_at_the_second_time(
 
 async def test_a_crash_that_was_chance_is_forgotten_by_a_success(ledger: Ledger, attempts: Attempts) -> None:
     image = await queued(ledger)
-    await convert(attempts, image, raising(attempts, DecoderCrashed("SIGSEGV")))
+    await work(attempts, image, raising(attempts, DecoderCrashed("SIGSEGV")))
 
-    await convert(attempts, image, publishing(attempts))
+    await work(attempts, image, publishing(attempts))
 
     row = await latest(ledger, image)
-    assert (row.status, row.published, row.failures) == (Status.READY, 2, 0)
+    assert (row.status, attempts_of(row), row.failures) == (Status.READY, {2}, 0)
 
 
 # Losses: ours
@@ -235,11 +241,11 @@ async def test_what_was_lost_is_queued_again_at_once(
 ) -> None:
     image = await queued(ledger)
 
-    await convert(attempts, image, raising(attempts, loss))
+    await work(attempts, image, raising(attempts, loss))
 
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures) == (Status.QUEUED, 1, 0)
-    assert await queue_of(redis) == [f"convert:{LEDGER_NAME}:{image.id}:2".encode()]
+    assert await queue_of(redis) == [f"work:{LEDGER_NAME}:{image.id}:1".encode()]
     assert await folders_of(storage, image) == []
     assert attempts._pause.seconds_left == 0
 
@@ -248,10 +254,10 @@ async def test_what_is_lost_for_the_twentieth_time_fails_and_is_settled(ledger: 
     image = await queued(ledger)
     await alter(ledger, losses=MOST_LOSSES - 1)
 
-    await convert(attempts, image, raising(attempts, ChildLost("killed")))
+    await work(attempts, image, raising(attempts, ChildLost("killed")))
 
     row = await latest(ledger, image)
-    assert (row.status, row.error_type, row.owed) == (Status.FAILED, "worker-lost", None)
+    assert (row.status, row.error_type, row.debts) == (Status.FAILED, "worker-lost", ())
 
 
 async def test_a_loss_without_redis_is_left_to_the_sweep(
@@ -260,7 +266,7 @@ async def test_a_loss_without_redis_is_left_to_the_sweep(
     image = await queued(ledger)
     redis_server.connected = False
 
-    await convert(attempts, image, raising(attempts, ChildLost("killed")))
+    await work(attempts, image, raising(attempts, ChildLost("killed")))
 
     row = await latest(ledger, image)
     assert (row.status, row.losses) == (Status.QUEUED, 1)
@@ -287,7 +293,7 @@ async def test_trouble_counts_nowhere_and_pauses_the_worker(
     """One sick worker must not eat the queue."""
     image = await queued(ledger)
 
-    await convert(attempts, image, raising(attempts, trouble))
+    await work(attempts, image, raising(attempts, trouble))
 
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures, row.worker) == (Status.QUEUED, 0, 0, None)
@@ -302,11 +308,11 @@ async def test_a_delete_in_the_middle_of_storing_is_no_trouble_of_the_workers(
 ) -> None:
     """Its folder went under its hands: clients that upload and delete must not be able to stop a worker."""
 
-    async def work(image: Image) -> Image:
-        await ledger.delete(image.id)
+    async def do(attempt: Attempt) -> None:
+        await ledger.delete(attempt.image.id)
         raise StorageUnavailable("nothing at renditions")
 
-    await convert(attempts, await queued(ledger), work)
+    await work(attempts, await queued(ledger), do)
 
     assert attempts._pause.seconds_left == 0
 
@@ -321,7 +327,7 @@ async def test_an_image_stays_with_whoever_cannot_hand_it_back_until_its_lease_i
 
     monkeypatch.setattr(ledger, "hand_back", unavailable)
 
-    await convert(attempts, image, raising(attempts, LedgerUnavailable("locked")))
+    await work(attempts, image, raising(attempts, LedgerUnavailable("locked")))
 
     row = await latest(ledger, image)
     assert row.status is Status.PROCESSING
@@ -330,89 +336,250 @@ async def test_an_image_stays_with_whoever_cannot_hand_it_back_until_its_lease_i
     assert await folders_of(storage, image) == ["1"]
 
 
-async def test_a_ledger_that_cannot_be_asked_pauses_the_worker(attempts: Attempts, gate: Gate) -> None:
-    async def claim() -> Image | None:
-        raise LedgerUnavailable("locked")
+class NoLedger(Ledger):
+    """A ledger that cannot be asked for work."""
 
-    await attempts.run(claim, gate)
+    error: Exception = LedgerUnavailable("locked")
+
+    async def claim(self, image_id: str, worker: str) -> Image | None:
+        raise self.error
+
+    async def claim_next(self, worker: str) -> Image | None:
+        raise self.error
+
+
+async def test_a_ledger_that_cannot_be_asked_pauses_the_worker(ledger: Ledger, with_ledger: WithLedger) -> None:
+    attempts = await with_ledger(NoLedger)
+    gate = Gate(attempts)
+
+    await work(attempts, await queued(ledger), gate)
+    paused_by_the_first = attempts._pause.seconds_left
+    attempts._pause.end()
+    following = await attempts.claim_next()
 
     assert gate.begun == []
+    assert following is None
+    assert paused_by_the_first > 0
     assert attempts._pause.seconds_left > 0
 
 
-async def test_no_error_whatever_reaches_arq(attempts: Attempts, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_error_whatever_reaches_arq(
+    ledger: Ledger, with_ledger: WithLedger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Only the ledger issues work again: arq would log a traceback and do what it likes."""
+    monkeypatch.setattr(NoLedger, "error", RuntimeError("a bug"))
+    attempts = await with_ledger(NoLedger)
 
-    async def claim() -> Image | None:
+    await work(attempts, await queued(ledger), Gate(attempts))
+
+    assert "nothing could be claimed because of an unforeseen error" in caplog.messages
+
+
+async def test_no_error_of_an_outcome_reaches_arq(
+    ledger: Ledger, attempts: Attempts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    await attempts.run(claim, gate)
+    monkeypatch.setattr(attempts._settling, "settle", fail)
+
+    await work(attempts, await queued(ledger), publishing(attempts))
 
     assert "an attempt was left to the sweep by an unforeseen error" in caplog.messages
 
 
-# Cancelled
+async def test_work_that_publishes_nothing_is_lost(ledger: Ledger, attempts: Attempts) -> None:
+    image = await queued(ledger)
+
+    async def do(attempt: Attempt) -> None:
+        pass
+
+    await work(attempts, image, do)
+
+    row = await latest(ledger, image)
+    assert (row.status, row.losses) == (Status.QUEUED, 1)
 
 
-async def test_who_is_cancelled_hands_back_at_once_without_blame(
-    ledger: Ledger, storage: Storage, attempts: Attempts, gate: Gate
+# The first work in order
+
+
+async def test_the_first_work_in_order_is_claimed_without_its_id(ledger: Ledger, attempts: Attempts) -> None:
+    first, second = await queued(ledger), await queued(ledger)
+
+    attempt = await attempts.claim_next()
+    assert attempt is not None
+    async with attempts.hold(attempt):
+        await publishing(attempts)(attempt)
+
+    assert (await latest(ledger, first)).status is Status.READY
+    assert await latest(ledger, second) == second
+
+
+async def test_without_work_nothing_is_claimed(attempts: Attempts) -> None:
+    assert await attempts.claim_next() is None
+
+
+# Stopped
+
+
+async def test_a_worker_that_stops_hands_back_at_once_without_blame(
+    ledger: Ledger, storage: Storage, attempts: Attempts, gate: Gate, redis: Redis
 ) -> None:
     image = await queued(ledger)
-    running = asyncio.create_task(convert(attempts, image, gate))
+    running = asyncio.create_task(work(attempts, image, gate))
     await until(lambda: gate.begun)
     await put_rendition(storage, image, 1)
 
-    attempts.cancel()
+    attempts.stop()
     await running
 
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures) == (Status.QUEUED, 0, 0)
     assert await seconds_until_due(ledger, row) <= 0
+    assert await queue_of(redis) == [f"work:{LEDGER_NAME}:{image.id}:1".encode()]
     assert attempts._pause.seconds_left == 0
     assert await folders_of(storage, image) == []
     assert gate.cancelled == 1
 
 
-async def test_who_is_cancelled_while_the_commit_goes_through_has_published(
+async def test_preempted_work_is_handed_back_at_once_without_blame(
+    ledger: Ledger, storage: Storage, attempts: Attempts, gate: Gate, redis: Redis
+) -> None:
+    image = await wanting_renditions(ledger, Lane.BULK)
+    await put_rendition(storage, image, 1)
+    running = asyncio.create_task(work(attempts, image, gate))
+    await until(lambda: gate.begun)
+    await put_rendition(storage, image, 2)
+    attempt = gate.begun[0]
+    was_preemptible = attempt.is_preemptible
+
+    attempt.stop(Interrupted("preempted"))
+    await running
+
+    row = await latest(ledger, image)
+    assert was_preemptible
+    assert not attempt.is_preemptible
+    assert (row.work, row.worker, row.lane, row.turn) == (Work.RENDITIONS, None, Lane.BULK, image.turn)
+    assert (row.losses, row.failures, row.debts) == (0, 0, ())
+    assert await seconds_until_due(ledger, row) <= 0
+    assert await queue_of(redis) == [f"work:{LEDGER_NAME}:{image.id}:2".encode()]
+    assert await folders_of(storage, image) == ["1"]
+    assert attempts._pause.seconds_left == 0
+
+
+@pytest.mark.parametrize(("lane", "is_preemptible"), [(Lane.DEMAND, False), (Lane.AHEAD, True), (Lane.BULK, True)])
+async def test_some_lanes_are_preemptible(
+    ledger: Ledger, attempts: Attempts, gate: Gate, lane: Lane, is_preemptible: bool
+) -> None:
+    running = asyncio.create_task(work(attempts, await wanting_renditions(ledger, lane), gate))
+    await until(lambda: gate.begun)
+
+    found = gate.begun[0].is_preemptible
+    gate.open()
+    await running
+
+    assert found is is_preemptible
+
+
+async def test_a_job_that_arq_cancels_hands_back(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
+    """arq does so to a job that takes longer than any should."""
+    image = await queued(ledger)
+    running = asyncio.create_task(work(attempts, image, gate))
+    await until(lambda: gate.begun)
+
+    running.cancel()
+    await running
+
+    row = await latest(ledger, image)
+    assert (row.status, row.losses, row.failures) == (Status.QUEUED, 0, 0)
+
+
+async def test_an_attempt_that_is_stopped_while_the_commit_goes_through_has_published(
     ledger: Ledger, storage: Storage, attempts: Attempts
 ) -> None:
     image = await queued(ledger)
 
-    async def work(attempt: Image) -> Image:
-        row = await publishing(attempts)(attempt)
-        task = asyncio.current_task()
-        assert task is not None
-        task.cancel()
-        await asyncio.sleep(0)
-        return row
+    async def do(attempt: Attempt) -> None:
+        await publishing(attempts)(attempt)
+        attempts.stop()
+        await asyncio.sleep(3600)
 
-    await convert(attempts, image, work)
+    await work(attempts, image, do)
 
     row = await latest(ledger, image)
-    assert (row.status, row.published, row.owed) == (Status.READY, 1, None)
+    assert (row.status, attempts_of(row), row.debts) == (Status.READY, {1}, ())
     assert await folders_of(storage, image) == ["1"]
 
 
-async def test_what_was_claimed_by_somebody_who_was_cancelled_is_handed_back(
-    ledger: Ledger, attempts: Attempts, gate: Gate
+class SlowLedger(Ledger):
+    """Its claims are committed, and their callers do not know yet."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.has_committed = asyncio.Event()
+        self.may_tell = asyncio.Event()
+
+    async def claim(self, image_id: str, worker: str) -> Image | None:
+        return await self._tell_late(await super().claim(image_id, worker))
+
+    async def claim_next(self, worker: str) -> Image | None:
+        return await self._tell_late(await super().claim_next(worker))
+
+    async def _tell_late(self, image: Image | None) -> Image | None:
+        self.has_committed.set()
+        await self.may_tell.wait()
+        return image
+
+
+@pytest.fixture
+async def slow(with_ledger: WithLedger) -> tuple[SlowLedger, Attempts]:
+    attempts = await with_ledger(SlowLedger)
+    assert isinstance(attempts._ledger, SlowLedger)
+    return attempts._ledger, attempts
+
+
+async def test_what_was_claimed_by_a_job_that_was_cancelled_is_handed_back(
+    ledger: Ledger, slow: tuple[SlowLedger, Attempts]
 ) -> None:
-    """Its lease's end would count as a loss; being shut down counts nowhere."""
-    image = await queued(ledger)
-    claiming = asyncio.Event()
+    """Its lease's end would count as a loss; being cancelled counts nowhere."""
+    slow_ledger, attempts = slow
+    gate, image = Gate(attempts), await queued(ledger)
+    running = asyncio.create_task(work(attempts, image, gate))
+    await slow_ledger.has_committed.wait()
 
-    async def claim() -> Image | None:
-        row = await ledger.claim(image.id, "host:1")
-        claiming.set()
-        await asyncio.sleep(0)
-        return row
-
-    running = asyncio.create_task(attempts.run(claim, gate))
-    await claiming.wait()
-    attempts.cancel()
-    await running
+    running.cancel()
+    await asyncio.sleep(0)
+    slow_ledger.may_tell.set()
+    await asyncio.wait([running])
 
     row = await latest(ledger, image)
     assert (row.status, row.attempt, row.losses, gate.begun) == (Status.QUEUED, 1, 0, [])
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+async def test_what_is_claimed_while_the_worker_stops_is_handed_back_before_it_ends(
+    ledger: Ledger, slow: tuple[SlowLedger, Attempts], by_id: bool
+) -> None:
+    slow_ledger, attempts = slow
+    gate, image = Gate(attempts), await queued(ledger)
+
+    async def work_on_next() -> None:
+        attempt = await attempts.claim_next()
+        assert attempt is not None
+        async with attempts.hold(attempt):
+            await gate(attempt)
+
+    running = asyncio.create_task(work(attempts, image, gate) if by_id else work_on_next())
+    await slow_ledger.has_committed.wait()
+    await attempts.finish(0.0)
+    attempts.stop()
+    finishing = asyncio.create_task(attempts.finish(30.0))
+    slow_ledger.may_tell.set()
+    await finishing
+
+    row = await latest(ledger, image)
+    assert (row.status, row.attempt, row.losses) == (Status.QUEUED, 1, 0)
+    await running
 
 
 # The lease
@@ -434,9 +601,11 @@ class UnsureLedger(Ledger):
 
     commits = True
 
-    async def publish(self, attempt: Image, size: Size, renditions: Mapping[str, Rendition]) -> Image | None:
+    async def publish(
+        self, attempt: Image, size: Size, renditions: Iterable[Rendition], *, seconds: float | None = None
+    ) -> Image | None:
         if self.commits:
-            await super().publish(attempt, size, renditions)
+            await super().publish(attempt, size, renditions, seconds=seconds)
         raise LedgerUnavailable("the connection was lost during the commit")
 
 
@@ -457,13 +626,10 @@ async def with_ledger(
         await ledger.close()
 
 
-WithLedger = Callable[[type[Ledger]], Awaitable[Attempts]]
-
-
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Renew leases a hundred times a second."""
-    monkeypatch.setattr("worker.lease.RENEWED_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("worker.attempt.RENEWED_EVERY_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("often")
@@ -474,7 +640,7 @@ async def test_the_lease_is_renewed_as_long_as_the_work_goes_on_and_no_longer(
     counting, gate = attempts._ledger, Gate(attempts)
     assert isinstance(counting, CountingLedger)
     image = await queued(ledger)
-    running = asyncio.create_task(convert(attempts, image, gate))
+    running = asyncio.create_task(work(attempts, image, gate))
     await until(lambda: gate.begun)
     before = (await latest(ledger, image)).due
     assert before is not None
@@ -499,18 +665,18 @@ async def test_a_lease_that_cannot_be_renewed_for_a_moment_is_not_given_up(
     assert isinstance(counting, CountingLedger)
     counting.trouble = LedgerUnavailable("locked")
     image = await queued(ledger)
-    running = asyncio.create_task(convert(attempts, image, gate))
+    running = asyncio.create_task(work(attempts, image, gate))
 
     await until(lambda: counting.renewals >= 3)
     gate.open()
     await running
 
     assert gate.cancelled == 0
-    assert (await latest(ledger, image)).published == 1
+    assert attempts_of(await latest(ledger, image)) == {1}
 
 
 async def lose_the_lease(ledger: Ledger) -> None:
-    taken: list[Taken] = []
+    taken: list[Image] = []
     while not taken:  # it may be renewed in between
         await let_pass(ledger, LEASE_SECONDS + 1)
         taken = await ledger.take_lost()
@@ -540,7 +706,7 @@ async def test_a_lost_lease_stops_the_work_and_only_its_own_folder_goes(
     rival: Callable[[Ledger, Image], Awaitable[None]],
 ) -> None:
     image = await queued(ledger)
-    running = asyncio.create_task(convert(attempts, image, gate))
+    running = asyncio.create_task(work(attempts, image, gate))
     await until(lambda: gate.begun)
     await put_rendition(storage, image, 1)
     await put_rendition(storage, image, 2)
@@ -565,7 +731,7 @@ async def test_a_commit_that_finds_the_image_taken_publishes_nothing(
 ) -> None:
     """Promise 4: a late attempt, woken after it was frozen, can neither overwrite nor publish anything."""
     image = await queued(ledger)
-    running = asyncio.create_task(convert(attempts, image, gate))
+    running = asyncio.create_task(work(attempts, image, gate))
     await until(lambda: gate.begun)
     await put_rendition(storage, image, 2)
     await rival(ledger, image)
@@ -585,12 +751,12 @@ async def test_who_finds_a_file_gone_that_others_superseded_says_that_they_have_
 ) -> None:
     """Their settling removes what a late attempt may still need; it may notice that before it notices its lease."""
 
-    async def work(image: Image) -> Image:
-        await take_over(ledger, image)
+    async def do(attempt: Attempt) -> None:
+        await take_over(ledger, attempt.image)
         raise error("nothing at renditions")
 
     with caplog.at_level("INFO"):
-        await convert(attempts, await queued(ledger), work)
+        await work(attempts, await queued(ledger), do)
 
     assert caplog.messages[-1] == "others have taken the image from this attempt"
 
@@ -598,11 +764,11 @@ async def test_who_finds_a_file_gone_that_others_superseded_says_that_they_have_
 async def test_who_hands_back_says_nothing_of_others(
     ledger: Ledger, attempts: Attempts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def work(image: Image) -> Image:
+    async def do(attempt: Attempt) -> None:
         raise StorageUnavailable("nothing at renditions")
 
     with caplog.at_level("INFO"):
-        await convert(attempts, await queued(ledger), work)
+        await work(attempts, await queued(ledger), do)
 
     assert "others have taken the image from this attempt" not in caplog.messages
 
@@ -616,10 +782,10 @@ async def test_a_commit_that_went_through_unheard_is_found_out_and_its_rendition
     attempts = await with_ledger(UnsureLedger)
     image = await queued(ledger)
 
-    await convert(attempts, image, publishing(attempts))
+    await work(attempts, image, publishing(attempts))
 
     row = await latest(ledger, image)
-    assert (row.status, row.published, row.owed) == (Status.READY, 1, None)
+    assert (row.status, attempts_of(row), row.debts) == (Status.READY, {1}, ())
     assert await folders_of(storage, image) == ["1"]
 
 
@@ -631,7 +797,7 @@ async def test_a_commit_that_did_not_go_through_is_found_out_and_the_image_hande
     attempts._ledger.commits = False
     image = await queued(ledger)
 
-    await convert(attempts, image, publishing(attempts))
+    await work(attempts, image, publishing(attempts))
 
     row = await latest(ledger, image)
     assert (row.status, row.losses) == (Status.QUEUED, 0)
@@ -649,96 +815,94 @@ async def test_nothing_is_removed_while_nobody_can_say_what_was_committed(
 
     monkeypatch.setattr(attempts._ledger, "get", unavailable)
 
-    await convert(attempts, image, publishing(attempts))
+    await work(attempts, image, publishing(attempts))
 
-    assert (await latest(ledger, image)).published == 1
+    assert attempts_of(await latest(ledger, image)) == {1}
     assert await folders_of(storage, image) == ["1"]
 
 
-# Thumbnails of a ready image
+# More renditions of a ready image
 
 
-async def test_thumbnails_are_published_and_the_superseded_attempt_goes(
+async def test_renditions_are_published_and_the_superseded_attempt_goes(
     ledger: Ledger, storage: Storage, attempts: Attempts
 ) -> None:
-    image = await wanting_thumbnails(ledger)
+    image = await wanting_renditions(ledger)
     await put_rendition(storage, image, 1)
 
-    await make_thumbnails(attempts, image, publishing(attempts))
+    await work(attempts, image, publishing(attempts))
 
     row = await latest(ledger, image)
-    assert (row.status, row.published, row.owed, row.sequence) == (Status.READY, 2, None, image.sequence)
+    assert (row.status, attempts_of(row), row.debts, row.sequence) == (Status.READY, {2}, (), image.sequence)
     assert await folders_of(storage, image) == ["2"]
 
 
 @pytest.mark.parametrize("failure", [UnreadableImage("No."), DecoderCrashed("SIGSEGV"), RenderTimedOut("Too long.")])
-async def test_thumbnails_that_fail_change_nothing_and_are_not_asked_for_for_a_minute(
+async def test_renditions_that_fail_change_nothing_and_are_not_asked_for_for_a_minute(
     ledger: Ledger, storage: Storage, attempts: Attempts, failure: RenderFailure
 ) -> None:
-    image = await wanting_thumbnails(ledger)
+    image = await wanting_renditions(ledger)
     await put_rendition(storage, image, 1)
 
-    await make_thumbnails(attempts, image, raising(attempts, failure))
+    await work(attempts, image, raising(attempts, failure))
 
     row = await latest(ledger, image)
-    assert (row.status, row.published, row.error_type) == (Status.READY, 1, None)
-    assert (row.renditions, row.failures) == (RENDITIONS, 0)
-    assert row.owed is Owed.LEFTOVERS
-    assert PAUSE_SECONDS - 5 < await seconds_until_due(ledger, row) <= PAUSE_SECONDS
-    assert await ledger.request_thumbnails(image.id) is None
+    assert (row.status, row.renditions, row.error_type) == (Status.READY, image.renditions, None)
+    assert (row.work, row.failures, row.debts) == (None, 0, ())
+    assert row.paused_until is not None
+    assert PAUSE_SECONDS - 5 < row.paused_until - await ledger.now() <= PAUSE_SECONDS
+    assert await ledger.request_renditions(row, Lane.DEMAND) is None
     assert await folders_of(storage, image) == ["1"]
 
 
-async def test_thumbnails_that_are_lost_go_on_by_the_sweep(
-    ledger: Ledger, storage: Storage, attempts: Attempts
+async def test_renditions_that_are_lost_are_queued_again_at_once(
+    ledger: Ledger, storage: Storage, attempts: Attempts, redis: Redis
 ) -> None:
-    image = await wanting_thumbnails(ledger)
+    image = await wanting_renditions(ledger)
     await put_rendition(storage, image, 1)
 
-    await make_thumbnails(attempts, image, raising(attempts, ChildLost("killed")))
+    await work(attempts, image, raising(attempts, ChildLost("killed")))
 
     row = await latest(ledger, image)
-    assert (row.status, row.published, row.owed, row.losses) == (Status.READY, 1, Owed.THUMBNAILS, 1)
+    assert (row.status, row.renditions, row.work, row.losses) == (Status.READY, image.renditions, Work.RENDITIONS, 1)
     assert await seconds_until_due(ledger, row) <= 0
+    assert await queue_of(redis) == [f"work:{LEDGER_NAME}:{image.id}:2".encode()]
     assert await folders_of(storage, image) == ["1"]
 
 
-async def test_thumbnails_lost_for_the_twentieth_time_are_not_asked_for_for_a_minute(
+async def test_renditions_lost_for_the_twentieth_time_are_not_asked_for_for_a_minute(
     ledger: Ledger, attempts: Attempts
 ) -> None:
-    image = await wanting_thumbnails(ledger)
+    image = await wanting_renditions(ledger)
     await alter(ledger, losses=MOST_LOSSES - 1)
 
-    await make_thumbnails(attempts, image, raising(attempts, ChildLost("killed")))
+    await work(attempts, image, raising(attempts, ChildLost("killed")))
 
     row = await latest(ledger, image)
-    assert (row.status, row.owed) == (Status.READY, Owed.LEFTOVERS)
-    assert await ledger.request_thumbnails(image.id) is None
+    assert (row.status, row.work, row.debts) == (Status.READY, None, ())
+    assert await ledger.request_renditions(row, Lane.DEMAND) is None
 
 
-async def test_cancelled_thumbnails_are_handed_back_without_blame(
-    ledger: Ledger, storage: Storage, attempts: Attempts, gate: Gate
+async def test_renditions_in_trouble_are_tried_again_later(
+    ledger: Ledger, storage: Storage, attempts: Attempts, redis: Redis
 ) -> None:
-    image = await wanting_thumbnails(ledger)
-    await put_rendition(storage, image, 1)
-    running = asyncio.create_task(make_thumbnails(attempts, image, gate))
-    await until(lambda: gate.begun)
+    image = await wanting_renditions(ledger)
 
-    attempts.cancel()
-    await running
+    await work(attempts, image, raising(attempts, StorageUnavailable("stale handle")))
 
     row = await latest(ledger, image)
-    assert (row.status, row.published, row.owed, row.losses) == (Status.READY, 1, Owed.THUMBNAILS, 0)
-    assert await seconds_until_due(ledger, row) <= 0
-    assert await folders_of(storage, image) == ["1"]
+    assert (row.status, row.work, row.losses) == (Status.READY, Work.RENDITIONS, 0)
+    assert {debt.kind for debt in row.debts} <= {DebtKind.LEFTOVERS}
+    assert 1 < await seconds_until_due(ledger, row) <= 2
+    assert await queue_of(redis) == []
 
 
 @pytest.mark.usefixtures("often")
-async def test_a_delete_stops_the_making_of_thumbnails(
+async def test_a_delete_stops_the_making_of_renditions(
     ledger: Ledger, storage: Storage, attempts: Attempts, gate: Gate
 ) -> None:
-    image = await wanting_thumbnails(ledger)
-    running = asyncio.create_task(make_thumbnails(attempts, image, gate))
+    image = await wanting_renditions(ledger)
+    running = asyncio.create_task(work(attempts, image, gate))
     await until(lambda: gate.begun)
 
     await ledger.delete(image.id)
@@ -748,10 +912,14 @@ async def test_a_delete_stops_the_making_of_thumbnails(
     assert (await latest(ledger, image)).status is Status.DELETING
 
 
-async def test_a_job_of_an_earlier_wake_makes_no_thumbnails(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
-    image = await wanting_thumbnails(ledger)
-    await claimed_thumbnails(ledger, image, worker="host:2")
+async def test_a_job_whose_image_has_no_work_any_more_does_nothing(
+    ledger: Ledger, attempts: Attempts, gate: Gate
+) -> None:
+    image = await wanting_renditions(ledger)
+    await work(attempts, image, publishing(attempts))
+    before = await latest(ledger, image)
 
-    await make_thumbnails(attempts, image, gate)
+    await work(attempts, image, gate)
 
     assert gate.begun == []
+    assert await latest(ledger, image) == before

@@ -1,4 +1,4 @@
-"""arq's Worker on a real server: it starts at the bell, leaves nothing lying, and survives its Redis."""
+"""The consumer on a real server: it starts at the bell, leaves nothing lying, and works on without its Redis."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from arq.worker import func
 from redis.asyncio import Redis
 
 from shared.cancellation import cancel
 from shared.errors import ChildLost, StorageUnavailable, UnreadableImage
-from shared.images import Image, Status
+from shared.images import Image, Lane, Status
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import WORKER_DEADLINE, CircuitBreaker
 from shared.redis.clients import worker_client
-from shared.redis.queue import CONVERT_IMAGE, MAKE_THUMBNAILS, Queue
+from shared.redis.queue import WORK, Queue
+from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage.disk import DiskStorage
-from tests.ledgers import latest, new_id, queued, wanting_thumbnails
+from tests.ledgers import SIZE, claimed, latest, made_by, new_id, queued, wanting_renditions
 from tests.services import LEDGER_NAME, ledger_name
 from tests.valkey import Valkey
 from tests.waiting import until
+from worker.attempt import Attempt
 from worker.attempts import Attempts
-from worker.consumer import Consumer
+from worker.consumer import _ASK_SECONDS, Consumer, Jobs
+from worker.jobs import SLOTS as SLOTS_OF_JOBS
 from worker.pause import Pause
-from worker.slots import Slots
+from worker.slots import Slot, Slots
 
 SLOTS = 2
 
@@ -56,8 +58,8 @@ def queue(redis: Redis, breaker: CircuitBreaker) -> Queue:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connect again, and ask again whether Redis is back, at once."""
-    monkeypatch.setattr("worker.consumer._RECONNECT_SECONDS", 0.01)
+    """Begin again, and ask again whether Redis is back, at once."""
+    monkeypatch.setattr("worker.consumer._AGAIN_SECONDS", 0.01)
     monkeypatch.setattr("shared.redis.circuit_breaker.PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("shared.cancellation._AGAIN_SECONDS", 0.05)
 
@@ -78,20 +80,66 @@ class Worked:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def convert_image(self, ctx: dict[str, Any], image_id: str) -> None:
+    async def work(self, ctx: dict[str, Any], image_id: str) -> None:
+        with ctx[SLOTS_OF_JOBS][ctx["job_id"]] as slot:
+            await self.do(image_id, slot)
+
+    async def work_on(self, attempt: Attempt, slot: Slot) -> None:
+        raise AssertionError("no work is claimed for this job")
+
+    async def do(self, image_id: str, slot: Slot) -> None:
         self.started.append(image_id)
         self.at_once = max(self.at_once, len(self.started) - len(self.ended))
         await asyncio.sleep(0)
         await self.open.wait()
         self.ended.append(image_id)
 
-    async def make_thumbnails(self, ctx: dict[str, Any], image_id: str, wake: int) -> None:
-        await self.convert_image(ctx, f"{image_id}:{wake}")
+
+class Claiming(Worked):
+    """Jobs that claim their images, and publish them unless an error is theirs."""
+
+    def __init__(self, attempts: Attempts) -> None:
+        super().__init__()
+        self.attempts = attempts
+        self.errors: dict[str, BaseException] = {}
+
+    async def work(self, ctx: dict[str, Any], image_id: str) -> None:
+        with ctx[SLOTS_OF_JOBS][ctx["job_id"]] as slot:
+            async with self.attempts.claim(image_id) as attempt:
+                if attempt is not None:
+                    await self.publish(attempt, slot)
+
+    async def work_on(self, attempt: Attempt, slot: Slot) -> None:
+        with slot:
+            async with self.attempts.hold(attempt):
+                await self.publish(attempt, slot)
+
+    async def publish(self, attempt: Attempt, slot: Slot) -> None:
+        slot.attempt = attempt
+        await self.do(attempt.image.id, slot)
+        if (error := self.errors.get(attempt.image.id)) is not None:
+            raise error
+        await attempt.publish(SIZE, made_by(attempt.image), seconds=slot.seconds)
 
 
 @pytest.fixture
 async def worked() -> Worked:
     return Worked()
+
+
+@pytest.fixture
+async def pause() -> Pause:
+    return Pause()
+
+
+@pytest.fixture
+async def attempts(ledger: Ledger, storage: DiskStorage, queue: Queue, settling: Settling, pause: Pause) -> Attempts:
+    return Attempts(ledger, storage, queue, settling, pause, "host:1")
+
+
+@pytest.fixture
+async def claiming(attempts: Attempts) -> Claiming:
+    return Claiming(attempts)
 
 
 class Children:
@@ -103,14 +151,18 @@ class Children:
 class Running:
     """A consumer that runs."""
 
-    def __init__(self, redis: Redis, queue: Queue, convert: Any, thumbnails: Any) -> None:
-        self.slots, self.pause, self.children = Slots(SLOTS), Pause(), Children()
+    def __init__(
+        self, jobs: Jobs, redis: Redis, queue: Queue, ledger: Ledger, attempts: Attempts, pause: Pause, slots: int
+    ) -> None:
+        self.slots, self.pause, self.children = Slots(slots), pause, Children()
         self.consumer = Consumer(
-            [func(convert, name=CONVERT_IMAGE), func(thumbnails, name=MAKE_THUMBNAILS)],
+            jobs,
             redis=redis,
             queue=queue,
+            ledger=ledger,
+            attempts=attempts,
             slots=self.slots,
-            pause=self.pause,
+            pause=pause,
             children=self.children,
             worker="host:1",
             job_seconds=100.0,
@@ -119,16 +171,18 @@ class Running:
 
     async def end(self) -> None:
         await cancel(self.task)
-        await cancel(*(task for task in self.consumer._running if task is not None))
+        await cancel(*self.consumer._tasks)
 
 
 @pytest.fixture
-async def start(redis: Redis, queue: Queue, worked: Worked) -> AsyncIterator[Callable[..., Running]]:
+async def start(
+    redis: Redis, queue: Queue, ledger: Ledger, attempts: Attempts, pause: Pause, worked: Worked
+) -> AsyncIterator[Callable[..., Running]]:
     """Start consumers; they end with the test."""
     all_running: list[Running] = []
 
-    def start(convert: Any = worked.convert_image, thumbnails: Any = worked.make_thumbnails) -> Running:
-        all_running.append(Running(redis, queue, convert, thumbnails))
+    def start(jobs: Jobs = worked, slots: int = SLOTS) -> Running:
+        all_running.append(Running(jobs, redis, queue, ledger, attempts, pause, slots))
         return all_running[-1]
 
     yield start
@@ -138,10 +192,6 @@ async def start(redis: Redis, queue: Queue, worked: Worked) -> AsyncIterator[Cal
 
 
 Start = Callable[..., Running]
-
-
-async def some_image(ledger: Ledger, wake: int = 1) -> Image:
-    return replace(await queued(ledger), wake=wake)
 
 
 def is_listening(redis: Redis) -> Callable[[], Any]:
@@ -170,7 +220,7 @@ async def test_an_idle_worker_starts_at_the_bell(
     """It would not look for itself for an hour: that it starts is the bell's doing."""
     start()
     await until(is_listening(redis))
-    image = await some_image(ledger)
+    image = await queued(ledger)
 
     await queue.enqueue(image)
 
@@ -182,7 +232,7 @@ async def test_an_idle_worker_starts_at_the_bell(
 async def test_a_worker_that_starts_finds_what_was_rung_for_before(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
-    image = await some_image(ledger)
+    image = await queued(ledger)
     await queue.enqueue(image)
     await redis.delete(queue.doorbell)
 
@@ -196,7 +246,7 @@ async def test_a_worker_that_starts_finds_what_was_rung_for_before(
 async def test_a_job_that_ends_rings_for_the_next(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
-    images = [await some_image(ledger) for _ in range(SLOTS + 1)]
+    images = [await queued(ledger) for _ in range(SLOTS + 1)]
     worked.open.clear()
     for image in images:
         await queue.enqueue(image)
@@ -211,24 +261,26 @@ async def test_a_job_that_ends_rings_for_the_next(
 
 @pytest.mark.usefixtures("deaf_to_time")
 async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once(
-    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+    ledger: Ledger, queue: Queue, redis: Redis, start: Start
 ) -> None:
     """It goes on without one: whoever counted its end as well would take more jobs than there are slots."""
     leaving = asyncio.Event()
 
-    async def convert(ctx: dict[str, Any], image_id: str) -> None:
-        worked.started.append(image_id)
-        await leaving.wait()
-        await ctx["slot"].leave()
-        await worked.open.wait()
-        worked.ended.append(image_id)
+    class Leaving(Worked):
+        async def do(self, image_id: str, slot: Slot) -> None:
+            self.started.append(image_id)
+            await leaving.wait()
+            await slot.leave()
+            await self.open.wait()
+            self.ended.append(image_id)
 
-    images = [await some_image(ledger) for _ in range(3 * SLOTS)]
+    worked = Leaving()
+    images = [await queued(ledger) for _ in range(3 * SLOTS)]
     worked.open.clear()
     for image in images:
         await queue.enqueue(image)
     await redis.delete(queue.doorbell)
-    running = start(convert)
+    running = start(worked)
     await until(lambda: len(worked.started) == SLOTS)
 
     leaving.set()
@@ -236,28 +288,45 @@ async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once
     worked.open.set()
 
     await until(lambda: len(worked.ended) == len(images))
-    await until(lambda: not running.consumer._running)
-    assert running.slots.free == SLOTS
+    await until(lambda: not running.consumer._tasks)
+    await until(lambda: running.slots.free == SLOTS)
     assert not running.slots.storing.locked()
 
 
-async def test_thumbnails_come_with_the_wake_they_are_claimed_by(
+async def test_jobs_are_taken_in_the_order_of_lane_and_turn(
     ledger: Ledger, queue: Queue, worked: Worked, start: Start
 ) -> None:
-    image = await wanting_thumbnails(ledger)
+    bulk = await wanting_renditions(ledger, Lane.BULK)
+    uploads = [await queued(ledger) for _ in range(3)]
+    demand = await wanting_renditions(ledger, Lane.DEMAND)
+    await queue.enqueue(bulk, uploads[2], demand, uploads[0], uploads[1])
+
+    start(slots=1)
+
+    await until(lambda: len(worked.ended) == 5)
+    assert worked.ended == [image.id for image in (*uploads, demand, bulk)]
+
+
+async def test_a_job_is_late_by_its_time_in_the_queue_and_not_by_its_order(
+    ledger: Ledger, queue: Queue, worked: Worked, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """arq logs it, from a score that it takes for a time."""
+    caplog.set_level(logging.INFO)
+    await queue.enqueue(await wanting_renditions(ledger, Lane.BULK), await queued(ledger))
+
     start()
 
-    await queue.enqueue(image)
-
-    await until(lambda: worked.ended)
-    assert worked.ended == [f"{image.id}:{image.wake}"]
+    await until(lambda: len(worked.ended) == 2)
+    begun = [message for message in caplog.messages if "→" in message]
+    assert len(begun) == 2
+    assert not any("delayed" in message for message in begun)
 
 
 async def test_a_long_queue_is_worked_off_and_leaves_nothing(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
     """Far past what is taken at once."""
-    first = await some_image(ledger)
+    first = await queued(ledger)
     images = [replace(first, id=new_id()) for _ in range(150)]
     for image in images:
         await queue.enqueue(image)
@@ -279,7 +348,7 @@ async def test_a_running_job_is_out_of_the_queue(
 ) -> None:
     worked.open.clear()
     start()
-    await queue.enqueue(await some_image(ledger))
+    await queue.enqueue(await queued(ledger))
 
     await until(lambda: worked.started)
 
@@ -289,7 +358,7 @@ async def test_a_running_job_is_out_of_the_queue(
 async def test_two_workers_share_a_queue_and_run_each_job_once(
     ledger: Ledger, queue: Queue, worked: Worked, start: Start
 ) -> None:
-    first = await some_image(ledger)
+    first = await queued(ledger)
     start()
     start()
 
@@ -303,30 +372,49 @@ async def test_two_workers_share_a_queue_and_run_each_job_once(
 # What is left behind
 
 
-async def test_what_an_earlier_wake_left_behind_does_not_swallow_a_later_one(
+async def test_a_job_that_a_dead_worker_had_begun_is_run(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
-    """A worker that was killed leaves its job in progress, for the minutes that a job may take."""
-    image = await some_image(ledger)
-    await queue.enqueue(image)
-    left = f"convert:{LEDGER_NAME}:{image.id}:1"
+    """A worker that was killed before its claim leaves the job as begun and tried. The sweep enqueues it again."""
+    image = await queued(ledger)
+    left = f"{WORK}:{LEDGER_NAME}:{image.id}:{image.attempt}"
     for key in (f"arq:in-progress:{left}", f"arq:retry:{left}", f"arq:result:{left}"):
         await redis.set(key, "1")
     start()
 
-    await queue.enqueue(replace(image, wake=2))
+    await queue.enqueue(image)
 
     await until(lambda: worked.ended)
     assert worked.ended == [image.id]
     assert await queue.depth() == 0
 
 
+async def test_a_job_that_runs_already_is_dropped(ledger: Ledger, queue: Queue, worked: Worked, start: Start) -> None:
+    """The sweep may enqueue it again before it is claimed."""
+    image, following = await queued(ledger), await queued(ledger)
+    worked.open.clear()
+    running = start()
+    await queue.enqueue(image)
+    await until(lambda: worked.started)
+
+    await queue.enqueue(image)
+    await queue.enqueue(following)
+
+    await until(lambda: len(worked.started) == 2)
+    worked.open.set()
+    await until(lambda: len(worked.ended) == 2)
+    await until(lambda: not running.consumer._tasks)
+    assert worked.started == [image.id, following.id]
+    assert await queue.depth() == 0
+    await until(lambda: running.slots.free == SLOTS)
+
+
 async def test_a_job_whose_key_is_gone_is_dropped_and_the_next_is_run(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
-    gone, image = await some_image(ledger), await some_image(ledger)
+    gone, image = await queued(ledger), await queued(ledger)
     await queue.enqueue(gone)
-    await redis.delete(f"arq:job:convert:{LEDGER_NAME}:{gone.id}:1")
+    await redis.delete(f"arq:job:{WORK}:{LEDGER_NAME}:{gone.id}:{gone.attempt}")
     await queue.enqueue(image)
 
     start()
@@ -351,10 +439,10 @@ async def test_a_pickled_job_is_never_run_and_hinders_nobody(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
     """Promise 5: who can write to Redis cannot run code."""
-    job = {"t": None, "f": CONVERT_IMAGE, "a": ("forged",), "k": {"x": Exploit()}, "et": 0}
+    job = {"t": None, "f": WORK, "a": ("forged",), "k": {"x": Exploit()}, "et": 0}
     await redis.set("arq:job:forged", pickle.dumps(job))
     await redis.zadd(queue.name, {"forged": 1})
-    image = await some_image(ledger)
+    image = await queued(ledger)
     await queue.enqueue(image)
 
     start()
@@ -373,26 +461,27 @@ async def test_a_lost_connection_leaves_the_running_job_alone_and_the_queue_goes
     valkey: Valkey,
     queue: Queue,
     breaker: CircuitBreaker,
-    worked: Worked,
+    claiming: Claiming,
     start: Start,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    before, after = await some_image(ledger), await some_image(ledger)
-    worked.open.clear()
-    start()
+    before = await queued(ledger)
+    claiming.open.clear()
+    start(claiming)
     await queue.enqueue(before)
-    await until(lambda: worked.started == [before.id])
+    await until(lambda: claiming.started == [before.id])
 
     valkey.end()
-    await until(lambda: caplog.messages.count("the queue is away") >= 3)
+    await until(lambda: "the queue is away" in caplog.messages)
     valkey.start_again()
     await until(lambda: not breaker.is_open)
+    after = await queued(ledger)
     await queue.enqueue(after)
-    await until(lambda: worked.started == [before.id, after.id])
-    ended_meanwhile = list(worked.ended)
-    worked.open.set()
+    await until(lambda: claiming.started == [before.id, after.id])
+    ended_meanwhile = list(claiming.ended)
+    claiming.open.set()
 
-    await until(lambda: len(worked.ended) == 2)
+    await until(lambda: len(claiming.ended) == 2)
     assert ended_meanwhile == []
 
 
@@ -403,7 +492,7 @@ async def test_a_connection_cut_while_it_listens_costs_no_job(
     await until(is_listening(redis))
 
     valkey.cut_connections()
-    await queue.enqueue(await some_image(ledger))
+    await queue.enqueue(await queued(ledger))
 
     await until(lambda: worked.ended)
 
@@ -414,17 +503,287 @@ async def test_a_job_that_ends_while_redis_is_away_has_ended(
     """Its outcome is in the ledger; that arq cannot write its own down is nobody's concern."""
     worked.open.clear()
     running = start()
-    await queue.enqueue(await some_image(ledger))
+    image = await queued(ledger)
+    await queue.enqueue(image)
     await until(lambda: worked.started)
+    await claimed(ledger, image)
 
     valkey.end()
     await until(lambda: "the queue is away" in caplog.messages)
     worked.open.set()
-    await until(lambda: not running.consumer._running)
+    await until(lambda: not running.consumer._tasks)
 
     assert worked.ended == worked.started
-    assert running.slots.free == SLOTS
+    await until(lambda: running.slots.free == SLOTS)
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def all_are_ready(ledger: Ledger, images: list[Image]) -> bool:
+    return all([(await latest(ledger, image)).status is Status.READY for image in images])
+
+
+async def test_without_redis_work_is_taken_from_the_ledger_in_its_order(
+    ledger: Ledger,
+    valkey: Valkey,
+    claiming: Claiming,
+    start: Start,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bulk, uploads = await wanting_renditions(ledger, Lane.BULK), [await queued(ledger) for _ in range(4)]
+    valkey.end()
+
+    start(claiming, slots=1)
+    await until(lambda: len(claiming.ended) == 5)
+    later = await queued(ledger)
+
+    await until(lambda: all_are_ready(ledger, [bulk, *uploads, later]))
+    assert claiming.started == [image.id for image in (*uploads, bulk, later)]
+    assert claiming.at_once == 1
+    assert caplog.messages.count("the queue is away") == 1
+
+
+async def test_without_redis_the_next_work_begins_when_a_slot_becomes_free(
+    ledger: Ledger,
+    valkey: Valkey,
+    claiming: Claiming,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("worker.consumer._ASK_SECONDS", 3600.0)
+    monkeypatch.setattr("worker.consumer._LISTEN_SECONDS", 3600.0)
+    images = [await queued(ledger) for _ in range(5)]
+    claiming.open.clear()
+    valkey.end()
+    start(claiming)
+    await until(lambda: len(claiming.started) == SLOTS)
+
+    claiming.open.set()
+
+    await until(lambda: all_are_ready(ledger, images))
+    assert claiming.at_once == SLOTS
+
+
+async def test_nothing_is_rendered_twice_when_redis_is_back(
+    ledger: Ledger, valkey: Valkey, queue: Queue, breaker: CircuitBreaker, claiming: Claiming, start: Start
+) -> None:
+    """Its jobs of before name images that are done, or that another slot has."""
+    done, held = await queued(ledger), await queued(ledger)
+    valkey.end()
+    running = start(claiming)
+    await until(lambda: all_are_ready(ledger, [done, held]))
+    claiming.open.clear()
+    held = await queued(ledger)
+    await until(lambda: held.id in claiming.started)
+
+    valkey.start_again()
+    await until(lambda: not breaker.is_open)
+    following = await queued(ledger)
+    await queue.enqueue(done, held, following)
+    await until(lambda: following.id in claiming.started)
+    claiming.open.set()
+
+    await until(lambda: all_are_ready(ledger, [held, following]))
+    await until(lambda: not running.consumer._tasks)
+    assert sorted(set(claiming.started)) == sorted(claiming.started)
+    assert await queue.depth() == 0
+
+
+async def test_a_redis_that_answers_nothing_is_noticed(
+    ledger: Ledger,
+    valkey: Valkey,
+    queue: Queue,
+    redis: Redis,
+    claiming: Claiming,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shared.redis.queue._CONSUMER_SECONDS", 0.05)
+    start(claiming)
+    await until(is_listening(redis))
+
+    valkey.freeze()
+    image = await queued(ledger)
+
+    await until(lambda: all_are_ready(ledger, [image]), seconds=WORKER_DEADLINE)
+    valkey.thaw()
+
+
+async def test_a_redis_that_refuses_to_be_written_to_stops_no_work(
+    ledger: Ledger, valkey: Valkey, redis: Redis, claiming: Claiming, start: Start
+) -> None:
+    """A master that lacks its replicas answers a probe, and no other command."""
+    await redis.config_set("min-replicas-to-write", "1")
+    start(claiming)
+
+    images = [await queued(ledger) for _ in range(3)]
+
+    await until(lambda: all_are_ready(ledger, images))
+
+
+class CountingLedger(Ledger):
+    """Counts how often it is asked for work."""
+
+    asked = 0
+
+    async def count_waiting(self, at_most: int) -> int:
+        self.asked += 1
+        return await super().count_waiting(at_most)
+
+
+async def test_an_idle_worker_without_redis_does_not_storm_the_ledger(
+    settings: Settings,
+    storage: DiskStorage,
+    valkey: Valkey,
+    redis: Redis,
+    queue: Queue,
+    settling: Settling,
+    pause: Pause,
+    worked: Worked,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It asks once each time, and then waits."""
+    waits: list[float] = []
+    real = asyncio.wait_for
+
+    async def wait_for(work: Any, seconds: float) -> Any:
+        waits.append(seconds)
+        return await real(work, seconds / 100)
+
+    monkeypatch.setattr("worker.consumer.asyncio.wait_for", wait_for)
+    ledger = CountingLedger.connect(settings)
+    assert isinstance(ledger, CountingLedger)
+    valkey.end()
+    running = Running(
+        worked, redis, queue, ledger, Attempts(ledger, storage, queue, settling, pause, "host:1"), pause, SLOTS
+    )
+
+    await until(lambda: ledger.asked >= 5)
+    asked, waited = ledger.asked, list(waits)
+    await running.end()
+    await ledger.close()
+
+    assert set(waited) <= {_ASK_SECONDS}
+    assert asked <= len(waited) + 1
+
+
+# Preemption
+
+
+async def bulk_work(ledger: Ledger, count: int = 1) -> list[Image]:
+    return [await wanting_renditions(ledger, Lane.BULK) for _ in range(count)]
+
+
+async def is_handed_back(ledger: Ledger, image: Image) -> bool:
+    row = await latest(ledger, image)
+    return (row.worker, row.attempt, row.losses, row.failures) == (None, image.attempt + 1, 0, 0)
+
+
+@pytest.mark.usefixtures("deaf_to_time")
+@pytest.mark.parametrize("is_redis_there", [True, False])
+async def test_bulk_work_makes_room_for_an_upload_and_is_done_later(
+    ledger: Ledger,
+    valkey: Valkey,
+    queue: Queue,
+    claiming: Claiming,
+    start: Start,
+    is_redis_there: bool,
+) -> None:
+    bulk, waiting = await bulk_work(ledger, 2)
+    claiming.open.clear()
+    if is_redis_there:
+        await queue.enqueue(bulk, waiting)
+    else:
+        valkey.end()
+    start(claiming, slots=1)
+    await until(lambda: claiming.started == [bulk.id])
+
+    upload = await queued(ledger)
+    if is_redis_there:
+        await queue.enqueue(upload)
+
+    await until(lambda: claiming.started == [bulk.id, upload.id])
+    await until(lambda: is_handed_back(ledger, bulk))
+    claiming.open.set()
+    await until(lambda: all_are_ready(ledger, [upload]))
+    await until(lambda: len(claiming.ended) == 3)
+    # Both bulk images are done after it, in their own order.
+    assert claiming.started == [bulk.id, upload.id, bulk.id, waiting.id]
+    row = await latest(ledger, bulk)
+    assert (row.losses, row.work) == (0, None)
+
+
+async def test_one_upload_makes_one_room_and_that_of_the_work_that_began_last(
+    ledger: Ledger, queue: Queue, claiming: Claiming, start: Start
+) -> None:
+    first, second = await bulk_work(ledger, 2)
+    claiming.open.clear()
+    await queue.enqueue(first, second)
+    running = start(claiming)
+    await until(lambda: claiming.started == [first.id, second.id])
+
+    upload = await queued(ledger)
+    await queue.enqueue(upload)
+
+    await until(lambda: claiming.started == [first.id, second.id, upload.id])
+    await until(lambda: is_handed_back(ledger, second))
+    await until(looked_for_room(queue, 5))
+    assert claiming.started == [first.id, second.id, upload.id]
+    assert (await latest(ledger, first)).worker == "host:1"
+    assert running.slots.free == 0
+
+
+def looked_for_room(queue: Queue, times: int) -> Callable[[], bool]:
+    """Tell whether the head of the queue has been looked at so often from now on."""
+    count = 0
+    real = queue.first_lane
+
+    async def first_lane() -> Lane | None:
+        nonlocal count
+        count += 1
+        return await real()
+
+    queue.first_lane = first_lane  # type: ignore[method-assign]
+    return lambda: count >= times
+
+
+@pytest.mark.parametrize("waits", [Lane.AHEAD, Lane.BULK])
+async def test_work_that_may_wait_preempts_nothing(
+    ledger: Ledger, queue: Queue, claiming: Claiming, start: Start, waits: Lane
+) -> None:
+    (bulk,) = await bulk_work(ledger)
+    claiming.open.clear()
+    await queue.enqueue(bulk)
+    start(claiming, slots=1)
+    await until(lambda: claiming.started == [bulk.id])
+
+    await queue.enqueue(await wanting_renditions(ledger, waits))
+    await until(looked_for_room(queue, 3))
+
+    assert claiming.started == [bulk.id]
+
+
+@pytest.mark.parametrize("why", ["stopping", "pausing"])
+async def test_a_worker_that_takes_nothing_new_preempts_nothing(
+    ledger: Ledger, queue: Queue, claiming: Claiming, start: Start, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr("worker.consumer._LISTEN_SECONDS", 0.01)
+    monkeypatch.setattr("worker.consumer._BEAT_EVERY_SECONDS", 0.0)
+    (bulk,) = await bulk_work(ledger)
+    claiming.open.clear()
+    await queue.enqueue(bulk)
+    running = start(claiming, slots=1)
+    await until(lambda: claiming.started == [bulk.id])
+    if why == "stopping":
+        running.consumer.stop()
+    else:
+        running.pause._until = float("inf")
+
+    await queue.enqueue(await queued(ledger))
+    await until(turns(queue, monkeypatch))
+
+    assert claiming.started == [bulk.id]
+    assert (await latest(ledger, bulk)).worker == "host:1"
 
 
 # Taking nothing new
@@ -455,7 +814,7 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_who_is_told_to_stop_takes_nothing_new_and_lets_running_jobs_end(
     ledger: Ledger, queue: Queue, worked: Worked, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = await some_image(ledger), await some_image(ledger)
+    first, second = await queued(ledger), await queued(ledger)
     worked.open.clear()
     running = start()
     await queue.enqueue(first)
@@ -487,15 +846,10 @@ async def test_who_was_told_to_stop_takes_nothing_when_redis_is_back_either(
     start().consumer.stop()
     valkey.end()
 
-    async def fail(*_: object, **__: object) -> None:
-        raise OSError("away")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(queue, "beat", fail)
-        await until(lambda: "the queue is away" in caplog.messages)
+    await until(lambda: "redis is left alone" in caplog.messages)
     valkey.start_again()
     await until(lambda: not breaker.is_open)
-    await queue.enqueue(await some_image(ledger))
+    await queue.enqueue(await queued(ledger))
     await until(turns(queue, monkeypatch))
 
     assert worked.started == []
@@ -508,7 +862,7 @@ async def test_a_worker_that_pauses_takes_nothing_and_is_still_alive(
 ) -> None:
     running = start()
     running.pause._until = float("inf")
-    await queue.enqueue(await some_image(ledger))
+    await queue.enqueue(await queued(ledger))
 
     await until(turns(queue, monkeypatch))
     started_meanwhile = list(worked.started)
@@ -533,26 +887,14 @@ async def test_a_worker_whose_loop_turns_is_alive(queue: Queue, start: Start) ->
 
 
 async def test_arq_logs_no_traceback_however_an_attempt_ends(
-    ledger: Ledger,
-    storage: DiskStorage,
-    queue: Queue,
-    settling: Settling,
-    start: Start,
-    caplog: pytest.LogCaptureFixture,
+    ledger: Ledger, queue: Queue, claiming: Claiming, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    attempts = Attempts(ledger, storage, queue, settling, Pause(), "host:1")
-    ends = [UnreadableImage("No."), ChildLost("killed"), StorageUnavailable("stale"), asyncio.CancelledError()]
-    images = [await queued(ledger) for _ in range(4)]
-    by_id = {image.id: end for image, end in zip(images, ends, strict=True)}
+    ends = [UnreadableImage("No."), ChildLost("killed"), StorageUnavailable("stale"), asyncio.CancelledError(), None]
+    images = [await queued(ledger) for _ in ends]
+    claiming.errors = {image.id: end for image, end in zip(images, ends, strict=True) if end is not None}
 
-    async def work(image: Image) -> Image:
-        raise by_id[image.id]
-
-    async def convert(ctx: dict[str, Any], image_id: str) -> None:
-        await attempts.run(lambda: ledger.claim(image_id, "host:1"), work)
-
-    running = start(convert)
+    running = start(claiming)
     for image in images:
         await queue.enqueue(image)
 
@@ -561,7 +903,7 @@ async def test_arq_logs_no_traceback_however_an_attempt_ends(
         return all(row.attempt >= 1 and row.status is not Status.PROCESSING for row in rows)
 
     await until(all_have_ended)
-    await until(lambda: running.consumer._arq.jobs_complete >= 4)
+    await until(lambda: running.consumer._arq.jobs_complete >= len(ends))
     assert [record for record in caplog.records if record.name.startswith("arq") and record.exc_info] == []
     assert [record for record in caplog.records if record.name.startswith("arq") and record.levelno > 20] == []
 
@@ -569,10 +911,12 @@ async def test_arq_logs_no_traceback_however_an_attempt_ends(
 async def test_a_consumer_leaves_every_decision_to_the_ledger(start: Start) -> None:
     arq = start().consumer._arq
 
-    names = ("max_tries", "retry_jobs", "keep_result_s", "keep_result_forever", "job_timeout_s")
+    names = ("retry_jobs", "keep_result_s", "keep_result_forever", "job_timeout_s")
 
+    assert [function.name for function in arq.functions.values()] == [WORK]
+    assert {function.max_tries for function in arq.functions.values()} == {None}
+    assert arq.max_tries > 10**9
     assert {name: getattr(arq, name) for name in names} == {
-        "max_tries": 1,
         "retry_jobs": False,
         "keep_result_s": 0,
         "keep_result_forever": False,

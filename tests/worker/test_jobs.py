@@ -1,37 +1,50 @@
-"""The two jobs with real pictures, a real child, a real disk and a real ledger."""
+"""Both kinds of work with real pictures, a real child, a real disk and a real ledger."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from PIL import Image as Pillow
 
+from api.records import record_of
+from shared.definitions import ENCODER_SETTINGS, definition_of
 from shared.identity import check_storage
-from shared.images import FULL, Image, Owed, Status, original_key, rendition_key, renditions_prefix
+from shared.images import Image, Lane, Status
 from shared.ledger import Identity, Ledger
-from shared.redis.circuit_breaker import CircuitBreaker
-from shared.redis.queue import CONVERT_IMAGE, MAKE_THUMBNAILS, Queue
+from shared.redis.notices import Announcer
+from shared.redis.queue import Queue
+from shared.redis.response_cache import ResponseCache
+from shared.renditions import FULL, attempt_prefix, original_key, rendition_key, renditions_prefix
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
 from tests.ledgers import latest, queued
 from tests.services import put, put_original
+from tests.worker import toy_format
 from tests.worker.pictures import encoded, photo
 from worker.attempts import Attempts
-from worker.jobs import Jobs
+from worker.jobs import SLOTS, Jobs
 from worker.pause import Pause
+from worker.renderer.formats import FORMATS
 from worker.renderer.pool import Renderer
 from worker.slots import Slots
 
 
-def ctx() -> dict[str, Any]:
-    """What a consumer hands to a job: a slot."""
-    return {"slot": Slots(1).take()}
+async def work(jobs: Jobs, image: Image) -> None:
+    """Do the work that waits on an image, as arq would."""
+    with Slots(1).reserve() as slot:
+        slot.begin()
+        await jobs.work({SLOTS: {"work:1": slot}, "job_id": "work:1"}, image.id)
+
+
+#: The digest of what a JPEG is made by.
+JPEG = definition_of("jpeg", Settings().background)
 
 
 @pytest.fixture
@@ -54,10 +67,8 @@ async def identity(ledger: Ledger, storage: Storage, settings: Settings) -> Iden
 
 
 @pytest.fixture
-def jobs(
-    settings: Settings, ledger: Ledger, identity: Identity, storage: Storage, renderer: Renderer, attempts: Attempts
-) -> Jobs:
-    return Jobs(settings, ledger, identity, storage, renderer, attempts)
+def jobs(settings: Settings, identity: Identity, storage: Storage, renderer: Renderer, attempts: Attempts) -> Jobs:
+    return Jobs(settings, identity, storage, renderer, attempts)
 
 
 def tutorials_picture() -> bytes:
@@ -72,16 +83,15 @@ async def uploaded(ledger: Ledger, storage: Storage, content: bytes) -> Image:
 
 async def converted(ledger: Ledger, storage: Storage, jobs: Jobs) -> Image:
     image = await uploaded(ledger, storage, tutorials_picture())
-    await jobs.convert_image(ctx(), image.id)
+    await work(jobs, image)
     return await latest(ledger, image)
 
 
 async def stored_pictures(storage: Storage, image: Image) -> dict[str, bytes]:
-    """Return the published renditions, each as the record says that it is."""
-    assert image.published is not None
+    """Return the published renditions, each as its row says that it is."""
     found = {}
     for name, rendition in image.renditions.items():
-        content = await storage.read(rendition_key(image.id, image.published, name))
+        content = await storage.read(rendition_key(image.id, rendition))
         assert (len(content), hashlib.sha256(content).hexdigest()) == (rendition.bytes, rendition.sha256)
         with Pillow.open(io.BytesIO(content)) as picture:
             assert (picture.format, picture.size) == ("JPEG", rendition.size)
@@ -89,25 +99,13 @@ async def stored_pictures(storage: Storage, image: Image) -> dict[str, bytes]:
     return found
 
 
-def test_the_jobs_are_registered_under_the_names_by_which_they_are_enqueued(settings: Settings) -> None:
-    """A name that differs is an arq job that fails, and an image that waits for its next wake-up for ever."""
-    anything: Any = None
-    jobs = Jobs(settings, *[anything] * 5)
-
-    functions = {function.name: function for function in jobs.functions}
-
-    assert functions.keys() == {CONVERT_IMAGE, MAKE_THUMBNAILS}
-    assert functions[CONVERT_IMAGE].coroutine == jobs.convert_image
-    assert functions[MAKE_THUMBNAILS].coroutine == jobs.make_thumbnails
-    assert {function.max_tries for function in functions.values()} == {1}
-
-
 async def test_an_upload_becomes_a_jpeg_and_its_ladder_of_thumbnails(
     ledger: Ledger, storage: Storage, jobs: Jobs
 ) -> None:
     image = await converted(ledger, storage, jobs)
 
-    assert (image.status, image.size, image.published, image.owed) == (Status.READY, (640, 360), 1, None)
+    assert (image.status, image.size, image.work, image.debts) == (Status.READY, (640, 360), None, ())
+    assert {(rendition.attempt, rendition.definition) for rendition in image.renditions.values()} == {(1, JPEG)}
     assert (await stored_pictures(storage, image)).keys() == {FULL, "320x180.jpeg", "160x90.jpeg"}
     assert await storage.read(original_key(image.id)) == tutorials_picture()
     assert await storage.sweep_drafts(-1) == 0
@@ -116,7 +114,7 @@ async def test_an_upload_becomes_a_jpeg_and_its_ladder_of_thumbnails(
 async def test_a_small_picture_has_no_thumbnails(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
     image = await uploaded(ledger, storage, encoded(photo((100, 60)), "WEBP").getvalue())
 
-    await jobs.convert_image(ctx(), image.id)
+    await work(jobs, image)
 
     assert (await stored_pictures(storage, await latest(ledger, image))).keys() == {FULL}
 
@@ -126,7 +124,7 @@ async def test_what_is_no_picture_fails_with_its_reason_and_leaves_its_original_
 ) -> None:
     image = await uploaded(ledger, storage, tutorials_picture()[:5000])
 
-    await jobs.convert_image(ctx(), image.id)
+    await work(jobs, image)
 
     row = await latest(ledger, image)
     assert (row.status, row.error_type, row.renditions) == (Status.FAILED, "unreadable-image", {})
@@ -139,7 +137,7 @@ async def test_what_is_no_picture_fails_with_its_reason_and_leaves_its_original_
 async def test_an_original_that_is_gone_is_our_loss(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
     image = await queued(ledger)
 
-    await jobs.convert_image(ctx(), image.id)
+    await work(jobs, image)
 
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures) == (Status.QUEUED, 1, 0)
@@ -152,7 +150,7 @@ async def test_a_storage_that_has_lost_all_it_held_is_trouble_and_costs_no_image
     image = await queued(ledger)
     await storage.delete(f"markers/{identity.marker}")
 
-    await jobs.convert_image(ctx(), image.id)
+    await work(jobs, image)
 
     row = await latest(ledger, image)
     assert (row.status, row.losses, row.failures) == (Status.QUEUED, 0, 0)
@@ -162,15 +160,19 @@ async def test_a_storage_that_has_lost_all_it_held_is_trouble_and_costs_no_image
 async def test_a_job_that_is_run_twice_publishes_once(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
     image = await converted(ledger, storage, jobs)
 
-    await jobs.convert_image(ctx(), image.id)
+    await work(jobs, image)
 
     assert await latest(ledger, image) == image
 
 
-async def request(ledger: Ledger, image: Image) -> Image:
-    row = await ledger.request_thumbnails(image.id)
+async def request(ledger: Ledger, image: Image, *wanted: str) -> Image:
+    row = await ledger.request_renditions(image, Lane.DEMAND, wanted or None)
     assert row is not None
     return row
+
+
+def attempts_of(image: Image) -> set[int]:
+    return {rendition.attempt for rendition in image.renditions.values()}
 
 
 async def test_a_missing_thumbnail_is_made_again_and_the_jpeg_stays_what_it_was(
@@ -178,15 +180,14 @@ async def test_a_missing_thumbnail_is_made_again_and_the_jpeg_stays_what_it_was(
 ) -> None:
     before = await converted(ledger, storage, jobs)
     pictures = await stored_pictures(storage, before)
-    await storage.delete(rendition_key(before.id, 1, "320x180.jpeg"))
+    await storage.delete(f"{attempt_prefix(before.id, 1)}/320x180.jpeg")
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
+    await work(jobs, wanted)
 
     image = await latest(ledger, before)
-    assert (image.status, image.published, image.owed) == (Status.READY, 2, None)
+    assert (image.status, attempts_of(image), image.debts) == (Status.READY, {2}, ())
     assert (image.sequence, image.created, image.size) == (before.sequence, before.created, before.size)
-    assert image.renditions[FULL] == before.renditions[FULL]
     assert await stored_pictures(storage, image) == pictures
     assert await storage.folders(renditions_prefix(image.id)) == ["2"]
 
@@ -201,46 +202,55 @@ async def test_a_ladder_that_was_set_longer_is_made_of_the_original(
     attempts: Attempts,
 ) -> None:
     before = await converted(ledger, storage, jobs)
-    longer = Jobs(replace(settings, min_thumb_size=20), ledger, identity, storage, renderer, attempts)
+    longer = Jobs(replace(settings, min_thumb_size=20), identity, storage, renderer, attempts)
     wanted = await request(ledger, before)
 
-    await longer.make_thumbnails(ctx(), wanted.id, wanted.wake)
+    await work(longer, wanted)
 
     image = await latest(ledger, before)
     pictures = await stored_pictures(storage, image)
     assert pictures.keys() == {FULL, "320x180.jpeg", "160x90.jpeg", "80x45.jpeg", "40x22.jpeg"}
-    assert image.renditions[FULL] == before.renditions[FULL]
+    assert image.renditions[FULL].sha256 == before.renditions[FULL].sha256
 
 
 async def test_where_originals_are_not_kept_thumbnails_are_made_of_the_stored_jpeg(
-    ledger: Ledger, storage: Storage, jobs: Jobs, settling: Settling, breaker: CircuitBreaker
+    ledger: Ledger, storage: Storage, jobs: Jobs, settling: Settling
 ) -> None:
-    settling._keep_originals = False
+    settling._keep_originals = ledger._keeps_originals = False
     before = await converted(ledger, storage, jobs)
     full = (await stored_pictures(storage, before))[FULL]
     kept = await storage.exists(original_key(before.id))
-    await storage.delete(rendition_key(before.id, 1, "160x90.jpeg"))
+    await storage.delete(f"{attempt_prefix(before.id, 1)}/160x90.jpeg")
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
+    await work(jobs, wanted)
 
     image = await latest(ledger, before)
     pictures = await stored_pictures(storage, image)
     assert not kept
     assert pictures.keys() == {FULL, "320x180.jpeg", "160x90.jpeg"}
     assert pictures[FULL] == full
+    assert {file: rendition.attempt for file, rendition in image.renditions.items()} == {
+        FULL: 1,
+        "320x180.jpeg": 2,
+        "160x90.jpeg": 2,
+    }
+    assert await storage.folders(renditions_prefix(image.id)) == ["1", "2"]
+    assert [stored.key async for stored in storage.listing(attempt_prefix(image.id, 1))] == [
+        f"{attempt_prefix(image.id, 1)}/{FULL}"
+    ]
 
 
 async def test_a_missing_jpeg_is_made_again_of_the_original(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
     before = await converted(ledger, storage, jobs)
     pictures = await stored_pictures(storage, before)
-    await storage.delete(rendition_key(before.id, 1, FULL))
+    await storage.delete(f"{attempt_prefix(before.id, 1)}/{FULL}")
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
+    await work(jobs, wanted)
 
     image = await latest(ledger, before)
-    assert image.published == 2
+    assert attempts_of(image) == {2}
     assert await stored_pictures(storage, image) == pictures
 
 
@@ -251,13 +261,13 @@ async def test_a_torn_jpeg_is_made_again_of_the_original(
     before = await converted(ledger, storage, jobs)
     pictures = await stored_pictures(storage, before)
     full = pictures[FULL]
-    await put(storage, rendition_key(before.id, 1, FULL), full[:-9] + (b"" if torn == "cut short" else bytes(9)))
+    await put(storage, f"{attempt_prefix(before.id, 1)}/{FULL}", full[:-9] + (b"" if torn == "cut short" else bytes(9)))
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
+    await work(jobs, wanted)
 
     image = await latest(ledger, before)
-    assert image.published == 2
+    assert attempts_of(image) == {2}
     assert await stored_pictures(storage, image) == pictures
 
 
@@ -265,15 +275,93 @@ async def test_a_torn_jpeg_without_an_original_stays_what_it_is(ledger: Ledger, 
     """Made again of itself, it would pass for whole."""
     before = await converted(ledger, storage, jobs)
     torn = (await stored_pictures(storage, before))[FULL] + b"a byte too many"
-    await put(storage, rendition_key(before.id, 1, FULL), torn)
+    await put(storage, f"{attempt_prefix(before.id, 1)}/{FULL}", torn)
     await storage.delete(original_key(before.id))
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
+    await work(jobs, wanted)
 
     image = await latest(ledger, before)
-    assert (image.published, image.renditions[FULL]) == (2, before.renditions[FULL])
-    assert await storage.read(rendition_key(before.id, 2, FULL)) == torn
+    assert (image.attempt, image.work, image.renditions[FULL]) == (2, None, before.renditions[FULL])
+    assert await storage.read(f"{attempt_prefix(before.id, 1)}/{FULL}") == torn
+
+
+# A format that is added
+
+
+@pytest.fixture
+async def toy_renderer(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Renderer]:
+    """A renderer that knows a second format."""
+    monkeypatch.setitem(FORMATS, "toy", toy_format.TOY)
+    monkeypatch.setitem(ENCODER_SETTINGS, "toy", toy_format.SETTINGS)
+    renderer = Renderer(settings, 1, 10_000_000, command=(sys.executable, "-m", "tests.worker.toy_format", ""))
+    await renderer.start()
+    yield renderer
+    await renderer.close()
+
+
+@pytest.fixture
+def toy_jobs(
+    settings: Settings, identity: Identity, storage: Storage, toy_renderer: Renderer, attempts: Attempts
+) -> Jobs:
+    return Jobs(settings, identity, storage, toy_renderer, attempts)
+
+
+async def files_of(storage: Storage, image: Image) -> dict[str, float]:
+    """Return the image's files, each with its time."""
+    return {stored.key: stored.changed async for stored in storage.listing(renditions_prefix(image.id))}
+
+
+@pytest.mark.parametrize("has_original", [True, False])
+@pytest.mark.parametrize(("file", "size"), [("320x180.toy", (320, 180)), ("image.toy", (640, 360))])
+async def test_a_format_that_is_added_to_a_ready_image_is_one_file_and_tells_clients_nothing(
+    ledger: Ledger,
+    storage: Storage,
+    toy_jobs: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    has_original: bool,
+    file: str,
+    size: tuple[int, int],
+) -> None:
+    before = await converted(ledger, storage, toy_jobs)
+    if not has_original:
+        await storage.delete(original_key(before.id))
+    record, files, listed = record_of(before), await files_of(storage, before), await ledger.list_ready(None, 9, False)
+    wanted = await request(ledger, before, file)
+    told: list[str] = []
+    for owner, name in ((Settling, "settle"), (ResponseCache, "change_tokens"), (Announcer, "announce")):
+        monkeypatch.setattr(owner, name, lambda *_, name=name: told.append(name))
+
+    await work(toy_jobs, wanted)
+
+    image = await latest(ledger, before)
+    added = image.renditions[file]
+    assert image == replace(before, attempt=2, renditions={**before.renditions, file: added})
+    assert (added.size, added.attempt, added.definition) == (size, 2, definition_of("toy", Settings().background))
+    assert toy_format.size_of(await storage.read(rendition_key(image.id, added))) == size
+    assert await files_of(storage, image) == {**files, rendition_key(image.id, added): ANY}
+    assert told == []
+    assert record_of(image) == record
+    assert [record_of(one) for one in await ledger.list_ready(None, 9, False)] == [record_of(one) for one in listed]
+
+
+async def test_a_file_that_is_made_again_leaves_the_others_where_they_are(
+    ledger: Ledger, storage: Storage, jobs: Jobs
+) -> None:
+    before = await converted(ledger, storage, jobs)
+    pictures = await stored_pictures(storage, before)
+
+    await work(jobs, await request(ledger, before, "160x90.jpeg"))
+
+    image = await latest(ledger, before)
+    assert {file: rendition.attempt for file, rendition in image.renditions.items()} == {
+        FULL: 1,
+        "320x180.jpeg": 1,
+        "160x90.jpeg": 2,
+    }
+    assert await stored_pictures(storage, image) == pictures
+    assert await files_of(storage, image) == {rendition_key(image.id, one): ANY for one in image.renditions.values()}
+    assert image.debts == ()
 
 
 async def test_an_original_that_has_become_another_picture_publishes_nothing(
@@ -283,10 +371,11 @@ async def test_an_original_that_has_become_another_picture_publishes_nothing(
     await put(storage, original_key(before.id), encoded(photo((64, 64)), "PNG").getvalue())
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
+    await work(jobs, wanted)
 
     image = await latest(ledger, before)
-    assert (image.status, image.published, image.owed) == (Status.READY, 1, Owed.LEFTOVERS)
+    assert (image.status, image.work, attempts_of(image), image.debts) == (Status.READY, None, {1}, ())
+    assert image.paused_until is not None
     await stored_pictures(storage, image)
 
 
@@ -294,24 +383,24 @@ async def test_thumbnails_of_an_image_without_any_source_are_lost_and_it_stays_r
     ledger: Ledger, storage: Storage, jobs: Jobs
 ) -> None:
     before = await converted(ledger, storage, jobs)
-    await storage.delete(rendition_key(before.id, 1, FULL))
+    await storage.delete(f"{attempt_prefix(before.id, 1)}/{FULL}")
     await storage.delete(original_key(before.id))
     wanted = await request(ledger, before)
 
-    await jobs.make_thumbnails(ctx(), wanted.id, wanted.wake)
+    await work(jobs, wanted)
 
     image = await latest(ledger, before)
-    assert (image.status, image.published, image.losses) == (Status.READY, 1, 1)
+    assert (image.status, attempts_of(image), image.losses) == (Status.READY, {1}, 1)
 
 
 async def test_a_retry_of_a_failed_image_converts_it(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:
     image = await uploaded(ledger, storage, tutorials_picture()[:5000])
-    await jobs.convert_image(ctx(), image.id)
+    await work(jobs, image)
     await put_original(storage, image, tutorials_picture())
     assert await ledger.retry(image.id) is not None
 
-    await jobs.convert_image(ctx(), image.id)
+    await work(jobs, image)
 
     row = await latest(ledger, image)
-    assert (row.status, row.published, row.error_type) == (Status.READY, 2, None)
+    assert (row.status, attempts_of(row), row.error_type) == (Status.READY, {2}, None)
     await stored_pictures(storage, row)

@@ -1,29 +1,93 @@
-"""Slots: how many images are rendered and stored at once, and when a slot is left before its job ends."""
+"""Slots: how many images are rendered and stored at once, and when a slot is free before its job ends."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from shared.cancellation import cancel
-from worker.slots import Slots
+from shared.images import Lane
+from worker.attempt import Interrupted
+from worker.slots import Slot, Slots
+
+
+def begun(slots: Slots) -> Slot:
+    """Return a slot in which work has begun."""
+    with slots.reserve() as slot:
+        slot.begin()
+    return slot
+
+
+class Attempt:
+    """An attempt as slots see it."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.is_preemptible = lane.is_preemptible
+        self.reasons: list[str] = []
+
+    def stop(self, reason: Interrupted) -> None:
+        self.reasons.append(str(reason))
+        self.is_preemptible = False
+
+
+def occupied(slots: Slots, lane: Lane) -> Any:
+    """Return a slot in which an attempt renders."""
+    slot: Any = begun(slots)
+    slot.attempt = Attempt(lane)
+    return slot
 
 
 def test_a_slot_that_is_released_is_free_again() -> None:
     slots = Slots(1)
 
-    slot = slots.take()
+    slot = begun(slots)
     free_meanwhile = slots.free
     slot.release()
 
     assert (free_meanwhile, slots.free) == (0, 1)
 
 
+def test_a_slot_is_free_again_if_no_work_was_found_for_it() -> None:
+    slots = Slots(1)
+
+    with slots.reserve():
+        free_meanwhile = slots.free
+
+    assert (free_meanwhile, slots.free) == (0, 1)
+    assert not slots.freed.is_set()
+
+
+def test_a_slot_is_free_again_if_looking_for_work_has_failed() -> None:
+    slots = Slots(1)
+
+    with pytest.raises(OSError, match="away"), slots.reserve():
+        raise OSError("away")
+
+    assert slots.free == 1
+
+
+@pytest.mark.parametrize("is_left", [True, False])
+async def test_a_slot_that_is_released_twice_is_free_once(is_left: bool) -> None:
+    slots = Slots(2)
+    slot, _ = begun(slots), begun(slots)
+    if is_left:
+        await slot.leave()
+
+    slot.release()
+    slot.release()
+
+    assert slots.free == 1
+    await slots.storing.acquire()
+    await slots.storing.acquire()
+    assert slots.storing.locked()
+
+
 async def test_a_slot_that_is_left_is_free_for_the_next_image_while_this_one_is_stored() -> None:
     """A child that waits for the disk of the image before renders nothing."""
     slots = Slots(1)
-    slot = slots.take()
+    slot = begun(slots)
 
     await slot.leave()
     free_while_storing = slots.free
@@ -34,9 +98,9 @@ async def test_a_slot_that_is_left_is_free_for_the_next_image_while_this_one_is_
 
 async def test_a_slot_is_kept_until_there_is_a_place_to_store() -> None:
     slots = Slots(1)
-    first = slots.take()
+    first = begun(slots)
     await first.leave()
-    second = slots.take()
+    second = begun(slots)
 
     leaving = asyncio.create_task(second.leave())
     await asyncio.sleep(0)
@@ -49,9 +113,9 @@ async def test_a_slot_is_kept_until_there_is_a_place_to_store() -> None:
 
 async def test_who_is_cancelled_while_it_waits_for_a_place_to_store_keeps_nothing() -> None:
     slots = Slots(1)
-    first = slots.take()
+    first = begun(slots)
     await first.leave()
-    second = slots.take()
+    second = begun(slots)
     leaving = asyncio.create_task(second.leave())
     await asyncio.sleep(0)
 
@@ -63,14 +127,98 @@ async def test_who_is_cancelled_while_it_waits_for_a_place_to_store_keeps_nothin
     assert not slots.storing.locked()
 
 
-@pytest.mark.parametrize("early", [True, False])
-async def test_it_is_told_when_a_slot_is_free(early: bool) -> None:
+@pytest.mark.parametrize("how", ["left", "released", "preempted"])
+async def test_it_is_told_when_a_slot_is_free(how: str) -> None:
     slots = Slots(1)
-    slot = slots.take()
+    slot = occupied(slots, Lane.BULK)
 
-    if early:
-        await slot.leave()
-    else:
-        slot.release()
+    match how:
+        case "left":
+            await slot.leave()
+        case "released":
+            slot.release()
+        case "preempted":
+            slot.preempt()
 
     assert slots.freed.is_set()
+    assert slots.free == 1
+
+
+async def test_what_rendering_costs_is_told_without_the_time_for_storing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("worker.slots.time.monotonic", lambda: now)
+    slot = begun(Slots(1))
+    now = 103.0
+
+    await slot.leave()
+    now = 110.0
+
+    assert slot.seconds == 3.0
+
+
+# Preemption
+
+
+def test_the_preemptible_work_that_began_last_makes_room_first() -> None:
+    slots = Slots(4)
+    earlier, later = occupied(slots, Lane.BULK), occupied(slots, Lane.AHEAD)
+    occupied(slots, Lane.UPLOAD)
+    begun(slots)
+
+    found: Any = slots.preemptible()
+    assert found is later
+    later.preempt()
+    assert slots.preemptible() is earlier
+
+
+def test_more_urgent_work_makes_no_room() -> None:
+    slots = Slots(2)
+    occupied(slots, Lane.UPLOAD)
+    occupied(slots, Lane.DEMAND)
+
+    assert slots.preemptible() is None
+
+
+@pytest.mark.parametrize(("lane", "may"), [(None, True), (Lane.BULK, True), (Lane.UPLOAD, False)])
+def test_work_that_has_claimed_nothing_yet_may_turn_out_to_be_preemptible(lane: Lane | None, may: bool) -> None:
+    """A consumer that took it for urgent would look for uploads only half a second later."""
+    slots = Slots(2)
+    occupied(slots, Lane.DEMAND)
+
+    if lane is None:
+        begun(slots)
+    else:
+        occupied(slots, lane)
+
+    assert slots.may_become_preemptible() is may
+
+
+async def test_what_is_rendered_makes_no_room_any_more() -> None:
+    slots = Slots(1)
+    first = occupied(slots, Lane.BULK)
+    await first.leave()
+    second = occupied(slots, Lane.BULK)
+    leaving = asyncio.create_task(second.leave())
+    await asyncio.sleep(0)
+
+    assert slots.preemptible() is None
+
+    first.release()
+    await leaving
+
+
+async def test_a_preempted_slot_is_free_at_once_and_counted_once() -> None:
+    slots = Slots(1)
+    slot = occupied(slots, Lane.BULK)
+    attempt = slot.attempt
+
+    slot.preempt()
+    free_before_its_end = slots.free
+    following = occupied(slots, Lane.UPLOAD)
+    slot.release()
+
+    assert attempt.reasons == ["preempted"]
+    assert free_before_its_end == 1
+    assert slots.free == 0
+    following.release()
+    assert slots.free == 1

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from shared.definitions import ENCODER_SETTINGS
-from shared.images import Size
+from shared.renditions import Size
 from worker.renderer.formats import Format
 from worker.renderer.outputs import NotOurs
 

@@ -21,7 +21,7 @@ from PIL import (
 
 from shared.errors import ImageTooLarge, UnreadableImage
 from shared.formats import HAS_HEIF, PILLOW_FORMATS, TAKEN
-from shared.images import MAX_SIDE, Size
+from shared.renditions import MAX_SIDE, Size
 from worker.child import profiles
 from worker.child.failures import blame_the_file
 

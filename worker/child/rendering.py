@@ -11,7 +11,7 @@ from typing import Protocol
 from PIL import Image
 
 from shared.definitions import ENCODER_SETTINGS
-from shared.images import Size
+from shared.renditions import Size
 from worker.child.colour import flatten_to_srgb
 from worker.child.decoding import decode
 from worker.child.encoders import ENCODERS

@@ -8,16 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from shared.images import (
-    FULL,
-    Image,
-    Original,
-    Rendition,
-    Status,
-    original_key,
-    rendition_key,
-    renditions_prefix,
-)
+from shared.images import DebtKind, Image, Original, Status
+from shared.renditions import FULL, Rendition, original_key, rendition_key, renditions_prefix
 from shared.storage import Stored
 
 #: Files younger than so many seconds are left alone: an upload has its original before its row.
@@ -30,6 +22,7 @@ class Kind(StrEnum):
     ORIGINAL_WITHOUT_ROW = "original without a row"
     RENDITIONS_WITHOUT_ROW = "renditions without a row"
     STALE_ATTEMPT = "stale attempt"
+    STALE_FILE = "stale file"
     RENDITION_BROKEN = "rendition broken"
     BEYOND_MENDING = "beyond mending"
     ORIGINAL_TORN = "original torn"
@@ -80,8 +73,8 @@ def diagnose(snapshot: Snapshot, now: float, keep_originals: bool) -> list[Findi
     findings = _of_original(snapshot, row, keep_originals)
     if row.status is Status.READY:
         findings += _of_renditions(snapshot, row)
-    if row.status.is_final and row.owed is None:
-        # Otherwise other attempts are at work, or settling will remove what they left.
+    if row.status.is_final and row.work is None and not row.owes(DebtKind.LEFTOVERS):
+        # Otherwise an attempt is at work, or settling will remove what is stale.
         findings += _of_attempts(snapshot, row, now)
     return findings
 
@@ -89,16 +82,13 @@ def diagnose(snapshot: Snapshot, now: float, keep_originals: bool) -> list[Findi
 def expected_keys(image: Image) -> dict[str, Original | Rendition]:
     """Return every key that an image's row names, with what the file must be."""
     expected: dict[str, Original | Rendition] = {original_key(image.id): image.original}
-    if image.published is not None:
-        for name, rendition in image.renditions.items():
-            expected[rendition_key(image.id, image.published, name)] = rendition
-    return expected
+    return expected | {rendition_key(image.id, rendition): rendition for rendition in image.renditions.values()}
 
 
 def source_of(snapshot: Snapshot, row: Image) -> str:
     """Return the key of the file that renditions are made from: the original where there is one, else the JPEG."""
     original = original_key(row.id)
-    return original if original in snapshot.files else rendition_key(row.id, row.published or 0, FULL)
+    return original if original in snapshot.files else rendition_key(row.id, row.renditions[FULL])
 
 
 def is_young(stored: Stored, now: float, image_id: str = "") -> bool:
@@ -146,11 +136,16 @@ def _of_renditions(snapshot: Snapshot, row: Image) -> list[Finding]:
 
 
 def _of_attempts(snapshot: Snapshot, row: Image, now: float) -> list[Finding]:
+    named = expected_keys(row)
     findings = []
     for name, files in snapshot.attempts().items():
-        if name != str(row.published) and not any(is_young(stored, now) for stored in files):
-            key = f"{renditions_prefix(row.id)}/{name}"
-            findings.append(Finding(Kind.STALE_ATTEMPT, key, _written(files)))
+        stale = [stored for stored in files if stored.key not in named]
+        if any(is_young(stored, now) for stored in stale):
+            continue
+        if len(stale) == len(files):
+            findings.append(Finding(Kind.STALE_ATTEMPT, f"{renditions_prefix(row.id)}/{name}", _written(files)))
+        else:
+            findings += (Finding(Kind.STALE_FILE, stored.key, _written([stored])) for stored in stale)
     return findings
 
 

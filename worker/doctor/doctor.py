@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Mapping
 
 from shared.errors import NoSuchKey, StorageUnavailable
 from shared.identity import holds_marker
-from shared.images import Image, Original, Owed, Rendition, original_key, renditions_prefix
-from shared.ledger import Identity, Ledger, Taken
+from shared.images import Image, Lane, Original, Work
+from shared.ledger import Identity, Ledger
+from shared.renditions import Rendition, original_key, renditions_prefix
 from shared.storage import Storage, Stored
 from worker.doctor.diagnosis import (
     Finding,
@@ -30,7 +31,7 @@ from worker.doctor.report import Outcome, Report
 
 #: Rows that are read at a time.
 _PAGE = 500
-#: Images whose renditions are made again after one run. They are rendered before new uploads, which must not wait long.
+#: Images whose renditions are made again after one run: a run reports what it has asked for.
 MOST_ASKED_FOR = 1000
 
 _REMOVED = Outcome(True, "removed")
@@ -142,44 +143,45 @@ class Doctor:
                 await (self._storage.delete if is_file else self._storage.delete_folder)(finding.key)
             return dict.fromkeys(findings, _REMOVED)
         outcomes: dict[Finding, Outcome] = {}
-        if stale := [finding for finding in findings if finding.kind is Kind.STALE_ATTEMPT]:
-            outcomes |= dict.fromkeys(stale, await self._without_attempts(row, stale))
+        if stale := [finding for finding in findings if finding.kind in (Kind.STALE_ATTEMPT, Kind.STALE_FILE)]:
+            row, outcome = await self._without_stale(row, stale)
+            outcomes |= dict.fromkeys(stale, outcome)
         if broken := [finding for finding in findings if finding.kind is Kind.RENDITION_BROKEN]:
             outcomes |= dict.fromkeys(broken, await self._made_again(snapshot, row))
         return outcomes
 
-    async def _without_attempts(self, image: Image, stale: list[Finding]) -> Outcome:
-        names = [finding.key.rpartition("/")[2] for finding in stale]
+    async def _without_stale(self, image: Image, stale: list[Finding]) -> tuple[Image, Outcome]:
+        """Remove what is stale; return the row as it is then."""
+        names = [finding.key.split("/")[2] for finding in stale]
         numbers = [int(name) for name in names if re.fullmatch(r"[1-9]\d{0,8}", name)]
         # The debt comes first: if this process dies, the sweep goes on. No later attempt gets one of these numbers.
         owing = await self._ledger.owe_leftovers(image, max(numbers, default=0))
         if owing is None:
-            return Outcome(False, "left: the image is at work again")
+            return image, Outcome(False, "left: the image is at work again")
         for finding in stale:
-            await self._storage.delete_folder(finding.key)
-        await self._ledger.leftovers_removed(owing)
-        return _REMOVED
+            is_file = finding.kind is Kind.STALE_FILE
+            await (self._storage.delete if is_file else self._storage.delete_folder)(finding.key)
+        await self._ledger.paid(owing.debts)
+        return owing, _REMOVED
 
     async def _made_again(self, snapshot: Snapshot, image: Image) -> Outcome:
-        if image.owed is Owed.THUMBNAILS:
+        if image.work is Work.RENDITIONS:
             return Outcome(True, "is asked for already")
         if self._asked_for == MOST_ASKED_FOR:
             return Outcome(False, f"left: {MOST_ASKED_FOR:,} images are asked for already, run again later")
         source = source_of(snapshot, image)
         if not await self._is_whole(source, expected_keys(image)[source]):
             return Outcome(False, f"left: {source} has another digest, and nothing else to make it of is left")
-        wanted = await self._ledger.request_thumbnails(image.id)
+        wanted = await self._ledger.request_renditions(image, Lane.BULK)
         if wanted is None:
             return Outcome(False, "left: the image is at work, run again in a minute")
         self._asked_for += 1
-        # Due at once, so that the next pass of the sweep enqueues it, instead of one in ten seconds.
-        await self._ledger.give_back([Taken(wanted, wanted.created)])
         return Outcome(True, "will be made again")
 
 
 def _standing(row: Image | None) -> object:
     """Return what differs after every commit that changes which files belong to the image."""
-    return row and (row.status, row.attempt, row.published, row.owed)
+    return row and (row.status, row.attempt, row.work, row.worker, row.renditions, row.debts)
 
 
 async def _side_by_side(*streams: AsyncIterator[Snapshot]) -> AsyncIterator[Snapshot]:

@@ -16,6 +16,7 @@ _REMEDIES = {
     Kind.ORIGINAL_WITHOUT_ROW: "removes it",
     Kind.RENDITIONS_WITHOUT_ROW: "removes them",
     Kind.STALE_ATTEMPT: "removes it",
+    Kind.STALE_FILE: "removes it",
     Kind.RENDITION_BROKEN: "has a worker make it again",
     Kind.BEYOND_MENDING: "cannot help: DELETE the image, and upload it again",
     Kind.ORIGINAL_TORN: "cannot help: nothing can be made of it any more",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared.images import Size
+from shared.renditions import Size
 from worker.renderer import jpeg
 
 #: Bytes that a file may have beyond those of its pixels.

@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from shared.images import Size
+from shared.renditions import Size
 from worker.renderer.outputs import NotOurs
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.images import Size
+from shared.renditions import Size
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from shared.errors import (
     UnreadableImage,
 )
 from shared.formats import PILLOW_FORMATS
-from shared.images import Size
+from shared.renditions import Size
 from shared.settings import Settings
 from shared.stalls import timeout
 from shared.telemetry import metrics, tracing

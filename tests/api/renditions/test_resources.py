@@ -12,14 +12,15 @@ import pytest
 from api.problems import Problem
 from api.renditions.memory import Memory
 from api.renditions.resources import Renditions
-from shared.images import FULL, Image, Owed, Size, Status
+from shared.images import Image, Lane, Status, Work
 from shared.ledger import Ledger
 from shared.ledger.engine import create_engine
 from shared.redis.circuit_breaker import WEB_DEADLINE, CircuitBreaker
-from shared.redis.queue import Enqueueing, Queue
+from shared.redis.queue import Queue
 from shared.redis.response_cache import MOST_BODY_BYTES
+from shared.renditions import FULL, Size, rendition_key
 from shared.storage.files import PIECE_BYTES
-from tests.api.arrange import UNKNOWN_ID, Service, certain, picture, problem_of
+from tests.api.arrange import UNKNOWN_ID, Service, picture, problem_of
 from tests.api.conftest import Start
 
 LARGE = bytes(range(256)) * (MOST_BODY_BYTES // 256) + b"and one byte more"
@@ -35,15 +36,9 @@ def paths_of(image: Image) -> dict[str, str]:
 
 
 def file_of(service: Service, image: Image, name: str) -> Path:
-    (path,) = (path for path in service.files("renditions") if path.match(f"{image.id}/{image.published}/{name}"))
+    key = rendition_key(image.id, image.renditions[name])
+    (path,) = (path for path in service.files("renditions") if path.match(f"*/{key.partition('/')[2]}"))
     return path
-
-
-async def republished(service: Service, image: Image) -> Image:
-    """Return a ready image after its thumbnails were made again, the folder of the attempt before gone."""
-    wanted = certain(await service.ledger.request_thumbnails(image.id))
-    attempt = certain(await service.ledger.claim_thumbnails(image.id, wanted.wake, "a worker"))
-    return await service.worker.publish(attempt)
 
 
 async def test_each_picture_is_served_as_it_was_published(service: Service) -> None:
@@ -306,8 +301,8 @@ async def test_a_missing_file_is_made_again_while_the_image_stays_ready(service:
     assert problem_of(response) == "rendition-missing"
     assert response.headers["Retry-After"] == "1"
     wanted = await service.image(image.id)
-    assert (wanted.status, wanted.owed, wanted.wake) == (Status.READY, Owed.THUMBNAILS, image.wake + 1)
-    assert await service.jobs() == [f"thumbnails:{image.id}:{wanted.wake}"]
+    assert (wanted.status, wanted.work, wanted.lane) == (Status.READY, Work.RENDITIONS, Lane.DEMAND)
+    assert await service.jobs() == [f"work:{image.id}:{image.attempt}"]
 
 
 async def test_a_missing_large_picture_is_made_again(service: Service) -> None:
@@ -329,7 +324,6 @@ async def test_a_missing_file_is_asked_for_once(service: Service) -> None:
 
     assert {response.status_code for response in responses} == {503}
     assert len(await service.jobs()) == 1
-    assert (await service.image(image.id)).wake == image.wake + 1
 
 
 async def test_a_size_that_only_todays_ladder_has_is_made(start: Start) -> None:
@@ -342,7 +336,7 @@ async def test_a_size_that_only_todays_ladder_has_is_made(start: Start) -> None:
 
     assert response.status_code == 503
     assert problem_of(response) == "rendition-missing"
-    assert (await service.image(image.id)).owed is Owed.THUMBNAILS
+    assert (await service.image(image.id)).work is Work.RENDITIONS
     assert len(await service.jobs()) == 1
 
 
@@ -360,9 +354,7 @@ async def test_what_is_missing_is_served_once_it_was_made_again(service: Service
     image = await service.worker.ready((640, 360))
     file_of(service, image, "320x180.jpeg").unlink()
     await service.client.simulate_get(paths_of(image)["320x180.jpeg"])
-    wanted = await service.image(image.id)
-    attempt = certain(await service.ledger.claim_thumbnails(image.id, wanted.wake, "a worker"))
-    published = await service.worker.publish(attempt)
+    published = await service.worker.publish(await service.worker.claim(image.id))
 
     response = await service.client.simulate_get(paths_of(image)["320x180.jpeg"])
 
@@ -379,9 +371,7 @@ async def test_without_redis_what_is_missing_is_left_to_the_sweep(service: Servi
     response = await service.client.simulate_get(f"/images/{image.id}.jpeg")
 
     assert response.status_code == 503
-    wanted = await service.image(image.id)
-    assert wanted.owed is Owed.THUMBNAILS
-    assert wanted.due == pytest.approx(wanted.created)
+    assert [wanted.id for wanted in await service.ledger.waiting(10)] == [image.id]
 
 
 class LateLedger(Ledger):
@@ -399,8 +389,7 @@ async def served_late(service: Service, image: Image, name: str, size: Size | No
     """Return the response of a web process that has read these rows just before they changed."""
     ledger = LateLedger(service, *before)
     queue = Queue(service.redis, CircuitBreaker(service.redis, WEB_DEADLINE), lambda: service.ledger_name)
-    enqueueing = Enqueueing(ledger, queue)
-    renditions = Renditions(service.settings, ledger, service.storage, service.worker.settling, enqueueing, Memory(0))
+    renditions = Renditions(service.settings, ledger, service.storage, service.worker.settling, queue, Memory(0))
     response = falcon.asgi.Response()
     try:
         await renditions.on_get(falcon.testing.create_asgi_req(), response, image.id, size)
@@ -412,8 +401,8 @@ async def served_late(service: Service, image: Image, name: str, size: Size | No
 async def test_a_folder_superseded_between_row_and_file_is_no_missing_file(service: Service) -> None:
     """Between the read of the row and that of the file, the next attempt was published and the folder removed."""
     image = await service.worker.ready((640, 360))
-    published = await republished(service, image)
-    assert not any(path.match(f"{image.id}/{image.published}/*") for path in service.files("renditions"))
+    published = await service.worker.publish_again(image)
+    assert not await service.storage.exists(rendition_key(image.id, image.renditions["320x180.jpeg"]))
 
     response = await served_late(service, image, "320x180.jpeg", (320, 180), image)
 
@@ -423,7 +412,7 @@ async def test_a_folder_superseded_between_row_and_file_is_no_missing_file(servi
 
 async def test_a_file_missing_in_the_next_folder_too_is_made_again(service: Service) -> None:
     image = await service.worker.ready((640, 360))
-    published = await republished(service, image)
+    published = await service.worker.publish_again(image)
     file_of(service, published, "320x180.jpeg").unlink()
 
     with pytest.raises(Problem, match="rendition-missing"):

@@ -201,10 +201,8 @@ async def test_of_a_known_row_whose_files_have_gone_the_row_is_read_again(servic
     """They were superseded a moment ago, and nobody has told us yet."""
     image = await service.worker.ready((640, 360))
     await service.client.simulate_get(path_of(image, "160x90.jpeg"))
-    wanted = certain(await service.ledger.request_thumbnails(image.id))
-    attempt = certain(await service.ledger.claim_thumbnails(image.id, wanted.wake, "a worker"))
-    published = await service.worker.publish(attempt, (640, 360), settle=False)
-    await service.storage.delete_folder(f"renditions/{image.id}/{image.published}")
+    published = await service.worker.publish_again(image, settle=False)
+    await service.storage.delete_folder(f"renditions/{image.id}/{image.attempt}")
 
     response = await service.client.simulate_get(path_of(image, name))
 

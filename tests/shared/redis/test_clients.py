@@ -74,6 +74,16 @@ async def test_an_exchange_that_overstays_is_cancelled_and_opens_it(breaker: Cir
     assert ended == ["cancelled"]
 
 
+async def test_an_exchange_may_have_a_deadline_of_its_own(redis: Redis) -> None:
+    breaker = CircuitBreaker(redis, 3600.0)
+
+    with pytest.raises(RedisAway, match="TimeoutError"):
+        await breaker.call(asyncio.get_running_loop().create_future, deadline=0.01)
+
+    assert breaker.is_open
+    await breaker.close()
+
+
 async def test_a_refusal_opens_it_too(breaker: CircuitBreaker) -> None:
     async def refuse() -> None:
         raise ResponseError("LOADING Redis is loading the dataset in memory")

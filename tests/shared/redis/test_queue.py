@@ -1,20 +1,22 @@
-"""The queue as both sides of it see it: ids only, in msgpack, each wake-up under an id of its own."""
+"""The queue as both sides of it see it: ids only, in msgpack, in the ledger's order, each attempt's job once."""
 
 from __future__ import annotations
 
+import asyncio
 import pickle
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import fakeredis
 import msgpack
 import pytest
 from redis.asyncio import Redis
 
+from shared.images import Image, Lane
 from shared.ledger import Ledger
 from shared.redis.circuit_breaker import CircuitBreaker, RedisAway
-from shared.redis.queue import CONVERT_IMAGE, MAKE_THUMBNAILS, Queue, pack, unpack
-from tests.ledgers import queued, wanting_thumbnails
+from shared.redis.queue import WORK, Queue, lane_of, pack, score_of, unpack
+from tests.ledgers import queued, wanting_renditions
 from tests.services import LEDGER_NAME
 
 DAY = 24 * 3600
@@ -27,28 +29,18 @@ async def job_of(redis: Redis, job_id: str) -> dict[str, object]:
     return job
 
 
-async def test_a_conversion_is_enqueued_by_its_id_and_wake(ledger: Ledger, queue: Queue, redis: Redis) -> None:
-    image = await queued(ledger)
-
-    await queue.enqueue(image)
-
-    job_id = f"convert:{LEDGER_NAME}:{image.id}:1"
-    assert await redis.zrange(queue.name, 0, -1) == [job_id.encode()]
-    job = await job_of(redis, job_id)
-    assert (job["f"], list(job["a"]), job["k"]) == (CONVERT_IMAGE, [image.id], {})  # type: ignore[call-overload]
-
-
-async def test_thumbnails_are_enqueued_with_the_wake_that_they_are_claimed_by(
-    ledger: Ledger, queue: Queue, redis: Redis
+@pytest.mark.parametrize("arrange", [queued, wanting_renditions])
+async def test_work_of_either_kind_is_enqueued_by_its_images_id_and_attempt(
+    ledger: Ledger, queue: Queue, redis: Redis, arrange: Callable[[Ledger], Awaitable[Image]]
 ) -> None:
-    image = await wanting_thumbnails(ledger)
+    image = await arrange(ledger)
 
     await queue.enqueue(image)
 
-    job_id = f"thumbnails:{LEDGER_NAME}:{image.id}:{image.wake}"
+    job_id = f"work:{LEDGER_NAME}:{image.id}:{image.attempt}"
     assert await redis.zrange(queue.name, 0, -1) == [job_id.encode()]
     job = await job_of(redis, job_id)
-    assert (job["f"], list(job["a"])) == (MAKE_THUMBNAILS, [image.id, image.wake])  # type: ignore[call-overload]
+    assert (job["f"], list(job["a"]), job["k"]) == (WORK, [image.id], {})  # type: ignore[call-overload]
 
 
 async def test_a_job_holds_ids_and_no_bytes(ledger: Ledger, queue: Queue, redis: Redis) -> None:
@@ -56,7 +48,7 @@ async def test_a_job_holds_ids_and_no_bytes(ledger: Ledger, queue: Queue, redis:
 
     await queue.enqueue(image)
 
-    data = await redis.get(f"arq:job:convert:{LEDGER_NAME}:{image.id}:1")
+    data = await redis.get(f"arq:job:work:{LEDGER_NAME}:{image.id}:0")
     assert data is not None
     assert len(data) < 150
     with pytest.raises(pickle.UnpicklingError):
@@ -68,55 +60,106 @@ async def test_the_queue_is_its_ledgers_own(redis: Redis, breaker: CircuitBreake
 
     await one.enqueue(await queued(ledger))
 
-    assert (one.name, other.name) == ("arq:queue:one", "arq:queue:other")
+    assert (one.name, other.name) == ("arq:queue2:one", "arq:queue2:other")
     assert (await one.depth(), await other.depth()) == (1, 0)
 
 
-async def test_jobs_are_in_order_of_creation_and_all_may_start(ledger: Ledger, queue: Queue, redis: Redis) -> None:
-    """arq starts nothing whose score is past its own host's clock, which may be slow by some hours."""
-    old, new = replace(await queued(ledger), created=1_000_000.0), await queued(ledger)
-    await queue.enqueue(new)
-    await queue.enqueue(old)
+async def test_jobs_are_in_the_order_of_lane_and_turn(ledger: Ledger, queue: Queue, redis: Redis) -> None:
+    image = await queued(ledger)
+    turns = (1_700_000_000.0, 1_700_000_000.001, 9_999_999_999.999)
+    in_order = [replace(image, id=f"{lane}-{turn}", lane=lane, turn=turn) for lane in Lane for turn in turns]
 
-    scores = await redis.zrange(queue.name, 0, -1, withscores=True)
+    await queue.enqueue(*reversed(in_order))
 
-    assert [score for _, score in scores] == [
-        (1_000_000 - DAY) * 1000,
-        pytest.approx((new.created - DAY) * 1000, abs=2),
-    ]
+    jobs = await redis.zrange(queue.name, 0, -1)
+    assert [job.decode().split(":")[2] for job in jobs] == [image.id for image in in_order]
 
 
-async def test_a_job_expires_after_a_day_however_old_its_image_is(ledger: Ledger, queue: Queue, redis: Redis) -> None:
+@pytest.mark.parametrize("lane", Lane)
+@pytest.mark.parametrize("turn", [0.0, 1_700_000_000.0, 9_999_999_999.999])
+async def test_a_score_tells_the_lane_of_its_job(ledger: Ledger, redis: Redis, lane: Lane, turn: float) -> None:
+    image = replace(await queued(ledger), lane=lane, turn=turn)
+    await redis.zadd("scores", {"job": score_of(image)})
+
+    assert lane_of(await redis.zscore("scores", "job") or 0.0) is lane
+
+
+async def test_the_first_lane_is_that_of_the_most_urgent_job(ledger: Ledger, queue: Queue) -> None:
+    assert await queue.first_lane() is None
+
+    await queue.enqueue(await wanting_renditions(ledger, Lane.BULK))
+    assert await queue.first_lane() is Lane.BULK
+
+    await queue.enqueue(await queued(ledger))
+    assert await queue.first_lane() is Lane.UPLOAD
+
+
+async def test_each_job_is_taken_once_and_in_order(ledger: Ledger, queue: Queue) -> None:
+    images = [await wanting_renditions(ledger, Lane.BULK), await queued(ledger), await queued(ledger)]
+    await queue.enqueue(*images)
+
+    taken = await asyncio.gather(*(queue.take() for _ in range(4)))
+
+    bulk, first, second = (f"work:{LEDGER_NAME}:{image.id}:{image.attempt}" for image in images)
+    assert set(taken) == {first, second, bulk, None}
+    await queue.enqueue(*images)
+    assert [await queue.take() for _ in range(4)] == [first, second, bulk, None]
+
+
+async def test_a_listener_hears_a_ring_and_does_not_wait_for_ever_without_one(ledger: Ledger, queue: Queue) -> None:
+    listening = asyncio.create_task(queue.listen(60.0))
+    await queue.enqueue(await queued(ledger))
+
+    async with asyncio.timeout(30):
+        await listening
+        await queue.listen(0.01)
+
+    assert not queue.is_away
+
+
+async def test_a_job_expires_after_a_day_however_old_its_turn_is(ledger: Ledger, queue: Queue, redis: Redis) -> None:
     """Without that, a job enqueued again for an image of last week would be born dead."""
-    image = replace(await queued(ledger), created=datetime(2020, 1, 1, tzinfo=UTC).timestamp())
+    image = replace(await queued(ledger), turn=1_577_836_800.0)
 
     await queue.enqueue(image)
 
-    assert await redis.ttl(f"arq:job:convert:{LEDGER_NAME}:{image.id}:1") == pytest.approx(DAY, abs=60)
+    assert await redis.ttl(f"arq:job:work:{LEDGER_NAME}:{image.id}:0") == pytest.approx(DAY, abs=60)
 
 
-async def test_the_same_wake_is_enqueued_once_and_the_next_again(ledger: Ledger, queue: Queue) -> None:
+async def test_the_same_work_is_enqueued_once_and_again_after_an_attempt(ledger: Ledger, queue: Queue) -> None:
     image = await queued(ledger)
 
     await queue.enqueue(image)
     await queue.enqueue(image)
     assert await queue.depth() == 1
 
-    await queue.enqueue(replace(image, wake=2))
+    await queue.enqueue(replace(image, attempt=1))
     assert await queue.depth() == 2
 
 
-async def test_what_an_earlier_wake_left_behind_swallows_no_later_one(
+async def test_what_an_earlier_attempt_left_behind_swallows_no_later_one(
     ledger: Ledger, queue: Queue, redis: Redis
 ) -> None:
     image = await queued(ledger)
-    job_id = f"convert:{LEDGER_NAME}:{image.id}:1"
+    job_id = f"work:{LEDGER_NAME}:{image.id}:0"
     for key in (f"arq:job:{job_id}", f"arq:result:{job_id}", f"arq:in-progress:{job_id}", f"arq:retry:{job_id}"):
         await redis.set(key, b"left behind")
 
-    await queue.enqueue(replace(image, wake=2))
+    await queue.enqueue(replace(image, attempt=1))
 
-    assert await redis.zrange(queue.name, 0, -1) == [f"convert:{LEDGER_NAME}:{image.id}:2".encode()]
+    assert await redis.zrange(queue.name, 0, -1) == [f"work:{LEDGER_NAME}:{image.id}:1".encode()]
+
+
+async def test_many_images_are_enqueued_at_once_and_for_none_redis_is_not_asked(
+    ledger: Ledger, queue: Queue, redis: Redis, redis_server: fakeredis.FakeServer
+) -> None:
+    images = [await queued(ledger) for _ in range(3)]
+
+    await queue.enqueue(*images)
+
+    assert await queue.depth() == await redis.llen(queue.doorbell) == 3  # type: ignore[misc] # redis-py: or no awaitable
+    redis_server.connected = False
+    await queue.enqueue()
 
 
 async def test_every_enqueue_rings_and_rings_neither_pile_up_nor_stay(
@@ -127,8 +170,8 @@ async def test_every_enqueue_rings_and_rings_neither_pile_up_nor_stay(
 
     await queue.enqueue(image)
     rings_of_one = await redis.lrange(queue.doorbell, 0, -1)  # type: ignore[misc] # redis-py: or no awaitable
-    for wake in range(2, 10):
-        await queue.enqueue(replace(image, wake=wake))
+    for attempt in range(1, 9):
+        await queue.enqueue(replace(image, attempt=attempt))
 
     assert len(rings_of_one) == 1
     assert await redis.llen(queue.doorbell) == 5  # type: ignore[misc] # as above
@@ -143,6 +186,26 @@ async def test_a_redis_that_is_away_is_told(ledger: Ledger, queue: Queue, redis_
         await queue.enqueue(image)
     with pytest.raises(RedisAway):
         await queue.depth()
+    with pytest.raises(RedisAway):
+        await queue.first_lane()
+    with pytest.raises(RedisAway):
+        await queue.take()
+    with pytest.raises(RedisAway):
+        await queue.listen(60.0)
+    assert queue.is_away
+
+
+async def test_a_caller_that_cannot_enqueue_is_told_so_and_goes_on(
+    ledger: Ledger, queue: Queue, redis_server: fakeredis.FakeServer
+) -> None:
+    """Promise 2: the ledger holds the work, and workers take it from there while Redis is away."""
+    image = await queued(ledger)
+
+    assert await queue.try_enqueue(image)
+    assert await queue.depth() == 1
+
+    redis_server.connected = False
+    assert not await queue.try_enqueue(image)
 
 
 async def test_the_depth_is_asked_even_of_a_redis_that_is_left_alone(
@@ -213,7 +276,7 @@ class Exploit:
 
 def test_a_pickled_job_is_refused_and_runs_nothing() -> None:
     """Promise 5: access to Redis is not enough to run code."""
-    pickled = pickle.dumps({"f": CONVERT_IMAGE, "a": (), "k": {"x": Exploit()}, "et": 0, "t": None})
+    pickled = pickle.dumps({"f": WORK, "a": (), "k": {"x": Exploit()}, "et": 0, "t": None})
 
     with pytest.raises(ValueError, match="extra data"):
         unpack(pickled)

@@ -94,7 +94,7 @@ async def test_nothing_waits_in_an_empty_ledger(ledger: Ledger) -> None:
     await ready(ledger)
     await failed(ledger)
 
-    assert await ledger.waiting() == Waiting(0, 0, 0.0)
+    assert await ledger.figures() == Waiting(0, 0, 0.0)
 
 
 async def test_the_oldest_waiting_image_tells_its_age(ledger: Ledger) -> None:
@@ -103,7 +103,7 @@ async def test_the_oldest_waiting_image_tells_its_age(ledger: Ledger) -> None:
     await queued(ledger)
     await let_pass(ledger, 3600, (await claimed(ledger)).id)
 
-    waiting = await ledger.waiting()
+    waiting = await ledger.figures()
 
     assert (waiting.queued, waiting.processing) == (2, 1)
     assert 60 <= waiting.seconds < 3600
@@ -115,7 +115,7 @@ async def test_an_image_that_is_retried_waits_since_then(ledger: Ledger) -> None
     await let_pass(ledger, 86_400)
     await ledger.retry(image.id)
 
-    assert (await ledger.waiting()).seconds < 3600
+    assert (await ledger.figures()).seconds < 3600
 
 
 async def test_what_cannot_be_told_now_is_left_out(
@@ -126,7 +126,7 @@ async def test_what_cannot_be_told_now_is_left_out(
     async def fail() -> Waiting:
         raise LedgerUnavailable("locked")
 
-    monkeypatch.setattr(ledger, "waiting", fail)
+    monkeypatch.setattr(ledger, "figures", fail)
 
     counted = await told(Exposition(), ledger, queue)
 
@@ -145,7 +145,7 @@ async def test_who_asks_while_the_ledger_is_silent_is_told_what_was_counted(
         await speaks.wait()
         return Waiting(queued=3, processing=0, seconds=1.0)
 
-    monkeypatch.setattr(ledger, "waiting", wait)
+    monkeypatch.setattr(ledger, "figures", wait)
     asked = Exposition()
 
     async with asyncio.timeout(20):

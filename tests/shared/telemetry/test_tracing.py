@@ -82,9 +82,9 @@ async def test_a_row_keeps_its_trace_through_every_wake_up(ledger: Ledger) -> No
     image = await queued(ledger)
     await let_pass(ledger, 60)
 
-    (taken,) = await ledger.take_queued(1)
+    (waiting,) = await ledger.waiting(1)
 
-    assert (image.trace, taken.image.trace) == (TRACEPARENT, TRACEPARENT)
+    assert (image.trace, waiting.trace) == (TRACEPARENT, TRACEPARENT)
     claim = await ledger.claim(image.id, "worker")
     assert claim is not None
     assert claim.trace == TRACEPARENT

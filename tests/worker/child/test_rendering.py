@@ -14,7 +14,7 @@ from PIL import Image, ImageChops, ImageCms, ImageStat, PngImagePlugin
 
 from shared.definitions import ENCODER_SETTINGS
 from shared.errors import ImageTooLarge, UnreadableImage
-from shared.images import MAX_SIDE, Size, ladder
+from shared.renditions import MAX_SIDE, Size, ladder
 from tests.worker import toy_format
 from tests.worker.pictures import (
     BLUE,

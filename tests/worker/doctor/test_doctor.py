@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import uuid_utils
 from launch.processes import HERE
 from shared.errors import StorageUnavailable
 from shared.identity import check_storage
-from shared.images import FULL, Image, Original, Owed, Rendition, Status, original_key, rendition_key
+from shared.images import Image, Lane, Original, Status, Work
 from shared.ledger import Identity, Ledger
+from shared.renditions import FULL, Rendition, attempt_prefix, original_key, rendition_key
 from shared.settings import Settings
 from shared.storage import Storage, Stored
 from shared.storage.disk import DiskStorage
@@ -73,15 +74,21 @@ async def at_work(ledger: Ledger, storage: DiskStorage) -> Image:
     image = await ledger.claim((await uploaded(ledger, storage)).id, "host:1")
     assert image is not None
     for name, content in PICTURES.items():
-        await put_old(storage, rendition_key(image.id, image.attempt, name), content)
+        await put_old(storage, key_at(image, image.attempt, name), content)
     return image
+
+
+def renditions_of(attempt: Image) -> list[Rendition]:
+    return [
+        Rendition(name, SIZES[name], *digest_of(content), attempt.attempt, "0123abcd")
+        for name, content in PICTURES.items()
+    ]
 
 
 async def ready(ledger: Ledger, storage: DiskStorage) -> Image:
     """Return a ready image whose files are what its row says, and which owes nothing."""
     attempt = await at_work(ledger, storage)
-    renditions = {name: Rendition(SIZES[name], *digest_of(content)) for name, content in PICTURES.items()}
-    image = await ledger.publish(attempt, SIZE, renditions)
+    image = await ledger.publish(attempt, SIZE, renditions_of(attempt))
     assert image is not None
     return await settled(ledger, image)
 
@@ -95,8 +102,29 @@ async def failed(ledger: Ledger, storage: DiskStorage) -> Image:
     return await settled(ledger, image)
 
 
+async def made_again(
+    ledger: Ledger, storage: DiskStorage, image: Image, names: Sequence[str] = tuple(PICTURES)
+) -> Image:
+    """Return a ready image after another attempt has made these renditions, with what it owes."""
+    wanted = await ledger.request_renditions(image, Lane.DEMAND, names)
+    assert wanted is not None
+    attempt = await ledger.claim(wanted.id, "host:1")
+    assert attempt is not None
+    for name in names:
+        await put_old(storage, key_at(attempt, attempt.attempt, name), PICTURES[name])
+    published = await ledger.publish(attempt, SIZE, [one for one in renditions_of(attempt) if one.file in names])
+    assert published is not None
+    return published
+
+
 def key_of(image: Image, name: str = FULL) -> str:
-    return rendition_key(image.id, image.published or 0, name)
+    """Return the key of a rendition that the row names."""
+    return rendition_key(image.id, image.renditions[name])
+
+
+def key_at(image: Image | str, attempt: int, name: str = FULL) -> str:
+    """Return the key of a file in an attempt's folder, which the row may not name."""
+    return f"{attempt_prefix(image if isinstance(image, str) else image.id, attempt)}/{name}"
 
 
 @dataclass(frozen=True)
@@ -168,30 +196,32 @@ async def original_without_row(ledger: Ledger, storage: DiskStorage) -> str:
 
 async def renditions_without_row(ledger: Ledger, storage: DiskStorage) -> str:
     image_id = old_id()
-    await put_old(storage, rendition_key(image_id, 1, "320x180.jpeg"))
-    return await put_old(storage, rendition_key(image_id, 2, FULL))
+    await put_old(storage, key_at(image_id, 1, "320x180.jpeg"))
+    return await put_old(storage, key_at(image_id, 2))
 
 
 async def superseded_attempt(ledger: Ledger, storage: DiskStorage) -> str:
     image = await ready(ledger, storage)
-    thumbnails = await ledger.request_thumbnails(image.id)
-    assert thumbnails is not None
-    attempt = await ledger.claim_thumbnails(image.id, thumbnails.wake, "host:1")
-    assert attempt is not None
-    for name, content in PICTURES.items():
-        await put_old(storage, rendition_key(image.id, attempt.attempt, name), content)
-    published = await ledger.publish(attempt, SIZE, image.renditions)
-    assert published is not None
-    await settled(ledger, published)
+    await settled(ledger, await made_again(ledger, storage, image))
     return key_of(image)
 
 
 async def attempt_of_a_failed_image(ledger: Ledger, storage: DiskStorage) -> str:
-    return await put_old(storage, rendition_key((await failed(ledger, storage)).id, 1, FULL))
+    return await put_old(storage, key_at(await failed(ledger, storage), 1))
 
 
 async def attempt_that_the_ledger_knows_nothing_of(ledger: Ledger, storage: DiskStorage) -> str:
-    return await put_old(storage, rendition_key((await ready(ledger, storage)).id, 7, FULL))
+    return await put_old(storage, key_at(await ready(ledger, storage), 7))
+
+
+async def superseded_file(ledger: Ledger, storage: DiskStorage) -> str:
+    image = await ready(ledger, storage)
+    await settled(ledger, await made_again(ledger, storage, image, ["320x180.jpeg"]))
+    return key_of(image, "320x180.jpeg")
+
+
+async def file_that_the_row_never_named(ledger: Ledger, storage: DiskStorage) -> str:
+    return await put_old(storage, key_at(await ready(ledger, storage), 1, "80x45.jpeg"))
 
 
 async def folder_that_is_no_attempt(ledger: Ledger, storage: DiskStorage) -> str:
@@ -205,6 +235,8 @@ NOBODYS = {
     attempt_of_a_failed_image: Kind.STALE_ATTEMPT,
     attempt_that_the_ledger_knows_nothing_of: Kind.STALE_ATTEMPT,
     folder_that_is_no_attempt: Kind.STALE_ATTEMPT,
+    superseded_file: Kind.STALE_FILE,
+    file_that_the_row_never_named: Kind.STALE_FILE,
 }
 
 
@@ -241,7 +273,7 @@ async def test_what_is_nobodys_is_told_first_and_removed_when_asked_to(
         assert await storage.read(original_key(image.id)) == CONTENT
     for image in await ledger.list_ready(None, 10, newest_first=False):
         assert [await storage.read(key_of(image, name)) for name in PICTURES] == [*PICTURES.values()]
-        assert image.owed is None
+        assert image.debts == ()
 
 
 async def test_a_young_original_is_an_upload_in_flight_by_its_file_and_by_its_id(
@@ -259,10 +291,10 @@ async def test_a_young_original_is_an_upload_in_flight_by_its_file_and_by_its_id
 
 async def test_young_drafts_and_attempts_are_left_alone(ledger: Ledger, storage: DiskStorage, examine: Examine) -> None:
     image = await ready(ledger, storage)
-    keys = [rendition_key(image.id, 2, FULL), rendition_key(image_id := old_id(), 1, "320x180.jpeg")]
+    keys = [key_at(image, 2), key_at(image, 1, "80x45.jpeg"), key_at(image_id := old_id(), 1, "320x180.jpeg")]
     for key in keys:
         await put(storage, key, b"x")
-    keys.append(await put_old(storage, rendition_key(image_id, 1, FULL)))
+    keys.append(await put_old(storage, key_at(image_id, 1)))
     draft = await storage.draft()
 
     examined = await examine(mend=True)
@@ -272,16 +304,17 @@ async def test_young_drafts_and_attempts_are_left_alone(ledger: Ledger, storage:
     await draft.discard()
 
 
-async def test_attempts_are_left_to_an_image_that_is_at_work_or_owes_something(
+async def test_attempts_are_left_to_an_image_that_is_at_work_or_owes_leftovers(
     ledger: Ledger, storage: DiskStorage, examine: Examine
 ) -> None:
     """Publishing, failing and giving up all end in the removal of the other attempts."""
     unfinished = await at_work(ledger, storage)
     wanting = await ready(ledger, storage)
-    assert await ledger.request_thumbnails(wanting.id) is not None
+    assert await ledger.request_renditions(wanting, Lane.DEMAND) is not None
+    owing = await made_again(ledger, storage, await ready(ledger, storage))
     deleting = await ready(ledger, storage)
     assert await ledger.delete(deleting.id) is not None
-    keys = [await put_old(storage, rendition_key(image.id, 5, FULL)) for image in (unfinished, wanting, deleting)]
+    keys = [await put_old(storage, key_at(image, 5)) for image in (unfinished, wanting, owing, deleting)]
 
     examined = await examine(mend=True)
 
@@ -346,14 +379,7 @@ async def test_an_image_that_is_published_anew_under_the_doctors_eyes_is_well(
     await storage.delete(key_of(image))
 
     async def publish_again() -> None:
-        wanted = await ledger.request_thumbnails(image.id)
-        assert wanted is not None
-        attempt = await ledger.claim_thumbnails(image.id, wanted.wake, "host:1")
-        assert attempt is not None
-        for name, content in PICTURES.items():
-            await put(storage, rendition_key(image.id, attempt.attempt, name), content)
-        row = await ledger.publish(attempt, SIZE, image.renditions)
-        assert row is not None
+        row = await made_again(ledger, storage, image)
         await storage.delete_folder(f"renditions/{image.id}/1")
         await settled(ledger, row)
 
@@ -362,8 +388,9 @@ async def test_an_image_that_is_published_anew_under_the_doctors_eyes_is_well(
     found = await examined_here(settings, ledger, storage, identity)
 
     assert found == {}
-    assert (await latest(ledger, image)).published == 2
-    assert await storage.read(rendition_key(image.id, 2, FULL)) == PICTURES[FULL]
+    row = await latest(ledger, image)
+    assert row.has_published(2)
+    assert await storage.read(key_of(row)) == PICTURES[FULL]
 
 
 class Busy(DiskStorage):
@@ -392,9 +419,9 @@ async def test_it_comes_to_an_end_though_uploads_come_faster_than_it_looks(
 async def test_a_retry_meanwhile_keeps_the_attempts_of_a_failed_image(
     settings: Settings, ledger: Ledger, storage: Stirring, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the last look and the removal there is still the ledger's guard: who is at work again is left alone."""
+    """Between the last look and the removal there is still the ledger's guard: an image at work is left alone."""
     image = await failed(ledger, storage)
-    key = await put_old(storage, rendition_key(image.id, 2, FULL))
+    key = await put_old(storage, key_at(image, 2))
     real = ledger.owe_leftovers
 
     async def owe_leftovers(row: Image, attempt: int) -> Image | None:
@@ -465,13 +492,13 @@ async def test_a_rendition_that_is_gone_or_torn_is_told_first_and_made_again_whe
     assert (mended.code, mended.counts) == (0, {Kind.RENDITION_BROKEN: 1})
     assert "will be made again" in mended.out
     row = await latest(ledger, image)
-    assert (row.status, row.owed, row.published) == (Status.READY, Owed.THUMBNAILS, 1)
-    assert [taken.image.id for taken in await ledger.take_thumbnails()] == [image.id]
+    assert (row.status, row.work, row.lane) == (Status.READY, Work.RENDITIONS, Lane.BULK)
+    assert [waiting.id for waiting in await ledger.waiting(10)] == [image.id]
     again = await examine(digests=digests)
     assert (again.code, again.counts) == (1, {Kind.RENDITION_BROKEN: 1})
     while_at_it = await examine(mend=True, digests=digests)
     assert (while_at_it.code, "is asked for already" in while_at_it.out) == (0, True)
-    assert (await latest(ledger, image)).wake == row.wake + 1
+    assert await latest(ledger, image) == row
 
 
 async def test_only_digests_tell_an_altered_file_of_the_same_length(
@@ -495,7 +522,7 @@ async def test_a_thumbnail_is_made_again_of_the_jpeg_where_there_is_no_original(
     examined = await examine(mend=True, keep_originals=False)
 
     assert (examined.code, examined.counts) == (0, {Kind.RENDITION_BROKEN: 1})
-    assert (await latest(ledger, image)).owed is Owed.THUMBNAILS
+    assert (await latest(ledger, image)).work is Work.RENDITIONS
 
 
 @pytest.mark.parametrize("source", ["missing", "cut short", "altered"])
@@ -535,12 +562,15 @@ async def test_an_altered_source_is_found_before_anything_is_made_of_it(
     assert await latest(ledger, image) == image
 
 
-async def test_an_image_that_owes_its_tokens_is_not_asked_for_now(
+async def test_renditions_that_were_given_up_a_moment_ago_are_not_asked_for_now(
     ledger: Ledger, storage: DiskStorage, examine: Examine
 ) -> None:
     image = await ready(ledger, storage)
-    owing = await ledger.owe_leftovers(image, 0)
-    assert owing is not None
+    wanted = await ledger.request_renditions(image, Lane.DEMAND)
+    assert wanted is not None
+    attempt = await ledger.claim(wanted.id, "host:1")
+    assert attempt is not None
+    assert await ledger.give_up(attempt) is not None
     await storage.delete(key_of(image))
 
     examined = await examine(mend=True)
@@ -549,11 +579,25 @@ async def test_an_image_that_owes_its_tokens_is_not_asked_for_now(
     assert "left: the image is at work" in examined.out
 
 
+async def test_of_one_image_what_is_stale_is_removed_and_what_is_broken_is_made_again(
+    ledger: Ledger, storage: DiskStorage, examine: Examine
+) -> None:
+    image = await ready(ledger, storage)
+    stale = [await put_old(storage, key) for key in (key_at(image, 7), key_at(image, 1, "80x45.jpeg"))]
+    await storage.delete(key_of(image))
+
+    examined = await examine(mend=True)
+
+    counts = {Kind.STALE_ATTEMPT: 1, Kind.STALE_FILE: 1, Kind.RENDITION_BROKEN: 1}
+    assert (examined.code, examined.counts) == (0, counts)
+    assert [await storage.exists(key) for key in stale] == [False, False]
+    assert (await latest(ledger, image)).work is Work.RENDITIONS
+
+
 @on_both_databases
 async def test_one_run_asks_for_no_more_than_the_workers_do_in_a_while(
     ledger: Ledger, storage: DiskStorage, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Old images go before new uploads in the queue: a million of them would keep everybody waiting for a day."""
     monkeypatch.setattr("worker.doctor.doctor.MOST_ASKED_FOR", 2)
     images = [await ready(ledger, storage) for _ in range(3)]
     for image in images:
@@ -565,7 +609,7 @@ async def test_one_run_asks_for_no_more_than_the_workers_do_in_a_while(
     assert (first.code, first.counts) == (1, {Kind.RENDITION_BROKEN: 9})
     assert "run again later" in first.out
     assert (second.code, second.counts) == (0, {Kind.RENDITION_BROKEN: 9})
-    assert {(await latest(ledger, image)).owed for image in images} == {Owed.THUMBNAILS}
+    assert {(await latest(ledger, image)).work for image in images} == {Work.RENDITIONS}
 
 
 @pytest.mark.parametrize(
@@ -641,7 +685,7 @@ async def test_all_are_counted_and_some_are_listed(
         image_id = old_id(LONG + 100 * number)
         if number % 3 == 0:
             orphans.append(await put_old(storage, original_key(image_id)))
-            await put_old(storage, rendition_key(image_id, 1, FULL))
+            await put_old(storage, key_at(image_id, 1))
         else:
             image = await ready(ledger, storage)
             torn.append(key_of(image))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from shared.images import Size
+from shared.renditions import Size
 from tests.worker.pictures import encoded, jpeg_of, photo, segments
 from worker.child import opening, rendering
 from worker.renderer.jpeg import ForeignJpeg, size_of

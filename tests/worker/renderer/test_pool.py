@@ -33,7 +33,7 @@ from shared.errors import (
     StorageUnavailable,
     UnreadableImage,
 )
-from shared.images import Size, ladder
+from shared.renditions import Size, ladder
 from shared.settings import Settings
 from tests.worker import toy_format
 from tests.worker.pictures import encoded, jpeg_of, photo, quartered

@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-from shared.images import Size
+from shared.renditions import Size
 from tests.worker.pictures import encoded, jpeg_of, photo
 from worker.child import opening, rendering
 from worker.renderer.formats import most_bytes
