@@ -335,9 +335,11 @@ class Ledger:
     async def request_renditions(self, image: Image, lane: Lane, wanted: Sequence[str] | None = None) -> Image | None:
         """Have renditions of a ready image made: the files `wanted`, or its JPEG and its ladder.
 
-        The caller enqueues it. Nothing happens if an attempt has begun since `image` was read, if work waits already,
-        or during the pause after renditions that were given up.
+        The caller enqueues it. Nothing happens if `image` shows work, if an attempt has begun since it was read, or
+        during the pause after renditions that were given up.
         """
+        if image.work is not None:
+            return None  # even where that work is done by now: its end does not change the attempt
         may_be_asked = and_(
             _is_as_read, _ready, images.c.work.is_(None), func.coalesce(images.c.paused_until, 0.0) <= now()
         )

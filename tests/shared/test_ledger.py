@@ -833,10 +833,12 @@ async def test_renditions_that_another_attempt_has_made_meanwhile_are_not_asked_
     """A reader that missed a file, and was slow to say so, would have it made once more."""
     before = await ready(ledger)
     attempt = await claimed_renditions(ledger, await ledger.request_renditions(before, Lane.DEMAND))
+    meanwhile = await latest(ledger, attempt)
     after = await ledger.publish(attempt, SIZE, made_by(attempt))
     assert after is not None
 
     assert await ledger.request_renditions(before, Lane.DEMAND) is None
+    assert await ledger.request_renditions(meanwhile, Lane.DEMAND) is None
     assert await ledger.request_renditions(after, Lane.DEMAND) is not None
 
 

@@ -519,7 +519,8 @@ async def test_a_job_that_ends_while_redis_is_away_has_ended(
 
 
 async def all_are_ready(ledger: Ledger, images: list[Image]) -> bool:
-    return all([(await latest(ledger, image)).status is Status.READY for image in images])
+    rows = [await latest(ledger, image) for image in images]
+    return all((row.status, row.work) == (Status.READY, None) for row in rows)
 
 
 async def test_without_redis_work_is_taken_from_the_ledger_in_its_order(
@@ -706,11 +707,10 @@ async def test_bulk_work_makes_room_for_an_upload_and_is_done_later(
     await until(lambda: is_handed_back(ledger, bulk))
     claiming.open.set()
     await until(lambda: all_are_ready(ledger, [upload]))
-    await until(lambda: len(claiming.ended) == 3)
     # Both bulk images are done after it, in their own order.
-    assert claiming.started == [bulk.id, upload.id, bulk.id, waiting.id]
-    row = await latest(ledger, bulk)
-    assert (row.losses, row.work) == (0, None)
+    await until(lambda: claiming.started == [bulk.id, upload.id, bulk.id, waiting.id])
+    await until(lambda: all_are_ready(ledger, [bulk, waiting]))
+    assert (await latest(ledger, bulk)).losses == 0
 
 
 async def test_one_upload_makes_one_room_and_that_of_the_work_that_began_last(
@@ -718,8 +718,10 @@ async def test_one_upload_makes_one_room_and_that_of_the_work_that_began_last(
 ) -> None:
     first, second = await bulk_work(ledger, 2)
     claiming.open.clear()
-    await queue.enqueue(first, second)
     running = start(claiming)
+    await queue.enqueue(first)
+    await until(lambda: claiming.started == [first.id])
+    await queue.enqueue(second)
     await until(lambda: claiming.started == [first.id, second.id])
 
     upload = await queued(ledger)
