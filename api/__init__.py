@@ -1,1 +1,1 @@
-"""The web process: HTTP in front of storage, ledger and response cache. It decodes no pixels."""
+"""The web process: HTTP in front of storage, ledger and response cache. This process decodes no pixels."""

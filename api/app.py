@@ -32,9 +32,9 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
     middleware: Sequence[Any] = (),
 ) -> Guard:
-    """Return the application behind its guard. What it needs is opened and closed with its lifespan.
+    """Return the application behind its guard. The application's lifespan opens and closes its collaborators.
 
-    `clock` tells how old is what is held in memory; `middleware` is falcon's, beside our own.
+    `clock` measures the age of what is held in memory. `middleware` is added to our own falcon middleware.
     """
     web = Collaborators(settings or Settings.from_env(), redis_from_url, clock)
     intake = Intake(web.settings, web.ledger, web.storage, uuid_generator)

@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_supervisor() -> None:
-    """End with uvicorn's supervisor (WEB_CONCURRENCY) even if it is killed: an orphan would hold the port."""
+    """End this process when uvicorn's supervisor (WEB_CONCURRENCY) ends or is killed: an orphan would keep the port."""
     supervisor = multiprocessing.parent_process()
     if supervisor is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -34,9 +34,9 @@ try:
     logs.configure(settings.log_level)
     application = create_app(settings, middleware=[EndAtOnce()])
     Connection.configure(settings, application)
-    # The garbage collector skips what is loaded by now: it stays.
+    # All objects that exist now live as long as the process: the garbage collector need not visit them.
     gc.freeze()
 except AsgilookError as exc:
     print(f"asgilook: the web process cannot run: {exc}", file=sys.stderr)
-    # The one code at which uvicorn's supervisor ends too, instead of starting the same again and again.
+    # At exit code 3, and no other, uvicorn's supervisor ends too. At any other code it starts the process again.
     sys.exit(3)

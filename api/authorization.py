@@ -1,4 +1,4 @@
-"""Who may do what: the one decision that every request has to pass, whichever way it is answered."""
+"""The one function that authorizes every request, on both ways to answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Scope(StrEnum):
 
 
 class Authorization:
-    """Decides by one table: `{"POST /images": Scope.WRITE}`. What is not in it is public."""
+    """Decides by one table: `{"POST /images": Scope.WRITE}`. A route that is not in the table is public."""
 
     def __init__(self, settings: Settings, scopes: Mapping[str, Scope]) -> None:
         self._scopes = scopes
@@ -36,7 +36,10 @@ class Authorization:
         self._tokens = {scope: token.encode() for scope, token in tokens.items() if token is not None}
 
     def authorize(self, route: str, image_id: str | None, query: str, headers: Headers) -> None:
-        """Raise Problem unless these headers allow this request of `route`: a method and a template, "GET /images"."""
+        """Raise Problem unless the headers hold the token that `route` needs.
+
+        `route` is a method and a template, such as "GET /images".
+        """
         scope = self._scopes.get(route)
         token = None if scope is None else self._tokens.get(scope)
         if token is None:
@@ -50,7 +53,7 @@ class Authorization:
 
 
 class AuthorizationMiddleware:
-    """Falcon middleware that authorizes each request that has a route, and notes the route for the guard's metrics."""
+    """Falcon middleware that authorizes each request with a route, and stores the route for the guard's metrics."""
 
     def __init__(self, authorization: Authorization) -> None:
         self._authorization = authorization

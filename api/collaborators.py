@@ -1,4 +1,4 @@
-"""What the resources of the web process share, made, opened and closed in one place."""
+"""The objects that the resources of the web process share: made, opened and closed in one place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shared.telemetry.tracing import traced
 
 
 class Collaborators:
-    """Everything that outlives a request. Nothing is connected before `open`."""
+    """All objects that outlive a request. Nothing connects before `open`."""
 
     def __init__(self, settings: Settings, redis_from_url: RedisFactory, clock: Callable[[], float]) -> None:
         self.settings = settings
@@ -41,7 +41,7 @@ class Collaborators:
         self.memory = Memory(settings.memory_cache_bytes, clock)
         keeps_copies = self.storage if isinstance(self.storage, KeepsCopies) else None
         self._local_copies = None if keeps_copies is None else LocalCopies(self.ledger, keeps_copies)
-        # Before the cache is trusted again, it must be told what was committed while it was away.
+        # After an outage the cache lacks the token changes of the commits meanwhile. Make them before it is used again.
         self.redis = redis = open_redis(
             settings, "web", redis_from_url, before_closing=lambda: self.settling.settle_all_tokens(even_if_open=True)
         )
@@ -65,14 +65,14 @@ class Collaborators:
         self.waiter = Waiter(self.ledger, self.settling, self._listener)
 
     def identity(self) -> Identity:
-        """Return which ledger this is, known once it is open."""
+        """Return the ledger's identity. The identity is empty before `open`."""
         return self._identity
 
     def ledger_name(self) -> str:
         return self._identity.name
 
     async def open(self) -> None:
-        """Connect, and make sure that the parts belong together. Raises AsgilookError."""
+        """Connect, and check that storage, ledger and Redis belong together. Raises AsgilookError."""
         await self.storage.prepare()
         self._identity = await check_storage(self.ledger, self.storage, self.settings)
         await self.redis.check()

@@ -1,4 +1,4 @@
-"""What a conditional or partial GET is owed, decided from its headers alone (RFC 9110, sections 8.8, 13 and 14)."""
+"""The outcome of a conditional or partial request, decided from its headers (RFC 9110, sections 8.8, 13 and 14)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class NotModified:
-    """The client has it already: 304."""
+    """The client already has the representation: 304."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Unsatisfiable:
 
 @dataclass(frozen=True)
 class PreconditionFailed:
-    """The client means another representation than there is: 412, and nothing is done."""
+    """The client's condition names another representation: 412, and nothing is changed."""
 
 
 Decision = Whole | NotModified | Part | Unsatisfiable | PreconditionFailed
@@ -51,14 +51,14 @@ def decide(
     last_modified: float | None,
     length: int | None,
 ) -> Decision:
-    """Decide what a request for an existing representation gets. Malformed conditions are ignored, but for those that
-    would prevent something.
+    """Decide the outcome of a request for a representation that exists.
 
-    `headers` has lower-case names, with several lines of one name joined by commas. `last_modified` is in seconds
-    since the epoch; without a `length` no range is served.
+    A malformed If-Match fails, a malformed If-Range never matches, and any other malformed condition is ignored.
+    `headers` has lower-case names, with several lines of one name joined by commas. `last_modified` is in seconds since
+    the epoch. Without a `length`, Range is ignored.
     """
     if len(headers) == 1 and headers.get("if-none-match") == etag and method == "GET":
-        return NotModified()  # by far the most: a browser's
+        return NotModified()  # the most frequent conditional request: a browser's
     if _is_another(headers, etag, last_modified):
         return PreconditionFailed()
     if method not in ("GET", "HEAD"):
@@ -93,7 +93,7 @@ _TAG_LIST = re.compile(rf"[ \t,]*{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*
 def _is_another(headers: Mapping[str, str], etag: str, last_modified: float | None) -> bool:
     tags = headers.get("if-match")
     if tags is not None:
-        # Section 13.1.1: compared strongly, so that a weak tag never matches. Nonsense matches nothing.
+        # Section 13.1.1: the comparison is strong, so a weak tag never matches. A malformed list matches nothing.
         given = _WEAK_AND_TAG.findall(tags) if _TAG_LIST.fullmatch(tags) else []
         held = [tag for weak, tag in given if not weak]
         return tags.strip(" \t") != "*" and etag not in held
@@ -104,7 +104,7 @@ def _is_another(headers: Mapping[str, str], etag: str, last_modified: float | No
 def _is_held_already(headers: Mapping[str, str], etag: str, last_modified: float | None) -> bool:
     tags = headers.get("if-none-match")
     if tags is not None:
-        # Section 13.1.3: a date beside it is ignored, even where the tags themselves are malformed.
+        # Section 13.1.3: If-Modified-Since is ignored beside If-None-Match, even if the tags are malformed.
         return tags.strip(" \t") == "*" or (
             _TAG_LIST.fullmatch(tags) is not None and etag.removeprefix("W/") in _TAG.findall(tags)
         )
@@ -119,7 +119,7 @@ def _may_go_on(headers: Mapping[str, str], etag: str, last_modified: float | Non
     validator = validator.strip(" \t")
     if validator.startswith('"'):
         return validator == etag
-    # A weak tag is no date either, so that it never holds.
+    # A weak tag cannot be parsed as a date, so it never matches.
     date = _seconds_of(validator)
     return date is not None and last_modified is not None and int(last_modified) == date
 
@@ -135,7 +135,7 @@ def _range_of(wanted: str, length: int) -> Whole | Part | Unsatisfiable:
         suffix = _position(match[2])
         if suffix == 0:
             return Unsatisfiable()
-        # Of nothing, the last n bytes are nothing: satisfiable, but no Content-Range could say so.
+        # An empty file satisfies every suffix range, but no Content-Range can express an empty part.
         return Part(max(length - suffix, 0), length - 1) if length else Whole()
     first = _position(match[1])
     last = _position(match[2]) if match[2] else max(first, length - 1)
@@ -145,13 +145,13 @@ def _range_of(wanted: str, length: int) -> Whole | Part | Unsatisfiable:
 
 
 def _position(digits: str) -> int:
-    # int() is quadratic in the digits, and refuses more than a few thousand of them.
+    # int() takes quadratic time, and raises ValueError past a few thousand digits.
     significant = digits.lstrip("0")
     return int(significant or "0") if len(significant) < 20 else 10**20
 
 
 def _seconds_of(date: str | None) -> float | None:
-    """Return the seconds since the epoch of a date in any of the three forms of section 5.6.7; None for nonsense."""
+    """Return the seconds since the epoch of a date in any of the three forms of section 5.6.7; None if malformed."""
     if date is None:
         return None
     try:

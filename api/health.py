@@ -1,4 +1,4 @@
-"""Health: whether this process is alive, and whether the parts that it needs are."""
+"""Health: whether this process is alive, and whether the parts that it needs can be reached."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PATIENCE_SECONDS = 2.0
 
 
 class Alive:
-    """`/healthz`: this process answers."""
+    """`/healthz`: 200 while this process runs."""
 
     async def on_get(self, req: Request, resp: Response) -> None:
         _set(resp, {"status": "ok"})
@@ -37,7 +37,7 @@ class Alive:
 
 
 class Ready:
-    """`/readyz`: each part by name. Without ledger or storage the service is unavailable, without others degraded."""
+    """`/readyz`: the state of each part. Without ledger or storage the answer is 503 and "unavailable"."""
 
     def __init__(
         self,

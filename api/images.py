@@ -1,4 +1,4 @@
-"""The images themselves: the list, one record, upload, delete, retry."""
+"""The resources of images: the list, one record, upload, delete, retry."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CONDITIONS = {"if-match", "if-unmodified-since", "if-none-match"}
 
 
 def require_json(req: Request) -> None:
-    """Refuse a request whose Accept has no room for JSON."""
+    """Raise Problem if the request's Accept excludes JSON."""
     if not req.client_accepts(falcon.MEDIA_JSON):
         raise Problem("not-acceptable")
 
@@ -62,7 +62,7 @@ class ImageList:
 
     async def on_get(self, req: Request, resp: Response) -> None:
         page: Page = req.context.page
-        # One more than asked for tells whether there is a next page.
+        # One image more than the limit shows whether there is a next page.
         if page.status is Status.READY:
             after = page.after if isinstance(page.after, int) else None
             images = await self._ledger.list_ready(after, page.limit + 1, page.newest_first)
@@ -70,8 +70,8 @@ class ImageList:
         else:
             after_id = page.after if isinstance(page.after, str) else None
             images = await self._ledger.list_with_status(page.status, after_id, page.limit + 1, page.newest_first)
-        # A client that sees an image in this list, or misses one, must not read an older list next. Debts are settled
-        # after the list was read: it may show what was committed in between.
+        # A client that has seen this list must not read an older one from the cache. The tokens are settled after the
+        # list was read, because the list may show a commit whose tokens are not changed yet.
         with contextlib.suppress(RedisAway):
             await self._settling.settle_all_tokens()
         _set_json(resp, [record_of(image) for image in images[: page.limit]], etag=True)
@@ -92,8 +92,8 @@ class ImageList:
                     raise Problem("no-such-image")
                 image = latest
         except asyncio.CancelledError:
-            # The server's grace is over. The upload is committed, so it is acknowledged all the same: a client that is
-            # told to try again would send it twice.
+            # The server's grace is over. The upload is committed, so acknowledge it: after an error the client would
+            # send the file again.
             logger.info("acknowledged at the end of the grace", extra={"image": image.id})
         resp.set_header("Content-Location", record_path(image.id))
         match image.status:
@@ -146,7 +146,7 @@ class ImageRecord:
         try:
             await to_the_end(self._settling.settle(image))
         except AsgilookError as exc:
-            # The image is gone for every client; the sweep removes the files.
+            # The image is deleted for every client. The sweep removes the files.
             logger.warning("leftovers of a deleted image remain", extra={"image": image_id, "reason": str(exc)})
         resp.status = falcon.HTTP_204
         resp.set_header("Cache-Control", "no-store")
@@ -154,10 +154,11 @@ class ImageRecord:
     async def _refuse_delete(self, image_id: str) -> NoReturn:
         image = await self._ledger.get(image_id)
         if image is not None and image.status is not Status.DELETING:
-            # It was published after its conditions were judged.
+            # The image changed after its conditions were checked.
             raise Problem("precondition-failed")
         if image is not None:
-            # The process that began to delete it may not have changed the tokens yet: this client must find no copy.
+            # The process that deletes the image may not have changed its tokens yet. After this 404 the client must
+            # find no copy.
             await self._settling.settle_tokens(image)
         raise Problem("no-such-image")
 
@@ -166,7 +167,7 @@ class ImageRecord:
         image = await self._ledger.get(image_id)
         if image is None or image.status is Status.DELETING:
             await self._refuse_delete(image_id)
-        # An image that is not ready has no ETag: the empty one matches none.
+        # An image that is not ready has no ETag. The empty one matches none.
         etag = etag_of(body_of(record_of(image))) if image.status is Status.READY else ""
         decision = conditional.decide("DELETE", req.headers_lower, etag=etag, last_modified=image.modified, length=None)
         apply_decision(resp, decision, 0)

@@ -1,4 +1,4 @@
-"""`/metrics`, where it is switched on."""
+"""The resource `/metrics`, which exists if metrics are switched on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error as RFC 9457 has it, and the one map from what happened to an HTTP status."""
+"""Problem details (RFC 9457), and the one map from errors to HTTP statuses."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from shared.errors import (
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-#: Seconds after which a client may ask again for what is not there yet.
+#: Retry-After in seconds, for an image that is not ready yet.
 RETRY_SECONDS = 1
-#: The same where something of ours is in trouble.
+#: Retry-After in seconds, while a part of the service is in trouble.
 TROUBLE_SECONDS = 5
 
 #: Problem type, then its HTTP status and its title.
 TITLES: dict[str, tuple[int, str]] = {
-    # Of a request
+    # Requests
     "not-found": (404, "There is nothing here"),
     "method-not-allowed": (405, "This path does not take this method"),
     "not-acceptable": (406, "This can only be sent as JSON"),
@@ -49,7 +49,7 @@ TITLES: dict[str, tuple[int, str]] = {
     "range-not-satisfiable": (416, "The range begins past the end"),
     "precondition-failed": (412, "It is not what the request was meant for"),
     "bad-request": (400, "The request makes no sense"),
-    # Of a request that is refused before anything looks at what it is for
+    # Requests that the connection refuses before routing
     "malformed-request": (400, "This is not HTTP as we read it"),
     "head-too-slow": (408, "The request's headers took too long"),
     "target-too-long": (414, "The address is too long"),
@@ -57,7 +57,7 @@ TITLES: dict[str, tuple[int, str]] = {
     "unsupported-coding": (501, "No Transfer-Encoding is taken but chunked"),
     "unsupported-version": (505, "This is not HTTP/1.1"),
     "too-many-connections": (503, "Too many connections are open"),
-    # Of an upload
+    # Uploads
     "empty-upload": (400, "The upload is empty"),
     "truncated-upload": (400, "The upload ended before its end"),
     "malformed-multipart": (400, "The form cannot be read"),
@@ -70,21 +70,21 @@ TITLES: dict[str, tuple[int, str]] = {
     "unsupported-format": (415, "This is not a picture of a format we take"),
     "unsupported-encoding": (415, "Content-Encoding is not supported"),
     "unsupported-media-type": (415, "This media type is not taken here"),
-    # Of an image
+    # Images
     "no-such-image": (404, "There is no such image"),
     "no-such-size": (404, "The image has no thumbnail of this size"),
     "not-ready": (404, "The image is not ready yet"),
     "image-failed": (404, "The image could not be made"),
     "not-failed": (409, "Only a failed image can be retried"),
     "rendition-missing": (503, "This picture is being made again"),
-    # Of a file that failed, told to a client that waited for it
+    # A failed conversion, answered to an upload that waited for it
     "unreadable-image": (422, "The file is no picture that can be read"),
     "image-too-large": (422, "The picture is too large"),
     "render-timed-out": (422, "The picture takes too long to render"),
     "render-out-of-memory": (422, "The picture takes too much memory to render"),
     "decoder-crashed": (422, "The picture makes its decoder crash"),
     "worker-lost": (500, "The picture's rendering was lost"),
-    # Of ours
+    # The service itself
     "storage-full": (507, "There is no room for another upload"),
     "too-many-waiting": (503, "Too many images are waiting"),
     "unavailable": (503, "A part of the service is away"),
@@ -94,7 +94,7 @@ TITLES: dict[str, tuple[int, str]] = {
 
 
 class Problem(Exception):
-    """A refusal, or a failure, that its client is told about. `extra` members go into the body as they are."""
+    """A refusal or a failure, with the answer that the client gets. `extra` members are added to the JSON body."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Problem(Exception):
 
     @property
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers of an answer that falcon does not give."""
+        """The headers of an answer that is sent without falcon."""
         headers = {"content-type": MEDIA_TYPE, "content-length": str(len(self.body)), "cache-control": "no-store"}
         return [(name.lower().encode(), value.encode()) for name, value in (headers | self.headers).items()]
 
@@ -131,12 +131,12 @@ def problem_type(name: str) -> str:
 
 
 def unavailable(detail: str) -> Problem:
-    """Return the problem of a part that is away for a while."""
+    """Return the 503 for a part of the service that cannot be reached at the moment."""
     return Problem("unavailable", detail, headers={"Retry-After": str(TROUBLE_SECONDS)})
 
 
 def add_handlers(app: falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]) -> None:
-    """Have the app answer every error as a problem, whatever was raised."""
+    """Make the app answer every exception with a problem."""
 
     async def handle(
         req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any], **kw: Any
@@ -149,7 +149,7 @@ def add_handlers(app: falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
 
 def _answer(resp: falcon.asgi.Response, problem: Problem) -> None:
     resp.status = HTTPStatus(problem.status)
-    # What a responder had set up for a success must not be told with a failure.
+    # The responder may have set headers and a body for a success before it raised.
     for name in list(resp.headers):
         resp.delete_header(name)
     resp.stream = None
@@ -170,7 +170,7 @@ def _translated(error: Exception) -> Problem:
         case UnknownFormat():
             return Problem("unsupported-format", str(error))
         case UploadTooLarge():
-            # Else the server would read the rest of the body before the next request.
+            # On a connection that stays open, the server would have to read the rest of the body.
             return Problem("upload-too-large", str(error), headers={"Connection": "close"})
         case TruncatedUpload():
             return Problem("truncated-upload")

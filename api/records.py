@@ -22,7 +22,7 @@ _LISTED_STATUSES = (Status.QUEUED, Status.PROCESSING, Status.READY, Status.FAILE
 
 
 def record_of(image: Image) -> dict[str, Any]:
-    """Return the image as clients see it. The tutorial's five keys are among its keys, as they were."""
+    """Return the record that clients see. The five keys of falcon's tutorial are unchanged."""
     is_ready = image.status is Status.READY
     return {
         "id": image.id,
@@ -47,7 +47,7 @@ def record_of(image: Image) -> dict[str, Any]:
 
 
 def body_of(content: object) -> bytes:
-    """Return JSON, the same bytes for the same content."""
+    """Return compact JSON. Equal content gives equal bytes."""
     return json.dumps(content, separators=(",", ":")).encode()
 
 
@@ -58,7 +58,7 @@ def etag_of(body: bytes) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """What a list was asked for. `after` is a sequence for ready images, an id for all others."""
+    """The parameters of a list request. `after` is a sequence for ready images, an id for any other status."""
 
     status: Status
     limit: int
@@ -67,7 +67,7 @@ class Page:
 
     @classmethod
     def parse(cls, query: str) -> Page:
-        """Read a query string. Raises Problem for a value that makes no sense; other parameters are ignored."""
+        """Parse a query string. Raises Problem for an invalid value. Unknown parameters are ignored."""
         values = parse_qs(query, keep_blank_values=True)
         status = _one(values, "status", "invalid-status")
         if status is None:
@@ -89,7 +89,7 @@ class Page:
 
     @property
     def path(self) -> str:
-        """The canonical path of this page: the same for every way to ask for it."""
+        """The canonical path of this page, for example `/images?limit=10`. Equal pages have equal paths."""
         parameters: dict[str, object] = {}
         if self.status is not Status.READY:
             parameters["status"] = self.status
@@ -102,7 +102,7 @@ class Page:
         return f"/images?{urlencode(parameters)}" if parameters else "/images"
 
     def next_link(self, images: Sequence[Image]) -> str | None:
-        """Return the Link header (RFC 8288) of the page behind `images`, which hold one more than fits, or None."""
+        """Return the Link header (RFC 8288) to the next page, or None if `images` has no more than `limit`."""
         if len(images) <= self.limit:
             return None
         last = images[self.limit - 1]
@@ -133,5 +133,5 @@ def _after(text: str | None, status: Status) -> int | str | None:
 
 
 def _is_number(text: str) -> bool:
-    # 18 digits fit into 63 bits, whatever they are.
+    # Every number of 18 digits fits into 63 bits.
     return re.fullmatch(r"[0-9]{1,18}", text) is not None

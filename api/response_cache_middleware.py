@@ -1,4 +1,4 @@
-"""The middleware that answers from copies, keeps and fills them, and applies conditions to either answer."""
+"""The middleware that answers from copies, stores copies, and applies conditions to every answer."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _HEADER = "X-ASGILook-Cache"
 
 
 class SlotOf(Protocol):
-    """The method `slot_of` of a resource whose GET may be answered by a copy."""
+    """The method `slot_of` of a resource whose GET may be answered from a copy."""
 
     def __call__(self, req: Request, **params: Any) -> Slot | None:
-        """Return where the answer has its copy, or None where it has none. Raises Problem for a bad request."""
+        """Return the slot of the answer's copy, or None if the answer is not cached. Raises Problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Under which token an answer's source is read, empty where there is none, and since when."""
+    """The cache token and the moment before an answer's source is read. The token is empty if Redis gave none."""
 
     token: bytes
     began: Moment
@@ -38,8 +38,8 @@ class Reading:
 class ResponseCacheMiddleware:
     """Falcon middleware around every resource that has a `slot_of`.
 
-    A copy is looked for in this process's memory (renditions only), then in Redis. A responder whose answer may be
-    copied calls `allow_copy`: no error is copied, and nothing unfinished.
+    The lookup tries this process's memory (renditions only), then Redis. A responder calls `allow_copy` if its answer
+    may be copied. Only answers with status 200 are copied.
     """
 
     def __init__(self, cache: ResponseCache, memory: Memory) -> None:
@@ -91,7 +91,7 @@ class ResponseCacheMiddleware:
         return await look(), True
 
     def _keep(self, req: Request, resp: Response) -> None:
-        """Keep the whole answer, whatever its conditions make of it."""
+        """Store the whole answer, before conditions reduce it to a part or a 304."""
         slot: Slot | None = req.context.get("slot")
         reading: Reading | None = req.context.get("reading")
         if slot is None or reading is None or not isinstance(resp.data, bytes):
@@ -104,19 +104,19 @@ class ResponseCacheMiddleware:
 
 
 def allow_copy(req: Request) -> None:
-    """Let this request's answer be copied: it is about something that is ready."""
+    """Mark this request's answer as one that may be copied: it depends on ready images only."""
     req.context.may_copy = True
 
 
 def set_copy(resp: Response, copy: Copy) -> None:
-    """Answer with this copy."""
+    """Set the answer's headers and body from a copy."""
     for name, value in copy.headers:
         resp.set_header(name, value)
     resp.data = copy.body
 
 
 def apply_decision(resp: Response, decision: conditional.Decision, length: int) -> None:
-    """Set status and headers for a conditional's outcome; the body is the caller's. Raises Problem for 412 and 416."""
+    """Set status and headers for a condition's outcome. The caller sets the body. Raises Problem for 412 and 416."""
     match decision:
         case conditional.NotModified():
             resp.status = falcon.HTTP_304
@@ -134,15 +134,15 @@ def apply_decision(resp: Response, decision: conditional.Decision, length: int) 
 def _answer_with_copy(req: Request, resp: Response, copy: Copy) -> None:
     req.context.is_hit = True
     set_copy(resp, copy)
-    # The responder is skipped, the middleware's process_response is not.
+    # Falcon then skips the responder, but not the middleware's process_response.
     resp.complete = True
 
 
 def _apply_conditions(req: Request, resp: Response, etag: str, body: bytes) -> None:
-    """Turn a whole answer into what the request's conditions ask for (RFC 9110, section 13.2.2)."""
+    """Reduce a whole answer to what the request's conditions allow (RFC 9110, section 13.2.2)."""
     modified = resp.get_header("Last-Modified")
     is_sent_by_proxy = not HEADERS.isdisjoint(resp.headers)
-    # Of a file that the proxy sends, ranges are the proxy's.
+    # If the proxy sends the file, the proxy also serves its ranges.
     takes_ranges = resp.get_header("Accept-Ranges") == "bytes" and not is_sent_by_proxy
     decision = conditional.decide(
         req.method,

@@ -1,4 +1,4 @@
-"""The HTTP surface: path → resource, and the scope that a method needs. A method that is not named is public."""
+"""The HTTP surface: path → resource, and the scope that each method needs. A method without a scope is public."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Route:
 
 
 def routes(web: Collaborators, uploads: Uploads) -> list[Route]:
-    """Return the table of contents."""
+    """Return all routes. `/metrics` is among them only if metrics are switched on."""
     renditions = Renditions(web.settings, web.ledger, web.storage, web.settling, web.queue, web.memory)
     table = [
         Route("/images", ImageList(web.ledger, web.settling, web.queue, web.waiter, uploads), {"POST": Scope.WRITE}),

@@ -1,4 +1,4 @@
-"""Receiving an upload by HTTP: what its headers say, and the file in a form. All else is `shared/intake`."""
+"""Receiving an upload by HTTP: checking its headers, and finding the file in a form. `shared/intake` does the rest."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from shared.intake import DIGESTS, Content, Intake
 from shared.settings import Settings
 from shared.telemetry import logs
 
-#: Bytes that a form's delimiters and headers may add to the file in it.
+#: Bytes that a form may add to its file: delimiters, headers, other fields.
 _FORM_BYTES = 64 * 1024
 
 
 def digests_of(header: str | None) -> dict[str, bytes]:
-    """Return the digests in a Content-Digest (RFC 9530, a dictionary of RFC 8941) that we can check."""
+    """Return the digests in a Content-Digest (RFC 9530, a dictionary of RFC 8941), by algorithm.
+
+    Unknown algorithms are ignored. Raises Problem if the header is malformed.
+    """
     digests: dict[str, bytes] = {}
     for member in filter(None, (part.strip() for part in (header or "").split(","))):
         match = re.fullmatch(r"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):(?:;.*)?", member)
@@ -51,9 +54,9 @@ class Uploads:
         self._intake = intake
 
     async def receive(self, req: Request) -> Image:
-        """Return the image that this request's upload became. Raises Problem, and what `Intake.receive` does.
+        """Store the request's upload and return its image. Raises Problem, and the errors of `Intake.receive`.
 
-        What can be refused by its headers is refused before a byte of the body is read.
+        Headers are checked before any of the body is read.
         """
         content = self._content_of(req)
         file = _only_file(req, content) if _is_form(req) else None
@@ -98,7 +101,7 @@ def _has_filename(part: BodyPart) -> bool:
     try:
         return bool(part.filename)
     except UnicodeDecodeError:
-        # Old clients send it in an encoding of their own. Nobody reads it.
+        # Old clients use other encodings. Only the presence of a file name matters.
         return True
 
 

@@ -1,4 +1,4 @@
-"""Our paths, and the converters of their parameters: each path has exactly one spelling."""
+"""The paths of the API and the converters of their parameters. Each resource has exactly one path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.renditions import MAX_SIDE, Size, thumbnail_name
 
 
 class ImageIdConverter(BaseConverter):
-    """Takes an id as we write it: a dashed, lower-case UUID (falcon's own takes braces, capitals, no dashes)."""
+    """Accepts an id only as a dashed, lower-case UUID. Falcon's converter also accepts other spellings."""
 
     _PATTERN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -20,9 +20,9 @@ class ImageIdConverter(BaseConverter):
 
 
 class SizeConverter(BaseConverter):
-    """Takes `{width}x{height}` in pixels, without sign or leading zero, each at most `MAX_SIDE`."""
+    """Accepts `{width}x{height}` in pixels, without sign or leading zero, each at most `MAX_SIDE`."""
 
-    # Five digits hold MAX_SIDE, and keep int() from ever seeing more.
+    # MAX_SIDE has at most five digits. Longer numbers are never passed to int().
     _PATTERN = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
     def convert(self, value: str) -> Size | None:
@@ -49,7 +49,7 @@ def thumbnail_path(image_id: str, size: Size) -> str:
 
 
 def with_converters(template: str) -> str:
-    """Return falcon's form of a route's template: a parameter's converter has the parameter's name."""
+    """Return a route's template with falcon's converters. Each converter has the name of its parameter."""
     return re.sub(r"\{(\w+)\}", r"{\1:\1}", template)
 
 
@@ -60,6 +60,6 @@ def readable(template: str) -> str:
 
 
 def register(router_options: CompiledRouterOptions) -> None:
-    """Make `{…:image_id}` and `{…:size}` known to an app's routes; to be called before they are added."""
+    """Register the converters `image_id` and `size` with an app. Call this before routes are added."""
     router_options.converters["image_id"] = ImageIdConverter
     router_options.converters["size"] = SizeConverter

@@ -1,4 +1,4 @@
-"""Waiting for an image to be final, by one mechanism for `POST` and `GET`."""
+"""Waiting until an image is final, for `POST` and `GET` alike."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from shared.redis.notices import Listener
 from shared.settling import Settling
 
 MOST_SECONDS = 20
-#: Seconds after which a waiter reads the ledger, notice or not.
+#: Seconds after which a waiter reads the ledger even without a notice.
 _LOOK_EVERY_SECONDS = 1.0
 
 
 def wait_of(prefer: str | None) -> int | None:
-    """Return the seconds that a `Prefer` header (RFC 7240) asks to wait, at most 20, or None where it asks for none."""
+    """Return the seconds that a `Prefer` header (RFC 7240) asks to wait, at most 20, or None without such a wish."""
     for preference in (prefer or "").split(","):
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "wait" and re.fullmatch(r'\s*("?)[0-9]+\1\s*', value):
             digits = value.strip().strip('"').lstrip("0")
-            # Three digits are past the most already; int() need never see a thousand.
+            # Three digits are enough to reach the maximum, so int() never sees a long number.
             return min(int(digits[:3] or "0"), MOST_SECONDS)
     return None
 
 
 class Waiter:
-    """Reads images, and holds an answer until one is final."""
+    """Reads images, and waits until they are final."""
 
     def __init__(
         self, ledger: Ledger, settling: Settling, listener: Listener, look_every: float = _LOOK_EVERY_SECONDS
@@ -40,12 +40,12 @@ class Waiter:
         self._look_every = look_every
 
     async def until_final(self, image_id: str, seconds: float) -> Image | None:
-        """Return the image once nothing works at it or so many seconds have passed; None where there is no such image.
+        """Return the image once it is neither queued nor processing, or after `seconds`. None if there is none.
 
-        Debts of cache tokens are paid before anything is returned.
+        The image's debts of cache tokens are paid before it is returned, if Redis can be reached.
         """
         deadline = time.monotonic() + seconds
-        # Subscribe first, then read: a notice between the two would otherwise be missed.
+        # Subscribe before the first read, or a notice between the two would be missed.
         with self._listener.listen(image_id) as heard:
             while True:
                 heard.clear()

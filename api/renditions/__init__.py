@@ -1,1 +1,1 @@
-"""Serving a rendition: finding it, holding it in memory, sending it, or having the proxy send it."""
+"""Serving renditions: copies in memory, joined reads, the resources, offload to a proxy."""

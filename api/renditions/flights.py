@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class _Flight(Generic[T]):
-    #: What is looked for is no older.
+    #: The result is no older than this.
     began: Moment
     #: When the lookup itself began.
     order: int
@@ -24,18 +24,18 @@ class _Flight(Generic[T]):
 
 
 class Flights(Generic[T]):
-    """Lookups under way, by path. One that is two seconds old is not joined, nor one from before the image changed."""
+    """Running lookups, by path. A lookup is not joined if it is two seconds old or the image has changed since."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._flights: dict[str, _Flight[T]] = {}
 
     async def join(self, path: str, image_id: str, began: Moment, look: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """Return what `look()`, or the lookup of the same path that is under way, returns; and whether it was our own.
+        """Return the result of a running lookup of the same path, or of `look()`, and whether it was `look()`.
 
-        What `look()` returns is no older than `began`. An error is raised only for the requests that came before its
-        lookup began: what was wrong then may be right by now. Where the first request is cancelled, one that waits for
-        it looks next.
+        The caller promises that the result of `look()` is no older than `began`. If the joined lookup fails, its error
+        is raised only to requests that came before it began; later ones look again. If the first request is cancelled,
+        one of those that wait for it looks next.
         """
         asked: Moment | None = None
         while True:

@@ -1,4 +1,4 @@
-"""Removes the copies on this machine's disk whose images are gone: their notices may have been missed."""
+"""Removes copies from this machine's disk whose images are not ready any more, in case a notice was missed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shared.storage import KeepsCopies
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which the ledger is asked without any missed notice: a copy may have been made after the notice, for a
-#: request that had read the row before it.
+#: Seconds between two checks without a missed notice. A request that read the row before the notice may store its copy
+#: after the notice.
 _EVERY_SECONDS = 600.0
-#: Seconds between two checks at least, however often Redis comes and goes.
+#: The least seconds between two checks, for a Redis that connects and disconnects often.
 _LEAST_SECONDS = 5.0
 
 
 class LocalCopies:
-    """Asks the ledger about every image that has copies: at the start, after each gap in the notices, now and then."""
+    """Checks every image that has copies against the ledger: after each gap in the notices, and every ten minutes."""
 
     def __init__(self, ledger: Ledger, storage: KeepsCopies) -> None:
         self._ledger = ledger
@@ -28,7 +28,7 @@ class LocalCopies:
         self._missed = asyncio.Event()
 
     def notices_missed(self) -> None:
-        """Check soon, because notices may have been missed."""
+        """Start a check soon."""
         self._missed.set()
 
     async def run(self) -> None:
@@ -46,6 +46,6 @@ class LocalCopies:
 
     async def check(self) -> None:
         """Remove the copies of images that are not ready any more."""
-        # Cleared first: a gap that begins during the check needs another check.
+        # Clear first: a gap that begins during this check needs another check.
         self._missed.clear()
         await self._storage.check_copies(self._ledger.which_are_ready)

@@ -1,7 +1,7 @@
-"""Renditions that this process served a moment ago, and the rows that they were served by.
+"""Renditions that this process served a moment ago, and the ledger rows that they belong to.
 
-Nothing here is older than `MOST_SECONDS`, counted from before its source was read. So a rendition that is deleted is
-gone everywhere within that time, and at once from the process that deletes it or hears of it.
+No entry is older than `MOST_SECONDS`, counted from before its source was read. A deleted rendition is therefore gone
+from every process within that time. The process that deletes it, or receives the notice, forgets it at once.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from api.server.headers import SAFETY_HEADERS
 from shared.images import Image
 from shared.redis.response_cache import Copy
 
-#: Seconds from when its source was about to be read until a rendition, or a row, is read anew.
+#: Seconds for which an entry is used, counted from before its source was read.
 MOST_SECONDS = 2.0
-#: The part of all room that one rendition may take.
+#: One rendition may take the memory's size divided by this.
 _LARGEST_PART = 8
-#: What an entry takes beside its body, and a row for each of its renditions: generously.
+#: Upper estimates: an entry without its body, or a row; and each rendition that a row names.
 _ENTRY_BYTES = 4096
 _RENDITION_BYTES = 512
-#: Images of which it is remembered that they changed. What began before the oldest of these changes is not kept.
+#: Images whose last change is remembered. A read that began before a forgotten change is not kept.
 _MOST_CHANGES = 1000
 
-#: A header by which a proxy is told which file to send. A 304 has none.
+#: Header lines that name a file to the proxy. A 304 sends no file, so they are removed from it.
 _FILE_LINE = re.compile(rb"(?<![^\n])(?:%b): [^\r]*\r\n" % b"|".join(sorted(name.encode() for name in HEADERS)))
 _ETAG = re.compile(rb"(?<![^\n])etag: ([^\r]*)")
 _LAST_MODIFIED = re.compile(rb"(?<![^\n])last-modified: ([^\r]*)")
@@ -39,14 +39,14 @@ _SAFETY = [(b"\n%b: " % name, b"%b: %b\r\n" % (name, value)) for name, value in 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When something began: its place in the order of everything, and the time by the clock."""
+    """A point in time: its number in the order of events in this process, and its time by the clock."""
 
     order: int
     seconds: float
 
 
 class Entry:
-    """A rendition as it is answered: the header lines in one piece, of a 200 and of a 304."""
+    """A rendition, with the header lines of its 200 and its 304 in one piece each."""
 
     __slots__ = ("_validators", "body", "copy", "image_id", "lines", "safety", "unmodified")
 
@@ -58,12 +58,12 @@ class Entry:
         self.lines = b"%b%bcontent-length: %d\r\n" % (copy.lines, _HIT, len(copy.body))
         self.unmodified = _FILE_LINE.sub(b"", copy.lines) + _HIT
         present = b"\n" + copy.lines
-        #: The safety headers that the copy has none of its own for.
+        #: The lines of the safety headers that the copy lacks.
         self.safety = b"".join([line for name, line in _SAFETY if name not in present])
 
     @property
     def validators(self) -> tuple[str, float | None]:
-        """Its ETag, and its Last-Modified in seconds since the epoch."""
+        """The ETag, and Last-Modified in seconds since the epoch."""
         if self._validators is None:
             etag, modified = (pattern.search(self.copy.lines) for pattern in (_ETAG, _LAST_MODIFIED))
             self._validators = (
@@ -75,7 +75,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The row of an image that is ready, the token that was there before it was read, and when that was."""
+    """The row of a ready image, and the cache token and the moment before the row was read."""
 
     image: Image
     token: bytes
@@ -83,54 +83,55 @@ class Row:
 
 
 class Memory:
-    """Entries by path and rows by image id, up to so many bytes, those used last; none of an image that has changed."""
+    """Entries by path and rows by image id. Those used least recently are dropped when `most_bytes` are exceeded."""
 
     def __init__(self, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most_bytes = most_bytes
         self._clock = clock
         self._order = itertools.count(1)
-        #: What is held by path or by id, since when, and what it takes; the one used last at the end.
+        #: By path or image id: entry or row, the moment before its read, its bytes. The last used is at the end.
         self._held: OrderedDict[str, tuple[Entry | Row, Moment, int]] = OrderedDict()
         self._paths_of: dict[str, set[str]] = {}
-        #: The order of an image's last change, the latest at the end; and that of the last change that is not there.
+        #: By image id: the order of its last change, the latest at the end.
         self._changes: OrderedDict[str, int] = OrderedDict()
+        #: The order of the last change that is not in `_changes`.
         self._changed_before = 0
         self.bytes = 0
 
     def now(self) -> Moment:
-        """Return this moment. Ask before the source is read: the order tells whether the image has changed since."""
+        """Return the present moment. Call this before the source is read: the order shows whether the image changed."""
         return Moment(next(self._order), self._clock())
 
     def is_current(self, image_id: str, began: Moment) -> bool:
-        """Return whether what was read since then may still be told: it is not old, and the image has not changed."""
+        """Return whether what was read after `began` may be served: it is not too old, and no change is known since."""
         changed = self._changes.get(image_id, self._changed_before)
         return began.order > changed and not self._is_old(began.seconds)
 
     def entry(self, path: str) -> Entry | None:
-        """Return the rendition at a path, if it was read a moment ago."""
+        """Return the rendition at a path, or None if it is not held or too old."""
         held = self._get(path)
         return held if isinstance(held, Entry) else None
 
     def row(self, image_id: str) -> Row | None:
-        """Return the row of an image that is ready, if it was read a moment ago."""
+        """Return the row of a ready image, or None if it is not held or too old."""
         held = self._get(image_id)
         return held if isinstance(held, Row) else None
 
     def keep_entry(self, path: str, image_id: str, copy: Copy, began: Moment) -> None:
-        """Keep a rendition, unless it is too large or the image has changed since."""
+        """Keep a rendition, unless it is too large or too old, or the image has changed since `began`."""
         if len(copy.body) <= self._most_bytes // _LARGEST_PART and self.is_current(image_id, began):
             self._keep(path, Entry(image_id, copy), began, len(copy.body) + _ENTRY_BYTES)
             self._paths_of.setdefault(image_id, set()).add(path)
             self._make_room()
 
     def keep_row(self, row: Row) -> None:
-        """Keep the row of an image that is ready, unless the image has changed since."""
+        """Keep the row of a ready image, unless it is too old or the image has changed since."""
         if self.is_current(row.image.id, row.began):
             self._keep(row.image.id, row, row.began, _ENTRY_BYTES + _RENDITION_BYTES * len(row.image.renditions))
             self._make_room()
 
     def forget(self, image_id: str) -> None:
-        """Drop all that there is of an image: it has changed, or is no more."""
+        """Drop the row and all entries of an image: it has changed or was deleted."""
         self._changes[image_id] = next(self._order)
         self._changes.move_to_end(image_id)
         if len(self._changes) > _MOST_CHANGES:

@@ -1,4 +1,4 @@
-"""Answers GET and HEAD of the renditions that this process holds in memory, before there is a task."""
+"""Answers GET and HEAD of renditions that this process holds in memory, before a task is created."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from api.renditions.memory import Entry, Memory
 from api.server.asgi_types import Headers
 from api.server.guard import Answer
 
-#: Raises Problem where a request for an image is refused: by its route, the image's id, its query and its headers.
+#: Raises Problem if a request is refused. Arguments: route, image id, query, headers.
 Authorize = Callable[[str, str | None, str, Headers], None]
 
 FULL_ROUTE, THUMBNAIL_ROUTE = "/images/{image_id}.jpeg", "/thumbnails/{image_id}/{size}.jpeg"
@@ -19,14 +19,14 @@ _CONDITIONAL = {name.encode(): name for name in conditional.HEADERS}
 
 
 class MemoryDoor:
-    """The way "at once" to serve a rendition. Everything but a 200 or a 304 is left to the application."""
+    """The way to answer "at once". Any answer other than 200 or 304 is left to the application."""
 
     def __init__(self, memory: Memory, authorize: Authorize) -> None:
         self._memory = memory
         self._authorize = authorize
 
     def answer(self, method: str, path: str, query: str, headers: Headers) -> Answer | None:
-        """Return the answer, or None where the application has to give it."""
+        """Return the answer, or None if the application must answer."""
         if method not in ("GET", "HEAD"):
             return None
         entry = self._memory.entry(path)

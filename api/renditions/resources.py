@@ -1,7 +1,7 @@
-"""The renditions: an image's JPEG and its thumbnails, from storage where no copy is at hand.
+"""The resource that serves an image's JPEG and its thumbnails when no copy of them is cached.
 
-Longer than 250 lines: whole, streamed, redirected or named to the proxy, each file may be superseded between its row
-and its read, and one function makes good for that.
+This module is longer than 250 lines. A file may be superseded after its row was read, whether it is sent whole,
+streamed, redirected or named to the proxy. One function handles that for all four ways.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from shared.storage import SignsUrls, Storage
 
 T = TypeVar("T")
 
-#: Seconds for which the address of a large rendition is good: long enough to begin with it, too short to pass it on.
+#: Seconds for which the signed address of a large rendition is valid: long enough to start, too short to pass on.
 _REDIRECT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A ready image, and a copy of one of its renditions; None for one that is streamed or redirected."""
+    """A ready image and a copy of one rendition. The copy is None for a rendition that is streamed or redirected."""
 
     image: Image
     copy: Copy | None
 
 
 class Renditions:
-    """`/images/{id}.jpeg`, and `/thumbnails/{id}/{w}x{h}.jpeg`: without a `size` it is the full-size JPEG."""
+    """`/images/{id}.jpeg` and `/thumbnails/{id}/{w}x{h}.jpeg`. A `size` of None is the full-size JPEG."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Renditions:
         self._loads: Flights[_Loaded] = Flights(memory)
 
     def slot_of(self, req: Request, image_id: str, size: Size | None = None) -> Slot | None:
-        """Return where this rendition has its copy, or None for one that is known to be too large."""
+        """Return the rendition's slot in the response cache, or None if it is known to be too large for a copy."""
         name = _name_of(size)
         row = self._memory.row(image_id)
         rendition = None if row is None else row.image.renditions.get(name)
@@ -80,7 +80,7 @@ class Renditions:
         reading: Reading = req.context.get("reading") or Reading(b"", self._memory.now())
         row = self._memory.row(image_id)
         if row is not None:
-            # What is read by a known row is as old as the row.
+            # A rendition that is read by a row from memory counts as old as that row.
             reading = Reading(row.token, row.began)
 
         async def load() -> _Loaded:
@@ -95,7 +95,8 @@ class Renditions:
             return
         set_copy(resp, loaded.copy)
         allow_copy(req)
-        # Only the first of a crowd keeps and fills: the token of another may be younger than the row it was handed.
+        # Only the request that loaded keeps the copy and fills Redis. The token of a joined request may be newer than
+        # the row that it was given.
         req.context.reading = reading if is_first else None
 
     on_head = on_get
@@ -122,12 +123,12 @@ class Renditions:
         return b""
 
     async def _of_ready(self, image_id: str, answer: Callable[[Image], Awaitable[T]], image: Image | None = None) -> T:
-        """Return what is made of an image that is ready, once more where its files are not where its row says."""
+        """Return `answer(image)` for a ready image. If a file is missing, read the row again and retry once."""
         image = image or await self._ready_image(image_id)
         try:
             return await answer(image)
         except NoSuchKey:
-            # It may just have been superseded: the row, read again, knows the new one.
+            # The rendition may just have been superseded. Then the row names its new file.
             latest = await self._ready_image(image_id)
             if latest.renditions == image.renditions:
                 raise await self._missing(latest) from None
@@ -137,7 +138,7 @@ class Renditions:
                 raise await self._missing(latest) from None
 
     def _is_copied(self, rendition: Rendition) -> bool:
-        """Return whether a rendition is held and copied whole; larger ones are streamed, or redirected to the store."""
+        """Return whether a rendition is copied whole. Larger ones are streamed, or redirected to the object store."""
         most = self._settings.redirect_bytes
         is_small = rendition.bytes <= MOST_BODY_BYTES and (most is None or rendition.bytes <= most)
         return is_small or self._x_accel.is_on
@@ -146,7 +147,7 @@ class Renditions:
         image = await self._ledger.get(image_id)
         if image is None:
             raise Problem("no-such-image")
-        # Of a deleted image, too: a client that was told so must not find it in an older list.
+        # Also for a deleted image: after this 404 the client must not see the image in an older list.
         image = await self._settling.settle_tokens(image)
         match image.status:
             case Status.READY:
@@ -167,14 +168,17 @@ class Renditions:
         return rendition
 
     async def _missing(self, image: Image) -> Problem:
-        """Have a ready image's renditions made again; return the problem to answer with meanwhile."""
+        """Request that a ready image's renditions are made again. Returns the problem to answer meanwhile."""
         wanted = await self._ledger.request_renditions(image, Lane.DEMAND)
         if wanted is not None:
             await self._queue.try_enqueue(wanted)
         return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
 
     async def _send_large(self, req: Request, resp: Response, image: Image, size: Size | None) -> None:
-        """Redirect to the store where that is wanted, else stream. Raises NoSuchKey before the answer begins."""
+        """Redirect to the object store if that is configured, otherwise stream.
+
+        Raises NoSuchKey before the answer begins.
+        """
         rendition = await self._rendition(image, size)
         key = rendition_key(image.id, rendition)
         decision = conditional.decide(
@@ -193,7 +197,7 @@ class Renditions:
         self, req: Request, resp: Response, rendition: Rendition, key: str, decision: conditional.Decision
     ) -> bool:
         most = self._settings.redirect_bytes
-        # The address is signed for GET alone.
+        # The address is signed for GET only.
         if self._signs is None or most is None or rendition.bytes <= most or req.method != "GET":
             return False
         if not isinstance(decision, conditional.Whole | conditional.Part):
@@ -204,7 +208,7 @@ class Renditions:
         resp.status = falcon.HTTP_302
         resp.location = address
         resp.set_header("Cache-Control", "no-store")
-        # On pages of other origins, browsers follow a redirect only where it may be embedded there as well.
+        # On a page of another origin, a browser follows a redirect only if the redirect itself may be embedded there.
         resp.set_header("Cross-Origin-Resource-Policy", "cross-origin")
         return True
 
@@ -226,8 +230,8 @@ class Renditions:
             "last-modified": _http_date(image.modified),
             "cache-control": f"public, max-age={self._settings.picture_max_age}, immutable",
             "accept-ranges": "bytes",
-            # Opened by itself, a picture is a document without rights. Pages of other origins may embed it, isolated
-            # ones, too.
+            # A picture opened by itself may run no script and load nothing. Pages of other origins may embed it, also
+            # those that are cross-origin isolated.
             "content-security-policy": "default-src 'none'; sandbox",
             "cross-origin-resource-policy": "cross-origin",
         }
@@ -243,7 +247,7 @@ def _http_date(seconds: float) -> str:
 
 
 async def _begun(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Return the same pieces, the first of them read: a missing file is noticed before the answer begins."""
+    """Read the first piece and return all pieces. A missing file raises NoSuchKey here, before the answer begins."""
     first = await anext(pieces)
 
     async def all_of_them() -> AsyncIterator[bytes]:

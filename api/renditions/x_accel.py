@@ -1,7 +1,7 @@
-"""Having the proxy in front send a rendition's file, which it does faster than any process that has to read it.
+"""Offload: the proxy in front sends a rendition's file, which is faster than reading it in this process.
 
-Our answer has no body; one of its headers names the file. nginx (`X-Accel-Redirect`) gets an internal location of its
-own, others (`X-Sendfile`) the file's path. Conditions are judged here, ranges by the proxy.
+The answer has no body, and one of its headers names the file. nginx (`X-Accel-Redirect`) gets an internal location of
+its own; other proxies (`X-Sendfile`) get the file's path. This process judges conditions, the proxy serves ranges.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from shared.settings import Settings
 from shared.storage.disk import place_below
 
-#: Headers by which a proxy is told which file to send.
+#: Headers that name a file to the proxy.
 HEADERS = frozenset(("x-accel-redirect", "x-sendfile"))
 
 
 class XAccel:
-    """Whether a proxy sends the files, and how it is told which."""
+    """The offload's settings: whether a proxy sends the files, and the header that names a file."""
 
     def __init__(self, settings: Settings) -> None:
         self._header, self._prefix = settings.accel or ("", "")
@@ -26,5 +26,5 @@ class XAccel:
         return bool(self._header)
 
     def headers_for(self, key: str) -> dict[str, str]:
-        """Return the header that names the file of a storage key."""
+        """Return the header that names the file of a storage key; empty if no proxy sends files."""
         return {self._header: self._prefix + place_below(key)} if self._header else {}

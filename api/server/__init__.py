@@ -1,1 +1,1 @@
-"""The connection: limits, request heads, slow readers, guard, headers, access log. It knows nothing of images."""
+"""The server: connections and their limits, the guard, headers, access log, shutdown. Nothing here knows of images."""

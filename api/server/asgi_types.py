@@ -1,4 +1,4 @@
-"""ASGI, as this server and its applications speak it."""
+"""Types of the ASGI interface."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-#: Names are in lower case.
+#: Pairs of name and value; names are in lower case.
 Headers = list[tuple[bytes, bytes]]

@@ -1,7 +1,7 @@
 """One client's connection: uvicorn's protocol, with the limits of time, size and number that uvicorn lacks.
 
-Past 250 lines because uvicorn's protocol is one class, and so is what extends it. What needs no connection stands in
-request_head, slow_readers, transport and descriptors.
+This module is longer than 250 lines, because uvicorn's protocol is one class and this class extends it. Code that needs
+no connection is in request_head, slow_readers, transport and descriptors.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from api.server.transport import AnswerTransport
 from shared.settings import Settings
 from shared.stalls import Deadline
 
-#: Requests that may wait on a connection while another one is answered.
+#: Requests that may wait on one connection while an earlier one is answered.
 MOST_PIPELINED = 16
-#: A chunk's size and line ends may take this much.
+#: Bytes that the size and the line ends of one chunk may take.
 _CHUNK_BYTES = 16
 
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
@@ -39,37 +39,37 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Process:
-    """What the connections of a process share."""
+    """The state that all connections of a process share."""
 
     settings: Settings
     guard: Guard | None
     most_connections: int
     unread: UnreadAnswers
-    #: The server's own headers, and as they are sent.
+    #: uvicorn's list of default headers, and its lines as they are sent.
     own_headers: tuple[object, bytes] = (None, b"")
-    #: Connections that have no request to answer, and since when, the longest idle first.
+    #: Connections without a request to answer, with the loop's time when they became idle. The longest idle is first.
     idle: dict[Connection, float] = field(default_factory=dict)
 
 
 class Connection(HttpToolsProtocol):
     """What uvicorn creates for each connection (its option `--http`).
 
-    - A head that is not complete in time, too long or ambiguous is refused with a problem, and the connection closed,
-      after the answers to the requests before it.
-    - Trailers are dropped, so that they cannot pass for headers.
-    - An answer that is ready is given before there is a task (Guard.answer_at_once).
-    - A client that does not read its answer is hung up on (Reader).
-    - If there are too many connections, the one that has been idle for longest makes room.
+    - A head that is late, too long or ambiguous is refused with a problem, after the answers to the requests before it.
+      Then the connection is closed.
+    - Trailers are dropped: they must not be taken for headers.
+    - An answer that is ready is sent before a task is created (Guard.answer_at_once).
+    - The connection of a client that does not read its answer is reset (Reader).
+    - If there are too many connections, the longest idle one is closed.
     """
 
-    #: For an application without a guard, which does not call `configure`.
+    #: The state until `configure` is called. An application without a guard does not call it.
     process: ClassVar[_Process] = _Process(
         Settings(), None, Settings.max_connections, UnreadAnswers(Settings.max_unsent_bytes)
     )
 
     @classmethod
     def configure(cls, settings: Settings, guard: Guard) -> None:
-        """Set the limits of all connections to come, and the guard that answers at once."""
+        """Set the limits of all future connections, and the guard that answers at once."""
         most = allow_connections(settings.max_connections)
         if most < settings.max_connections:
             log.warning("fewer connections than are allowed", extra={"connections": most})
@@ -82,18 +82,18 @@ class Connection(HttpToolsProtocol):
         self.headers = []
         self._head_bytes = 0
         self._in_head = True
-        #: Bytes that a body has had besides its content.
+        #: Bytes of the body's framing so far: chunk sizes, extensions, trailers.
         self._framing_bytes = 0
-        #: The lines that frame the body of a request that asks for an upgrade.
+        #: For a request that asks for an upgrade: its header lines that frame the body.
         self._framing = b""
-        #: After a refusal nothing more is parsed.
+        #: If set, nothing more is parsed.
         self._is_refused = False
         self._dropped = 0
-        #: Why the connection is refused, until the client is told.
+        #: The refusal, until it is sent.
         self._problem: Problem | None = None
-        #: The request that is answered now, or was last.
+        #: The request that is being answered, or was answered last.
         self._answered: RequestResponseCycle | None = None
-        #: Of what the client has to do next: to send a head, or to close a connection that was refused.
+        #: Until then the client must send a head, or close a connection that was refused.
         self._deadline = Deadline()
         self._keep_alive = Deadline()
 
@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
         self._reader.stop()
         self._deadline.stop()
         self._keep_alive.stop()
-        # uvicorn tells the last request only, and that one may still wait for its turn.
+        # uvicorn tells only the last request, which may still wait for its turn.
         if self._answered is not None:
             self._answered.disconnected = True
             self._answered.message_event.set()
@@ -133,7 +133,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        # The cycle is the last request's; those before it are answered first.
+        # The cycle belongs to the last request. Requests before it are answered first.
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
@@ -144,14 +144,14 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes:
             self._refuse(Problem("head-too-slow"))
         else:
-            # Browsers connect in advance, and would take a 408 for the answer to their first request.
+            # Browsers connect in advance. A 408 would then be taken for the answer to their first request.
             self.transport.close()
 
     def _end_keep_alive(self) -> None:
-        # The deadline is not moved by each request: that would take a sixth of the time of a small answer.
+        # Requests do not move this deadline: moving it would take a sixth of the time of a small answer.
         idle_since = self.process.idle.get(self)
         if idle_since is None or self._is_inside_head:
-            return  # It starts again after the answer.
+            return  # the deadline starts again after the answer
         left = idle_since + self._settings.keep_alive_seconds - self.loop.time()
         if left > 0.001:  # the loop counts in milliseconds
             self._keep_alive.start(left, self._end_keep_alive)
@@ -161,7 +161,7 @@ class Connection(HttpToolsProtocol):
     # --- What the client sends ---
 
     def data_received(self, data: bytes) -> None:
-        # In place of uvicorn's, whose 400 could come in the middle of another answer.
+        # Replaces uvicorn's method, which may send its 400 in the middle of another answer.
         if self._is_refused:
             self._drop(data)
             return
@@ -184,7 +184,8 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError as exc:
             self._refuse(Problem("malformed-request", f"{exc}."))
         else:
-            # While another request is answered, the client may wait for that answer, and we may not read.
+            # While another request is answered, a client may wait for that answer before it completes this head, and
+            # this process may not be reading. So no deadline starts yet.
             if self._is_inside_head and not self._is_answering and not self._deadline.is_set:
                 self._deadline.start(self._settings.header_seconds, self._end_wait)
 
@@ -192,9 +193,9 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Nothing is upgraded, so the request's body follows: Java's client asks for an upgrade with each upload.
-            # This parser takes the body for another protocol (https://github.com/Kludex/uvicorn/issues/2722). A second
-            # parser is given the framing headers alone, and finds the body's end.
+            # The server upgrades nothing, so the request's body follows. Java's client asks for an upgrade with each
+            # upload. This parser takes the body for another protocol (https://github.com/Kludex/uvicorn/issues/2722).
+            # A second parser gets only the framing headers, and finds the body's end.
             body = SimpleNamespace(on_body=self.on_body, on_message_complete=self.on_message_complete)
             self.parser = httptools.HttpRequestParser(body)
             head = b"POST / HTTP/1.1\r\nConnection: close\r\n" + self._framing + b"\r\n"
@@ -204,7 +205,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        # A head that came together with the request before it is counted from the next data on.
+        # If this head began in the same data as the request before it, those bytes are not counted.
         self._head_bytes = max(self._head_bytes, 1)
 
     def on_headers_complete(self) -> None:
@@ -225,7 +226,7 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
             self._framing = lines_of([header for header in self.headers if header[0] in _FRAMING_HEADERS])
-        # The application has the headers so far. Later ones are trailers: RFC 9110, section 6.5.1.
+        # The application keeps the list of headers so far. Later ones are trailers (RFC 9110, section 6.5.1).
         self.headers = []
 
     def on_body(self, body: bytes) -> None:
@@ -234,17 +235,17 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
-            return  # its body follows
+            return  # the body follows
         self._in_head = True
         self._head_bytes = 0
-        # Before the first request that is not answered at once there is no cycle.
+        # There is no cycle before the first request that is not answered at once.
         if self.cycle is not None:
             super().on_message_complete()
 
     # --- Answers at once ---
 
     def _is_answered_at_once(self) -> bool:
-        # A client that does not read is left to the application, which waits until there is room to write.
+        # If unread bytes wait, the application answers: it waits until there is room to write.
         guard = self.process.guard
         if guard is None or self.transport.get_write_buffer_size() or self.root_path:
             return False
@@ -258,7 +259,7 @@ class Connection(HttpToolsProtocol):
             return self._answers.bytes > written
 
     def _client_of(self, forwarded: list[bytes]) -> str | None:
-        """Return the client's address; a trusted proxy names it in X-Forwarded-For."""
+        """Return the client's address: from X-Forwarded-For if the peer is a trusted proxy, else the peer's."""
         client = self.client[0] if self.client else None
         app = self.config.loaded_app
         if forwarded and isinstance(app, ProxyHeadersMiddleware) and client in app.trusted_hosts:
@@ -280,7 +281,7 @@ class Connection(HttpToolsProtocol):
     # --- Refusals ---
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer with a problem after the answers before it, and parse nothing more."""
+        """Parse nothing more, and send a problem after the answers to earlier requests."""
         self._is_refused = True
         self._deadline.stop()
         self._problem = problem
@@ -292,7 +293,7 @@ class Connection(HttpToolsProtocol):
     def _refuse_body(self) -> None:
         """Refuse the last request in the middle of its body."""
         if self.pipeline and self.pipeline[0][0] is self.cycle:
-            # The application does not have it yet. The refusal follows the answers before it.
+            # The application has not seen this request yet. The refusal follows the earlier answers.
             self.pipeline.popleft()
             return
         has_begun = self.cycle.response_started
@@ -308,7 +309,8 @@ class Connection(HttpToolsProtocol):
             return
         self._write(self._problem)
         self._problem = None
-        # To close a socket with unread data resets the connection: as in the guard, some is read and dropped.
+        # Closing a socket with unread data would reset the connection. So read and drop some data first, as the guard
+        # does.
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -340,7 +342,7 @@ class Connection(HttpToolsProtocol):
             self._answered = self.pipeline[-1][0]
             super().on_response_complete()
             return
-        # In place of uvicorn's: the wait for the next request has a deadline of ours.
+        # Replaces uvicorn's method: this class has its own deadline for the next request.
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -362,7 +364,7 @@ class Connection(HttpToolsProtocol):
 
 
 def _problem_of(cause: BaseException | None) -> Problem:
-    """Return the problem of a head by what a callback of the parser raised."""
+    """Return the problem for an exception that a callback of the parser raised."""
     if isinstance(cause, Problem):
         return cause
     if not isinstance(cause, httptools.HttpParserInvalidURLError):

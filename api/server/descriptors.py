@@ -1,18 +1,18 @@
-"""The process's limit of open files, which bounds its connections."""
+"""The process's limit of open files, which limits its connections."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
 
-#: Each connection takes one, and a file while it is served or stored.
+#: One for the connection, and one for a file that is served or stored.
 _PER_CONNECTION = 2
-#: Ledger, Redis, standard streams and the like.
+#: For the ledger, Redis, standard streams and so on.
 _OTHERS = 64
 
 
 def allow_connections(wanted: int) -> int:
-    """Raise the limit of open files as far as needed and permitted; return how many connections there is room for."""
+    """Raise the limit of open files as far as needed and permitted. Returns how many connections fit into it."""
     needed = wanted * _PER_CONNECTION + _OTHERS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:

@@ -1,4 +1,4 @@
-"""A second SIGTERM or SIGINT ends a web process at once, with the answers that its clients get at the grace's end."""
+"""A second SIGTERM or SIGINT ends a web process at once. Its clients get the same answers as at the grace's end."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from shared.shutdown_signals import Requests
 
 
 class EndAtOnce:
-    """Falcon middleware that hears the server's signals: uvicorn goes on waiting, however often it gets a SIGTERM."""
+    """Falcon middleware that takes over the server's signals: uvicorn itself ignores a second SIGTERM."""
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        # In a test there is none that would have set a handler.
+        # Tests may run without a server.
         if isinstance(server, Server):
             listen(server)
 
 
 def listen(server: Server) -> None:
-    """Take the server's signals over from it."""
+    """Replace the server's signal handlers."""
     loop = asyncio.get_running_loop()
     requests = Requests()
 
@@ -42,7 +42,7 @@ def listen(server: Server) -> None:
         loop.call_later(LINGER_SECONDS, abort_connections)
 
     def abort_connections() -> None:
-        # Of clients that do not read, or say no more: the server would wait for them.
+        # The server would wait for clients that neither read nor send.
         for connection in list(server.server_state.connections):
             connection.transport.abort()
 

@@ -1,4 +1,4 @@
-"""The ASGI application in front of falcon. It does what a framework comes too late for."""
+"""The ASGI application in front of falcon. It acts before falcon sees a request, and on every answer."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from api.server.request_body import ClientDisconnected, RequestBody
 from shared.settings import Settings
 from shared.telemetry import logs, tracing
 
-#: The request headers that the guard reads. Of several lines with one name, the first counts.
+#: The request headers that the guard reads. If a name occurs several times, the first line counts.
 _READ_HEADERS = frozenset((b"origin", b"x-request-id", b"prefer", b"content-length", b"transfer-encoding"))
 
-#: A request with one of these is left to the application.
+#: A request with one of these headers is left to the application.
 _NOT_AT_ONCE = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"prefer", b"traceparent"))
 _READ_AT_ONCE = _NOT_AT_ONCE | {b"origin", b"x-request-id", b"x-forwarded-for"}
 
 
 class Answer(NamedTuple):
-    """A whole answer, its header lines in one piece."""
+    """A complete answer, with its header lines in one piece."""
 
     status: int
     #: The template of the route, for metrics.
     route: str
     #: The value of X-ASGILook-Cache, for the log.
     cache: str
-    #: The header lines, content-length included; those of other origins and `safety` follow.
+    #: The header lines, with content-length. The guard adds CORS headers and `safety`.
     lines: bytes
     #: The lines of SAFETY_HEADERS that `lines` lacks.
     safety: bytes
@@ -39,8 +39,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-#: Returns the answer to a method, a path, a query and headers, or None where the application has to answer. It waits
-#: for nothing.
+#: Returns the answer to a method, a path, a query and headers, or None if the application must answer. Never waits.
 AtOnce = Callable[[str, str, str, Headers], Answer | None]
 
 
@@ -86,10 +85,10 @@ class Guard:
         client_of: Callable[[list[bytes]], str | None],
         write: Callable[[int, bytes, bytes], None],
     ) -> bool:
-        """Answer a request without a task, if its answer is ready; return whether it was answered.
+        """Answer a request without a task if its answer is ready. Returns whether it was answered.
 
-        The client and the log see what the application would have answered. `write` takes a status, header lines and a
-        body. `client_of` returns the client's address by the X-Forwarded-For headers.
+        Client and log get the same answer as from the application. `write` takes a status, header lines and a body.
+        `client_of` takes the X-Forwarded-For headers and returns the client's address.
         """
         started = self._clock()
         origin: bytes | None = None
@@ -118,7 +117,7 @@ class Guard:
         seconds = self._clock() - started
         access_log.log(method, path, answer.status, len(answer.body), seconds, client_of(forwarded), answer.cache)
         access_log.count(method, answer.route, answer.status, seconds, asks_to_wait=False)
-        # Later log lines of the connection are not about this request.
+        # Later log lines of this connection do not belong to this request.
         logs.request_id.set(None)
         return True
 
@@ -129,7 +128,7 @@ class Guard:
         for name, value in headers:
             if name in _READ_HEADERS:
                 read.setdefault(name, value)
-                # RFC 9112, section 6.3: a request without either has no body.
+                # RFC 9112, section 6.3: a request without both headers has no body.
                 is_announced |= name == b"transfer-encoding" or (name == b"content-length" and bool(value.strip(b" 0")))
                 asks_to_wait |= name == b"prefer" and b"wait" in value.lower()
         logs.request_id.set(access_log.request_id_of(read.get(b"x-request-id")))
@@ -150,7 +149,7 @@ class Guard:
         except ClientDisconnected:
             pass
         except asyncio.CancelledError:
-            # uvicorn logs a traceback for every exception that leaves this function, also for its own cancellation.
+            # Not raised again: uvicorn logs a traceback for every exception from here, also for its own cancellation.
             if response.status is None:
                 await _refuse(scope, response, _SHUTTING_DOWN)
         except Exception:
@@ -184,7 +183,7 @@ async def _refuse(scope: Scope, response: _Response, problem: Problem) -> None:
 
 
 class _Response:
-    """The sending side of a request. It notes what is sent, and lingers where the body was not read."""
+    """The sending side of a request. It counts what is sent, and lingers if the body was not read."""
 
     def __init__(self, send: Send, body: RequestBody, more: Headers) -> None:
         self._send = send
@@ -220,21 +219,21 @@ class _Response:
         return {**event, "headers": headers}
 
     async def _linger(self, last: Event) -> None:
-        # To close a socket with unread data resets the connection, and the client may lose the answer to the reset
-        # (RFC 9112, section 9.6). uvicorn closes at the last event, so that event is held back. It sends no
-        # `100 Continue` once the answer has begun, so reading promises nothing.
+        # Closing a socket with unread data resets the connection, and the client may lose the answer (RFC 9112,
+        # section 9.6). uvicorn closes at the last event, so that event is held back. Reading the body here does not
+        # invite more of it: uvicorn sends no `100 Continue` once the answer has begun.
         await self._send({**last, "more_body": True})
         await self._body.drop_some()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _in_one_line(send: Send) -> Send:
-    """Have uvicorn log a failed start as one line. Falcon sends a whole traceback."""
+    """Make uvicorn log a failed start as one line. Falcon sends a whole traceback."""
 
     async def send_line(event: Event) -> None:
         if event["type"] == "lifespan.startup.failed":
             last = event.get("message", "").strip().rpartition("\n")[2]
-            # The exception's name, with its module, precedes the message.
+            # The exception's qualified name precedes the message.
             event = event | {"message": f"the web process cannot run: {last.partition(': ')[2] or last}"}
         await send(event)
 
@@ -243,5 +242,5 @@ def _in_one_line(send: Send) -> Send:
 
 def _is_plain(scope: Scope) -> bool:
     path: bytes = scope.get("raw_path") or scope["path"].encode()
-    # Falcon drops all slashes at the beginning of a path.
+    # Falcon drops all leading slashes of a path.
     return path.isascii() and b"%" not in path and not path.startswith(b"//")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from api.server.asgi_types import Headers
 
-#: Added where the application has not set them: no answer is a document that may run a script.
+#: Added if the application has not set them. With them, no answer is a document that may run a script.
 SAFETY_HEADERS: Headers = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -17,17 +17,17 @@ SAFETY_HEADERS: Headers = [
 ]
 
 _METHODS = b"GET, HEAD, POST, DELETE"
-#: `*` would not include Authorization.
+#: A list, because `*` does not include Authorization.
 _REQUEST_HEADERS = (
     b"Authorization, Content-Type, Content-Digest, Prefer, Range, If-Range, If-Match, If-None-Match, "
     b"If-Modified-Since, If-Unmodified-Since, X-Request-ID, Traceparent, Tracestate"
 )
-#: Scripts may always read some headers, such as Cache-Control and Content-Type; these are the others.
+#: Headers that scripts may read only if they are listed. Cache-Control, Content-Type and a few others need no listing.
 _EXPOSED_HEADERS = (
     b"Location, Content-Location, ETag, Link, Retry-After, Preference-Applied, X-ASGILook-Cache, Accept-Ranges, "
     b"Content-Range, WWW-Authenticate"
 )
-#: No browser remembers a preflight for longer.
+#: The longest time for which any browser remembers a preflight.
 _PREFLIGHT_SECONDS = b"7200"
 
 
@@ -37,7 +37,7 @@ def cors_headers(allowed: Sequence[str], origin: bytes | None) -> Headers:
         return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED_HEADERS)]
     if not allowed:
         return []
-    # Also without an origin: a cache must not give this answer to a request that has one.
+    # Vary is set also without an Origin: a cache must not reuse this answer for a request that has one.
     headers: Headers = [(b"vary", b"Origin")]
     if origin is not None and origin.decode("latin-1") in allowed:
         headers += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", _EXPOSED_HEADERS)]
@@ -45,7 +45,7 @@ def cors_headers(allowed: Sequence[str], origin: bytes | None) -> Headers:
 
 
 def preflight_headers(allowed: Sequence[str], method: str, headers: Headers) -> Headers | None:
-    """Return the further headers of an answer to a preflight, or None if the request is not one."""
+    """Return the additional headers of the answer to a preflight, or None if the request is no preflight."""
     names = {name for name, _ in headers}
     if not allowed or method != "OPTIONS" or not {b"origin", b"access-control-request-method"} <= names:
         return None
@@ -57,5 +57,5 @@ def preflight_headers(allowed: Sequence[str], method: str, headers: Headers) -> 
 
 
 def lines_of(headers: Headers) -> bytes:
-    """Return headers as they are sent."""
+    """Return the header lines as they are sent, each with its line end."""
     return b"".join([b"%b: %b\r\n" % header for header in headers])

@@ -1,4 +1,4 @@
-"""A request's body as the application receives it: how fast it must come, and what happens to one that nobody read."""
+"""A request's body as the application receives it: its least rate, and how much of an unread one is dropped."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from shared.errors import AsgilookError, TruncatedUpload
 from shared.settings import Settings
 from shared.stalls import timeout
 
-#: How much of a body that was not read is dropped, and for how long, before the connection is closed.
+#: Limits for dropping an unread body before the connection is closed.
 LINGER_BYTES = 256 * 1024
 LINGER_SECONDS = 1.0
 
 
 class ClientDisconnected(TruncatedUpload):
-    """The client went away before the end of the body that it had announced."""
+    """The client disconnected before the end of the body that it had announced."""
 
 
 class UploadStalled(AsgilookError):
-    """The body stopped coming, or comes too slowly. The message is fit for the client."""
+    """The body stopped arriving or arrives too slowly. The message may be shown to the client."""
 
 
 class RequestBody:
@@ -36,10 +36,10 @@ class RequestBody:
         self._patience = settings.upload_stall_seconds
         self._least_rate = settings.upload_least_rate
         self._opened = False
-        #: Since the rate was last judged.
+        #: Bytes received and seconds waited since the rate was last judged.
         self._received = 0
         self._waited = 0.0
-        #: Whether more of the body is to come.
+        #: Whether a part of the body has not been received.
         self.unread = announced
         self.client_gone = False
 
@@ -49,13 +49,13 @@ class RequestBody:
             return {"type": "http.request", "body": b"", "more_body": self.unread}
         if self.unread:
             return await self._receive_in_time()
-        # The server also sends an event for the end of a body that never was.
+        # The server also sends an event for the end of an empty body.
         while (event := await self._receive())["type"] != "http.disconnect":
             pass
         return event
 
     async def drop_some(self) -> None:
-        """Read and drop the rest of the body, up to LINGER_BYTES and LINGER_SECONDS. A cancellation ends it early."""
+        """Read and drop the rest of the body, up to LINGER_BYTES and LINGER_SECONDS. A cancellation is not raised."""
         dropped = 0
         with contextlib.suppress(TimeoutError, asyncio.CancelledError):
             async with asyncio.timeout(LINGER_SECONDS):
@@ -76,10 +76,10 @@ class RequestBody:
             raise ClientDisconnected("the client went away in the middle of its upload")
         self._received += len(event.get("body", b""))
         self.unread = event.get("more_body", False)
-        # Only the time spent waiting counts: a slow disk of ours does not make the client slow.
+        # Only the time spent waiting for the client counts, not the time that our storage takes.
         if self.unread and self._waited >= self._patience:
             if self._received < self._least_rate * self._waited:
                 raise UploadStalled(f"Only {self._received} bytes came in {self._waited:.1f} seconds.")
-            # Begin again: a fast beginning must not make up for a slow end.
+            # Count anew: a fast beginning must not compensate for a slow end.
             self._received, self._waited = 0, 0.0
         return event

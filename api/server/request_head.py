@@ -1,4 +1,4 @@
-"""What a request's head may be. Pure functions, which raise Problem."""
+"""Checks of a request's head. Pure functions that raise Problem."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import httptools
 from api.problems import Problem
 from api.server.asgi_types import Headers
 
-#: Of a head; and of a chunked body without its content, which is extensions and trailers. A little more is held for a
-#: moment: the rest of the piece that exceeded it.
+#: The limit of a head, and of a chunked body's framing: extensions and trailers. The check runs after each piece of
+#: data, so a little more is held for a moment.
 MOST_HEAD_BYTES = 32 * 1024
 MOST_TARGET_BYTES = 8 * 1024
 MOST_HEADERS = 100
@@ -27,7 +27,7 @@ def check_head(version: str, target: bytes, headers: Headers) -> None:
         raise Problem("head-too-large", f"At most {MOST_HEADERS} headers are taken.")
     if version not in ("1.1", "1.0"):
         raise Problem("unsupported-version")
-    # uvicorn takes a path for granted.
+    # uvicorn fails if the target has no path.
     if not target.startswith(b"/") and httptools.parse_url(target).path is None:
         raise Problem("malformed-request", "The target has no path.")
     if b"#" in target:
@@ -56,12 +56,12 @@ def check_head(version: str, target: bytes, headers: Headers) -> None:
 
 
 def check_partial_head(size: int, target: bytes, headers: Headers) -> None:
-    """Raise Problem if a head of which `size` bytes have arrived is too long already."""
+    """Raise Problem if an incomplete head is already too long. `size` is the bytes received so far."""
     if size > MOST_HEAD_BYTES or len(headers) > MOST_HEADERS:
         raise Problem("target-too-long" if len(target) > MOST_TARGET_BYTES else "head-too-large")
 
 
 def check_framing(size: int) -> None:
-    """Raise Problem if a body has had too many bytes besides its content."""
+    """Raise Problem if a body has too many bytes of framing. `size` counts them."""
     if size > MOST_HEAD_BYTES:
         raise Problem("malformed-request", "The body has more framing than content.")

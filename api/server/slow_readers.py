@@ -1,4 +1,4 @@
-"""Clients that read their answers too slowly: their connections are reset."""
+"""Resets the connections of clients that read their answers too slowly."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from api.server.transport import AnswerTransport
 from shared.settings import Settings
 from shared.stalls import Deadline
 
-#: How much of an answer the system may hold that it has not sent. Its default is several megabytes a connection.
+#: Unsent bytes that the kernel may hold for one connection. Its default is several megabytes.
 _UNSENT_IN_SYSTEM = 256 * 1024
-#: TCP moves this much at a time between two processes of one machine, for example from us to a proxy.
+#: Between two processes of one machine, for example this one and a proxy, TCP moves this many bytes at a time.
 _LUMP = 64 * 1024
 #: SO_LINGER: on, for 0 seconds.
 _RESET = struct.pack("ii", 1, 0)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class UnreadAnswers:
-    """The bytes that this process holds for clients that have not read them."""
+    """The answers that this process holds because their clients have not read them."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
@@ -33,7 +33,7 @@ class UnreadAnswers:
         self._sizes: dict[Reader, int] = {}
 
     def add(self, reader: Reader, size: int) -> None:
-        """Count an unread answer, and hang up on the slowest readers if all answers together are too large."""
+        """Count an unread answer of `size` bytes. If all together are too large, hang up on the longest unread."""
         self._sizes[reader] = size
         while len(self._sizes) > 1 and sum(self._sizes.values()) > self._most_bytes:
             next(iter(self._sizes)).hang_up("others need the memory")
@@ -51,7 +51,7 @@ class Reader:
         self._least_bytes = settings.download_least_rate * self._patience - _LUMP
         self._unread = unread
         self._deadline = Deadline()
-        #: At the last look: bytes that the client had read, and bytes that waited for it.
+        #: At the last check: bytes that the client had read, and bytes that waited for it.
         self._read = 0
         self._waiting = 0
         self._socket = transport.get_extra_info("socket")
@@ -59,7 +59,7 @@ class Reader:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_IN_SYSTEM)
 
     def watch(self) -> None:
-        """Watch the client's pace while something waits for it."""
+        """Start to watch the client's pace, if unread bytes wait for it."""
         waiting = self._transport.get_write_buffer_size()
         if waiting and not self._deadline.is_set:
             self._look_again(waiting)
@@ -67,11 +67,11 @@ class Reader:
     def pause(self) -> None:
         """Count the answer that the client has not read."""
         self.watch()
-        # A piece is held as a whole until its last byte is sent.
+        # The transport holds a whole piece in memory until its last byte is sent.
         self._unread.add(self, max(self._transport.get_write_buffer_size(), self._transport.last))
 
     def resume(self) -> None:
-        """The client has read nearly all."""
+        """Count the answer no more: the client has read nearly all of it."""
         self._unread.remove(self)
 
     def stop(self) -> None:
@@ -79,7 +79,7 @@ class Reader:
         self._deadline.stop()
 
     def hang_up(self, reason: str) -> None:
-        """Reset the connection: after a plain close, the system would go on sending what it holds."""
+        """Reset the connection. After a plain close, the kernel would go on sending what it holds."""
         log.info("hung up", extra={"reason": reason, "bytes": self._transport.get_write_buffer_size()})
         self._unread.remove(self)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -99,8 +99,8 @@ class Reader:
             self._look_again(waiting)
 
     def _count_read(self, waiting: int) -> int:
-        # The system takes more from us only after it has sent 128 KiB. A slow client may need longer for that than
-        # it has, so what the system holds is subtracted.
+        # The kernel takes more bytes only after it has sent 128 KiB. A slow client may need longer for that than the
+        # deadline. So the bytes in the kernel do not count as read.
         in_system = bytes(4)
         with contextlib.suppress(OSError):  # this system does not tell
             in_system = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, in_system)

@@ -12,24 +12,24 @@ _HEAD = b"HTTP/1.1 "
 class AnswerTransport:
     """A transport to which uvicorn writes answers.
 
-    uvicorn writes an answer's head and its body apart, which would take two system calls and two packets. The head is
-    held until something follows, but at most until the end of this turn of the event loop.
+    uvicorn writes an answer's head and its body separately, which would take two system calls and two packets. The head
+    is held until something follows, or at most until the next turn of the event loop.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._call_soon = loop.call_soon
         self._head = b""
-        #: Bytes written so far, and in the last write.
+        #: Bytes written in all, and in the last write.
         self.bytes = 0
         self.last = 0
-        # Each request needs these: they do not go through __getattr__.
+        # Each request needs these, so they are stored here: __getattr__ is slower.
         self._writelines = transport.writelines
         self.is_closing = transport.is_closing
         self.get_write_buffer_size = transport.get_write_buffer_size
 
     def write(self, data: bytes) -> None:
-        # A piece of a body that begins like a head is held for a turn, too, which does no harm.
+        # A piece of a body that begins like a head is also held for a turn. That does no harm.
         if data.startswith(_HEAD) and not self._head:
             self._head = data
             self._call_soon(self.flush)
@@ -37,7 +37,7 @@ class AnswerTransport:
             self.writelines((data,))
 
     def writelines(self, pieces: Sequence[bytes]) -> None:
-        """Write all pieces in one system call, after a head that is held."""
+        """Write all pieces in one system call, with a held head first."""
         if self._head:
             pieces = (self._head, *pieces)
             self._head = b""
@@ -46,7 +46,7 @@ class AnswerTransport:
         self._writelines(pieces)
 
     def flush(self) -> None:
-        """Write a head that is held."""
+        """Write the held head, if there is one."""
         if self._head and not self.is_closing():
             self.writelines(())
 
