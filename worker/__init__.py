@@ -1,1 +1,1 @@
-"""The worker process: it claims images, has a child render them, stores and publishes what comes back."""
+"""The worker process: claims images, lets a child render them, stores the renditions and publishes them."""

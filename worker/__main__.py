@@ -1,4 +1,4 @@
-"""`python -m worker`: the worker's composition root. `--check` tells whether a worker of this host is alive."""
+"""`python -m worker`: the worker's composition root. `--check` reports whether a worker of this host is alive."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from worker.sweep import Sweep
 
 logger = logging.getLogger("worker")
 
-#: Seconds that attempts have for handing their images back.
+#: Seconds that attempts have to hand their images back.
 _HAND_BACK_SECONDS = 1.0
 
 
 async def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then finish or hand back what is running."""
     stop, stop_now = _signals()
-    # Before anything that it counts.
+    # Create this before anything that it counts.
     exposition = Exposition() if settings.metrics_port else None
     name = f"{socket.gethostname()}:{os.getpid()}"
     async with contextlib.AsyncExitStack() as stack:
@@ -64,8 +64,8 @@ async def run(settings: Settings) -> None:
         def ledger_name() -> str:
             return identity.name
 
-        # A web process that did not notice the absence trusts Redis again at once. The sweep would settle too late for
-        # it.
+        # A web process that did not notice the outage uses copies as soon as Redis is back. The sweep would change the
+        # tokens too late for that process.
         redis = open_redis(settings, "worker", before_closing=lambda: settling.settle_all_tokens(even_if_open=True))
         stack.push_async_callback(redis.close)
         await redis.check()
@@ -91,7 +91,7 @@ async def run(settings: Settings) -> None:
             pause=pause,
             children=renderer,
             worker=name,
-            # For rendering the image, and the one before it in the same child.
+            # Time to render this image, after the one before it in the same child.
             job_seconds=2 * settings.render_wall_seconds + 60,
         )
         await renderer.start()
@@ -103,7 +103,7 @@ async def run(settings: Settings) -> None:
         if exposition is not None:
             background.append(MetricsPort(settings, exposition, ledger, queue).run())
         tasks = [asyncio.create_task(part) for part in background]
-        # The modules stay loaded: a collection that looks through them frees nothing.
+        # All objects that exist now live as long as the process: the garbage collector need not visit them.
         gc.freeze()
         logger.info("the worker is ready", extra={"worker": name, "slots": count})
         await stop.wait()
@@ -124,7 +124,7 @@ async def run(settings: Settings) -> None:
 
 
 async def check(settings: Settings) -> int:
-    """Tell whether a worker of this host is alive: 0 if so, 1 if not. Raises AsgilookError where it cannot be told."""
+    """Return 0 if a worker of this host is alive, 1 if none is. Raises AsgilookError if that cannot be found out."""
     ledger = Ledger.connect(settings)
     redis = open_redis(settings, "worker")
     try:
@@ -140,7 +140,7 @@ async def check(settings: Settings) -> int:
 
 
 def main() -> int:
-    """Run or check; return the exit code."""
+    """Run or check. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m worker", description="Render what is uploaded.")
     parser.add_argument(
         "--check",
@@ -151,14 +151,14 @@ def main() -> int:
     try:
         settings = Settings.from_env()
         if arguments.check:
-            # One line is the answer: the connections' own warnings would be others.
+            # Print one line only: hide the warnings of the connections.
             logs.configure("ERROR")
             return asyncio.run(check(settings))
         logs.configure(settings.log_level)
         asyncio.run(run(settings))
     except (AsgilookError, OSError) as exc:
         if arguments.check:
-            # Another code than 1, or a supervisor would restart workers that only wait for Redis.
+            # Not 1: a supervisor would restart workers that only wait for Redis.
             print(f"asgilook: whether a worker is alive cannot be told: {exc}", file=sys.stderr)
             return 2
         print(f"asgilook: the worker cannot run: {exc}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""One attempt: the image that it holds, its lease, and what ends it early."""
+"""One attempt: the image that it holds, its lease, and the ways to end it early."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ RENEWED_EVERY_SECONDS = LEASE_SECONDS / 4
 
 
 class Interrupted(AsgilookError):
-    """This worker ends an attempt early, and nobody is to blame. The message says why, as metrics have it."""
+    """This worker ends an attempt early, without any fault of the image. The message is the reason in the metrics."""
 
 
 class Attempt:
-    """An attempt that was claimed."""
+    """An attempt at the work of a claimed image."""
 
     def __init__(self, ledger: Ledger, image: Image, claimed_ns: int) -> None:
         #: The row as it was claimed.
@@ -42,12 +42,12 @@ class Attempt:
 
     @property
     def is_preemptible(self) -> bool:
-        """Whether it is at work that makes room for more urgent work."""
+        """Whether the attempt is working, and its work makes room for more urgent work."""
         return self._is_at_work and (self.image.lane or Lane.UPLOAD).is_preemptible
 
     @contextlib.asynccontextmanager
     async def lease(self) -> AsyncIterator[None]:
-        """Renew the lease while the body does the work. Raises LeaseLost once another process has the image."""
+        """Renew the lease while the body runs. Raises LeaseLost in the body when the image was taken away."""
         renewing = asyncio.create_task(self._renew())
         self._is_at_work = True
         try:
@@ -59,7 +59,7 @@ class Attempt:
 
     @contextlib.asynccontextmanager
     async def stoppable(self) -> AsyncIterator[None]:
-        """Run the body until `stop` is called. Raises what `stop` was called with."""
+        """Run the body until it ends or `stop` is called. Raises the reason that `stop` was given."""
         limit = asyncio.timeout(None)
         try:
             async with limit:
@@ -73,13 +73,13 @@ class Attempt:
             self._limit = self._reason = None
 
     def stop(self, reason: AsgilookError) -> None:
-        """Cancel what runs at this moment. A second call changes nothing."""
+        """Cancel the running body of `lease` or `stoppable`. A second call changes nothing."""
         if self._limit is not None and self._reason is None:
             self._reason = reason
             self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def publish(self, size: Size, renditions: Iterable[Rendition], *, seconds: float) -> None:
-        """Make these renditions the image's. `seconds` is how long they took. Raises LeaseLost, LedgerUnavailable."""
+        """Commit these renditions. `seconds` is the time that rendering took. Raises LeaseLost, LedgerUnavailable."""
         self.published = await self._ledger.publish(self.image, size, renditions, seconds=seconds)
         if self.published is None:
             raise LeaseLost("the commit found the image taken")
@@ -94,7 +94,7 @@ class Attempt:
             except LedgerUnavailable as exc:
                 logger.warning("the lease could not be renewed", extra={"reason": str(exc)})
                 continue
-            # An attempt that has just published has no lease any more, and is not lost.
+            # An attempt that has just published also has no lease, but it is not lost.
             if latest is None or not latest.has_published(self.image.attempt):
                 self.stop(LeaseLost("the lease is gone"))
             return

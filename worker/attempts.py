@@ -1,4 +1,4 @@
-"""Attempts: claim an image, hold it by a lease, and end in one outcome or hand it back."""
+"""Attempts: claim an image, hold it by a lease, and record one outcome or hand the image back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ _AGAIN_IN_SECONDS = 2.0
 
 
 class Attempts:
-    """Begins and ends attempts. No error of the work leaves `claim` or `hold`: the ledger alone issues work again."""
+    """Begins and ends attempts.
+
+    `claim` and `hold` record the errors of the work and do not raise them: only the ledger issues work again.
+    """
 
     def __init__(
         self, ledger: Ledger, storage: Storage, queue: Queue, settling: Settling, pause: Pause, worker: str
@@ -53,7 +56,7 @@ class Attempts:
 
     @contextlib.asynccontextmanager
     async def claim(self, image_id: str) -> AsyncIterator[Attempt | None]:
-        """Claim this image's work and hold it while the body does it. Yields None if no work waits."""
+        """Claim this image's work and hold the image while the body runs. Yields None if nothing could be claimed."""
         attempt = await self._claimed(self._ledger.claim(image_id, self._worker))
         if attempt is None:
             yield None
@@ -62,13 +65,16 @@ class Attempts:
                 yield attempt
 
     async def claim_next(self) -> Attempt | None:
-        """Claim the first work in the ledger's order; the caller then enters `hold`. Returns None if none waits."""
+        """Claim the first work in the ledger's order. Returns None if nothing could be claimed.
+
+        The caller must enter `hold` with the attempt.
+        """
         return await self._claimed(self._ledger.claim_next(self._worker))
 
     @contextlib.asynccontextmanager
     async def hold(self, attempt: Attempt) -> AsyncIterator[None]:
-        """Hold the image while the body does its work and publishes; then settle, count or hand back."""
-        # For all lines that are written during the attempt.
+        """Hold the image while the body works and publishes. Then settle, count a failure or loss, or hand back."""
+        # All log lines of the attempt carry these ids.
         logs.image_id.set(attempt.image.id)
         logs.request_id.set(attempt.image.request)
         failure: BaseException | None = None
@@ -88,7 +94,7 @@ class Attempts:
             self._remove(attempt)
 
     async def finish(self, seconds: float) -> None:
-        """Wait for all claims and attempts to end, so long at the most."""
+        """Wait until all claims and attempts have ended, at most for `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._claims or self._running:
@@ -96,7 +102,7 @@ class Attempts:
                     await self._ended.wait()
 
     def stop(self) -> None:
-        """Make every attempt hand its image back: those that run, and those that are still being claimed."""
+        """Make every attempt hand its image back, also attempts whose claim is still running."""
         self._is_stopping = True
         for attempt in self._running:
             attempt.stop(Interrupted("stopping"))
@@ -107,7 +113,8 @@ class Attempts:
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            # The claim may be committed. Left alone, the image would wait for its lease to end, and count a loss.
+            # The claim may be committed. Without this the image would wait until its lease ends, and a loss would be
+            # counted.
             if (attempt := await claiming) is not None:
                 await self._ledger.hand_back(attempt.image, 0.0)
                 self._remove(attempt)
@@ -144,7 +151,7 @@ class Attempts:
         except (Interrupted, asyncio.CancelledError):
             logger.debug("stopped after the work")
         except AsgilookError as exc:
-            # Nothing is lost: the lease runs out, or the sweep settles.
+            # The sweep continues: it settles, or takes the image when the lease is over.
             about = {"reason": str(exc), "attempt": attempt.image.attempt}
             logger.warning("an attempt was left to the sweep", extra=about)
             _count("left to the sweep", type(exc).__name__)
@@ -168,7 +175,7 @@ class Attempts:
         return attempt.published
 
     async def _not_published(self, image: Image, failure: BaseException) -> Image | None:
-        """Record the outcome. Return the row to follow up, or None if another attempt has the image, or the sweep."""
+        """Record the outcome. Returns the row to follow up, or None if another attempt or the sweep continues."""
         about: dict[str, object] = {"attempt": image.attempt}
         match failure:
             case LeaseLost():
@@ -199,7 +206,7 @@ class Attempts:
         if image.work is Work.RENDITIONS:
             return await self._ledger.give_up(image)
         if isinstance(failure, DecoderCrashed) and not image.failures:
-            # One crash may be chance (a bit flip, a race in a library). The second one is blamed on the file.
+            # One crash may be chance (a bit flip, a race in a library). A second one counts as the file's fault.
             return await self._ledger.count_failure(image)
         return await self._ledger.fail(image, failure.type, failure.detail)
 
@@ -207,21 +214,21 @@ class Attempts:
         logger.warning("handed back in trouble", extra={"reason": f"{type(trouble).__name__}: {trouble}"})
         row = await self._ledger.hand_back(image, _AGAIN_IN_SECONDS)
         if row is not None:
-            # Without a row another process has the image, or a DELETE removed its folders: that is no trouble.
+            # Without a row, another process has the image or a DELETE removed its files. That is no trouble.
             self._pause.begin()
         latest = await self._without_own_folder(image, row, "handed back", type(trouble).__name__)
-        # What was handed back is enqueued by the sweep once it is due.
+        # The sweep enqueues an image that was handed back, once it is due.
         return None if latest is row else latest
 
     async def _without_own_folder(self, image: Image, row: Image | None, outcome: str, why: str) -> Image | None:
-        """Remove what this attempt stored, unless its commit succeeded after all. Return the row to follow up."""
+        """Remove this attempt's files, unless its commit succeeded after all. Returns the row to follow up."""
         latest = await self._ledger.get(image.id)
         if latest is not None and latest.has_published(image.attempt):
             _count("published", "")
             return latest
         _count(*((outcome, why) if row is not None else ("taken", "")))
         if row is None:
-            # The error that ended the attempt may come from this: a file was gone, for example.
+            # This may be the cause of the attempt's error: for example, a DELETE removed the original.
             logger.info("others have taken the image from this attempt", extra={"attempt": image.attempt})
         await self._storage.delete_folder(attempt_prefix(image.id, image.attempt))
         return row

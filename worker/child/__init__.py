@@ -1,1 +1,1 @@
-"""The child's side: confinement, decoding, rendering, encoding. The only place where Pillow is imported."""
+"""The child's side: confinement, decoding, rendering, encoding. Only this package imports Pillow."""

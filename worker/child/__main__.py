@@ -1,9 +1,9 @@
-"""The process that decodes: `python -m worker.child`, confined before it reads anything, one picture at a time.
+"""`python -m worker.child`: the process that decodes, one picture at a time. It is confined before it reads any file.
 
 For each picture the parent sends two orders (`worker.renderer.protocol`):
 
-- `open`, with the original's descriptor. The answer is the size and the format that the header names.
-- `render`, with a descriptor for each output. The answer is the time of each stage.
+- `open`, with the original's descriptor. The reply is the size and the format that the header names.
+- `render`, with a descriptor for each output. The reply is the time that each stage took.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from worker.child.encoders import ENCODERS
 from worker.renderer.outputs import Output
 from worker.renderer.protocol import HEADER, MAX_DESCRIPTORS, Message, length_of, pack, unpack
 
-#: Seconds without a picture after which a child gives back the memory of the last one.
+#: Seconds without a picture after which a child returns the last one's memory to the system.
 IDLE_SECONDS = 1.0
 
 
 def main(connection: socket.socket, parent: int, memory_bytes: int, file_bytes: int) -> None:
-    """Serve pictures until the parent hangs up or dies."""
+    """Serve pictures until the parent closes the connection or dies."""
     confinement.confine(parent, memory_bytes, file_bytes, 2 * MAX_DESCRIPTORS)
     try:
         with ExitStack() as files:
             specimens = [files.enter_context(_specimen(name)) for name in PILLOW_FORMATS if name in Image.SAVE]
             _warm_up(specimens)
             missing = confinement.filter_system_calls()[:500]
-            # If the filter stops a decoder on this platform, it is found here, and not with an uploaded picture.
+            # Decode once more: if the filter stops a decoder on this platform, the child fails here, not at an upload.
             _warm_up(specimens)
     except Exception as exc:
         _send(connection, {"ready": False, "reason": repr(exc.__cause__ or exc)[:500]})
@@ -49,10 +49,10 @@ def main(connection: socket.socket, parent: int, memory_bytes: int, file_bytes: 
         reply = _serve(connection)
         _send(connection, reply)
         if reply.get("error") == RenderOutOfMemory.type:
-            return  # the heap cannot be relied on any more: the parent starts another child
-        # Pillow's objects have reference cycles, and one of them may hold 200 MB.
+            return  # the heap is not reliable after this: the parent starts another child
+        # Pillow's objects have reference cycles, which may hold 200 MB.
         gc.collect()
-        # Memory that was given back costs the next picture a fifth of its time. So this waits until none comes.
+        # Return memory only when idle: getting it again would take a fifth of the next picture's time.
         if not select.select([connection], [], [], IDLE_SECONDS)[0]:
             confinement.give_back_memory()
 
@@ -64,7 +64,7 @@ def _serve(connection: socket.socket) -> Message:
         order = message["open"]
         confinement.limit_cpu(order["cpu_seconds"])
         try:
-            # The file's position is shared with the parent.
+            # The descriptor shares its position with the parent's, so the position may be anywhere.
             original.seek(0)
             limits = {name: order[name] for name in ("max_pixels", "max_side")}
             picture = opening.open_picture(original, **limits)
@@ -85,7 +85,7 @@ def _serve(connection: socket.socket) -> Message:
 
 
 class _Original(io.BufferedReader):
-    """The original as decoders see it. A read of 2 GB, by a damaged header, allocates only as much as the file has."""
+    """The original, for decoders. A read of 2 GB because of a damaged header allocates at most the file's length."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(io.FileIO(descriptor))
@@ -127,7 +127,7 @@ def _receive(connection: socket.socket) -> tuple[Message, list[int]]:
 
 
 def _specimen(name: str) -> _Original:
-    """Return a small picture of a format, behind a descriptor as originals are, since libtiff reads from that."""
+    """Return a small picture of a format, in a file with a descriptor like originals: libtiff reads from that."""
     file = io.BytesIO()
     # Pillow reads uncompressed TIFFs itself, without libtiff.
     options = {"compression": "tiff_adobe_deflate"} if name == "TIFF" else {}
@@ -138,7 +138,7 @@ def _specimen(name: str) -> _Original:
 
 
 def _warm_up(specimens: Iterable[_Original]) -> None:
-    """Render each in every output format, so that all code is loaded."""
+    """Render each specimen in every output format, so that all code is loaded."""
     outputs = [Output("", format, size) for format in ENCODERS for size in ((16, 16), (8, 8))]
     for specimen in specimens:
         specimen.seek(0)

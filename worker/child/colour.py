@@ -15,7 +15,7 @@ _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _SRGB = ImageCms.createProfile("sRGB")
 #: Larger profiles are not cached.
 _MOST_KEPT_PROFILE = 1024 * 1024
-#: A grid of colours over the whole cube, to test whether a profile changes any.
+#: A grid of colours over the whole RGB cube, to test whether a profile changes any colour.
 _CUBE = Image.frombytes(
     "RGB",
     (17 * 17, 17),
@@ -29,7 +29,7 @@ def flatten_to_srgb(image: Image.Image, profile: bytes | None, background: tuple
     colour = _convert_to_srgb(colour, profile)
     if alpha is None or alpha.getextrema() == (255, 255):
         return _as_rgb(colour)
-    # Twice as fast as pasting the background over the picture.
+    # Pasting onto a canvas is twice as fast as pasting the background over the picture.
     canvas = Image.new("RGB", colour.size, background)
     canvas.paste(colour, mask=alpha)
     return canvas
@@ -65,8 +65,8 @@ def _separate_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow applies a TIFF's tags to 8 bits and fewer. With more bits it returns the values as they are stored. (A TIFF
-    # keeps its class: it is turned in place.)
+    # Pillow applies a TIFF's tags up to 8 bits. With more bits it returns the values as they are stored. (The image
+    # here still has the TIFF's class, because Pillow turns TIFFs in place.)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
     is_white_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0
@@ -76,7 +76,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     else:
         if image.mode == "I" and bits == 32 and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
             image = _unsigned(image)
-        # Nothing says what white is. Take the smallest usual range that holds all values, or else their own range.
+        # The file does not say which value is white. Take the smallest usual range that holds all values, or otherwise
+        # the range of the values.
         low, high = (float(value) for value in cast("tuple[float, float]", image.getextrema()))
         usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -101,10 +102,10 @@ def _convert_to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
         try:
             return _through_profile(colour, profile)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            # A broken profile, or one for another colour space, is no reason to refuse the pixels.
+            # Ignore a broken profile, or one for another colour space: the pixels are still usable.
             if colour.mode == "LAB":
                 raise
-    # RGBA can be pasted as it is.
+    # RGBA needs no conversion: it can be pasted as it is.
     return colour if colour.mode == "RGBA" else _as_rgb(colour)
 
 
@@ -138,11 +139,11 @@ def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransfo
     return space, transform if mode != "RGB" or _changes_colours(transform) else None
 
 
-#: Most pictures have one of a few profiles, of cameras, phones and presses.
+#: Cached, because most pictures have one of a few profiles: of cameras, phones and presses.
 _transform_met_before = functools.lru_cache(maxsize=4)(_transform)
 
 
 def _changes_colours(transform: ImageCms.ImageCmsTransform) -> bool:
-    # Most profiles are sRGB under one of many names. So the colours are compared, not the names.
+    # Most profiles are sRGB under one of many names, so compare colours, not names.
     difference = ImageChops.difference(_CUBE, transform.apply(_CUBE))
     return max(high for _, high in cast("tuple[tuple[int, int], ...]", difference.getextrema())) > 2

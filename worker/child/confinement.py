@@ -1,4 +1,7 @@
-"""Confinement of a child: limits before it reads anything, and a filter of system calls once it is loaded. For good."""
+"""Confinement of a child: limits before it reads any file, and a system-call filter once it has loaded its code.
+
+Neither can be undone.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ _CLONE_NEWNET = 0x40000000
 
 _NICENESS = 5
 
-#: The processors on which the list below was tested. Others have further system calls, with other names.
+#: The processors on which the list below was tested. Others use system calls with other names.
 _PROCESSORS = ("x86_64", "aarch64")
 
 #: The system calls that a decoder needs once it is loaded: to read, write and measure the descriptors that it was sent,
-#: to talk to its worker, for memory that holds no code, for the clock, and to end. None opens, connects, executes or
-#: starts anything.
+#: to talk to its worker, for memory that holds no code, for the clock, and to end. No call opens a file, connects,
+#: executes a program or starts a process.
 _ALLOWED = (
     *("read", "write", "lseek", "fstat", "newfstatat", "ftruncate", "close"),
     *("recvmsg", "sendto", "poll", "ppoll", "select", "pselect6"),
@@ -42,13 +45,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confine(parent: int, memory_bytes: int, file_bytes: int, descriptors: int) -> None:
-    """Have this process end with its parent, and set limits that it cannot raise again."""
+    """Make this process end with its parent, and set limits that it cannot raise again."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        # The worker gets them too, and lets its children finish. They end when it closes the connection or kills them.
+        # The worker gets these signals too, and lets its children finish. A child ends when the worker closes the
+        # connection or kills it.
         signal.signal(number, signal.SIG_IGN)
-    # On a busy machine web, worker and Redis go first, since clients wait for them.
+    # On a busy machine web, worker and Redis run first, because clients wait for them.
     os.nice(_NICENESS)
-    # Without privileges a network namespace needs a user namespace. Both may be refused; the other limits hold anyway.
+    # Without privileges a network namespace needs a user namespace. Both may be refused. The other limits do not
+    # depend on them.
     if _libc.unshare(_CLONE_NEWNET) != 0:
         _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -62,9 +67,9 @@ def confine(parent: int, memory_bytes: int, file_bytes: int, descriptors: int) -
 
 
 def filter_system_calls() -> str:
-    """Have the kernel refuse all system calls but a few from now on. Return why it does not; empty where it does.
+    """Make the kernel refuse all system calls except those listed here. Returns why not, or "" if the filter is set.
 
-    A refused call fails with EPERM, so that a library that merely tries one goes on without it.
+    A refused call fails with EPERM and does not end the process: a library may try a call and do without it.
     """
     if platform.machine() not in _PROCESSORS:
         return f"there is none for {platform.machine()}"
@@ -75,7 +80,7 @@ def filter_system_calls() -> str:
     try:
         calls = pyseccomp.SyscallFilter(pyseccomp.ERRNO(1))
         for name in _ALLOWED:
-            if pyseccomp.resolve_syscall(pyseccomp.system_arch(), name) >= 0:  # not every processor has each
+            if pyseccomp.resolve_syscall(pyseccomp.system_arch(), name) >= 0:  # a processor may lack some
                 calls.add_rule(pyseccomp.ALLOW, name)
         for name in ("mmap", "mprotect"):
             no_code = pyseccomp.Arg(2, pyseccomp.MASKED_EQ, mmap.PROT_EXEC, 0)
@@ -83,15 +88,15 @@ def filter_system_calls() -> str:
         itself = pyseccomp.Arg(0, pyseccomp.EQ, 0)
         calls.add_rule(pyseccomp.ALLOW, "prlimit64", itself, pyseccomp.Arg(1, pyseccomp.EQ, resource.RLIMIT_CPU))
         if HAS_HEIF:
-            # The decoder of HEVC always starts a thread. A filter cannot see the flags of clone3; where that is unknown
-            # to the kernel (ENOSYS), the C library uses clone.
+            # The decoder of HEVC always starts a thread. A filter cannot see the flags of clone3. If clone3 fails with
+            # ENOSYS, the C library uses clone.
             calls.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
             calls.add_rule(
                 pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD)
             )
             for name in ("set_robust_list", "rseq"):
                 calls.add_rule(pyseccomp.ALLOW, name)
-        # abort() ends the process by it.
+        # abort() ends the process by tgkill.
         calls.add_rule(pyseccomp.ALLOW, "tgkill", pyseccomp.Arg(0, pyseccomp.EQ, os.getpid()))
         calls.load()
     except OSError as exc:
@@ -100,7 +105,7 @@ def filter_system_calls() -> str:
 
 
 def limit_cpu(seconds: int) -> None:
-    """Allow so many more seconds of CPU time. SIGXCPU ends the process after that."""
+    """Allow `seconds` more of CPU time. After that SIGXCPU ends the process."""
     # The kernel counts whole seconds from the start of the process, and sends SIGXCPU at the soft limit.
     usage = resource.getrusage(resource.RUSAGE_SELF)
     soft = math.ceil(usage.ru_utime + usage.ru_stime) + seconds

@@ -1,4 +1,4 @@
-"""Decoding: the pixels of an opened picture, upright. Corrects what Pillow reads otherwise than the formats say."""
+"""Decoding: returns the pixels of an opened picture, upright. Corrects where Pillow deviates from the formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.child.opening import OpenedPicture
 #: The factor by which Pillow multiplies the grey levels of a PNG with 2 or 4 bits, by raw mode.
 _STRETCH = {"L;2": 85, "L;4": 17}
 
-#: From raw modes in which white is zero to those in which black is.
+#: The raw mode in which zero is black, for each raw mode in which zero is white.
 _UPRIGHT = {"1;I": "1", "1;IR": "1;R"} | {f"L;{bits}I{fill}": f"L;{bits}{fill}" for bits in "24" for fill in ("", "R")}
 _UPRIGHT |= {"L;I": "L", "L;IR": "L;R"}
 
@@ -28,8 +28,8 @@ def decode(picture: OpenedPicture) -> Image.Image:
     elif isinstance(opened, TiffImagePlugin.TiffImageFile):
         _load_tiff(opened)
     else:
-        # Pillow inverts every CMYK JPEG, with or without Adobe's marker. So do browsers: files without the marker come
-        # from Adobe as well, and have lost it.
+        # Pillow inverts every CMYK JPEG, with or without Adobe's marker, and browsers do the same. Files without the
+        # marker come from Adobe's software too, and have lost it.
         opened.load()
     del opened
     if picture.transpose is not None:
@@ -40,12 +40,12 @@ def decode(picture: OpenedPicture) -> Image.Image:
 
 
 def _load_png(image: PngImagePlugin.PngImageFile) -> None:
-    # The transparent colour has the depth of the file. Pillow converts the pixels to 8 bits, but not this colour, and
-    # forgets the depth once it has loaded them.
+    # The transparent colour has the depth of the file. Pillow converts the pixels to 8 bits, but not this colour. After
+    # loading, the depth is not known any more, so it is read first.
     raw_mode = str(image.tile[0].args)
     transparent = image.info.get("transparency")
     if raw_mode == "RGB;16B" and isinstance(transparent, tuple):
-        # Two colours may differ only in their lower bytes.
+        # Compare both bytes of each value: two colours may differ only in their lower bytes.
         alpha = alpha_of_others(_lower_bytes(image), [value & 255 for value in transparent])
         image.load()
         alpha = ImageChops.lighter(alpha, alpha_of_others(image, [value >> 8 for value in transparent]))
@@ -73,7 +73,7 @@ def _load_gif(image: GifImagePlugin.GifImageFile) -> Image.Image:
 
 
 def _load_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
-    # Correct the raw modes where Pillow follows other rules than libtiff.
+    # Correct the raw modes in which Pillow deviates from libtiff.
     tags = image.tag_v2
     is_deep = tags.get(ExifTags.Base.BitsPerSample, (1,))[0] == 16
     is_fax = tags.get(ExifTags.Base.Compression, 1) in (2, 3, 4)
@@ -82,17 +82,17 @@ def _load_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
             continue
         raw_mode, *rest = tile.args
         if tile.codec_name == "raw" and is_deep and raw_mode in ("R", "G", "B"):
-            # Bands stored one after the other, which Pillow takes for 8 bits.
+            # The bands are stored one after the other. Pillow would read them as 8 bits.
             raw_mode = f"{raw_mode};16{'L' if tags.prefix == b'II' else 'B'}"
         elif ExifTags.Base.PhotometricInterpretation not in tags and not is_fax:
-            # The tag that says whether black is zero is missing. It is, but in a fax.
+            # The tag that says whether zero is black or white is missing. Then zero is black, except in a fax.
             raw_mode = _UPRIGHT.get(raw_mode, raw_mode)
         image.tile[i] = tile._replace(args=(raw_mode, *rest))
     image.load()
 
 
 def _lower_bytes(image: PngImagePlugin.PngImageFile) -> Image.Image:
-    # Pillow keeps the upper of the two bytes. Told that these values are little-endian, it keeps the lower one.
+    # Pillow keeps the upper one of two bytes. If the raw mode says little-endian, it keeps the lower one.
     file = cast("BinaryIO", image.fp)
     position = file.tell()
     file.seek(0)

@@ -1,4 +1,4 @@
-"""The output formats, as a child knows them: a function for each that encodes a picture."""
+"""The output formats on the child's side: a function for each format that encodes a picture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-#: Returns a whole file, given an RGB picture, which it leaves as it is, and settings of `shared.definitions`.
+#: Returns a whole file. Arguments: an RGB picture, which is not changed, and its settings from `shared.definitions`.
 Encoder = Callable[[Image.Image, Mapping[str, Any]], memoryview]
 
 
@@ -18,5 +18,5 @@ def _jpeg(level: Image.Image, settings: Mapping[str, Any]) -> memoryview:
     return file.getbuffer()
 
 
-#: For each, `worker.renderer.formats` has what checks its files.
+#: `worker.renderer.formats` has the check of each format's files.
 ENCODERS: dict[str, Encoder] = {"jpeg": _jpeg}

@@ -1,4 +1,4 @@
-"""Turns the errors of decoders into those of the file that was decoded."""
+"""Turns errors of decoders into a RenderFailure of the file, unless the file is not at fault."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from shared.errors import RenderFailure, RenderOutOfMemory, UnreadableImage
 from worker.capacity import BYTES_PER_PIXEL
 
-#: Errors of the disk that the original is on, and EPERM, of the system-call filter: not the file's fault. EINVAL is: it
-#: comes of a seek to an offset that makes no sense.
+#: Errors of the disk that holds the original, and EPERM from the system-call filter. The file is not at fault for them.
+#: EINVAL is not among them: a damaged file causes a seek to an invalid offset.
 _NOT_THE_FILES = frozenset(
     {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EPERM}
 )
@@ -21,7 +21,7 @@ _NOT_THE_FILES = frozenset(
 @contextmanager
 def blame_the_file(pixels: int) -> Iterator[None]:
     with warnings.catch_warnings():
-        # Pillow warns about damage that it tolerates, and about large pictures, which have a limit of our own.
+        # Pillow warns about damage that it tolerates, and about large pictures. `open_picture` has its own limit.
         warnings.simplefilter("ignore")
         try:
             yield
@@ -44,7 +44,7 @@ def blame_the_file(pixels: int) -> Iterator[None]:
 
 def _has_room_for(pixels: int) -> bool:
     try:
-        mmap.mmap(-1, max(pixels, 1) * BYTES_PER_PIXEL, flags=mmap.MAP_PRIVATE).close()  # reserved, and never touched
+        mmap.mmap(-1, max(pixels, 1) * BYTES_PER_PIXEL, flags=mmap.MAP_PRIVATE).close()  # reserves, but never touches
     except (OSError, ValueError, OverflowError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""Opening: read the header of an original, for its size, orientation and colour profile. Decodes no pixels."""
+"""Opening: reads the header of an original for its size, orientation and colour profile. Decodes no pixels."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ PLUGINS = (
     WebPImagePlugin,
 )
 
-# Pillow's own JPEG opener also reads the index of the pictures that phones append (MPO), and fails where it is broken.
-# Only the first picture is served, so the index is ignored.
+# Pillow's own JPEG opener also reads the index of further pictures that phones append (MPO), and fails if the index is
+# broken. Only the first picture is served, so this opener ignores the index.
 Image.register_open("JPEG", JpegImagePlugin.JpegImageFile, lambda prefix: prefix.startswith(b"\xff\xd8\xff"))
-# A child has one core. libavif would start a thread for each core of the machine, and each thread takes a stack and an
-# arena of the child's address space.
+# A child has one core. By default libavif starts a thread for each core of the machine. Each thread takes a stack and
+# an arena of the child's address space.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-# Pillow refuses a PNG whose text or profile unpacks to more than 1 MiB. The prompt of a generated picture may, and a
-# printer's profile. Pillow's limit for all text of a file, 64 MiB, stays.
+# By default Pillow refuses a PNG whose text or profile unpacks to more than 1 MiB. Prompts of generated pictures and
+# profiles of printers may be larger. Pillow's limit for all text of a file, 64 MiB, stays.
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024 * 1024
 
 if HAS_HEIF:
     import pillow_heif
 
-    # Only the main picture, its tiles one after the other. `decode_threads=1` would start a second thread.
+    # Read only the main picture, and decode its tiles one after the other. `decode_threads=1` would start a second
+    # thread.
     pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=0)
-    # HEIF is never written. Its encoder would start a thread for each core.
+    # HEIF is never written, and its encoder would start a thread for each core.
     del Image.SAVE["HEIF"], Image.SAVE_ALL["HEIF"]
 
 _TRANSPOSE = {
@@ -68,7 +69,7 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 
 @dataclass
 class OpenedPicture:
-    """A picture of which only the header was read. `size` is that of the oriented picture."""
+    """A picture whose header was read. `size` is the size after orientation."""
 
     size: Size
     format: str
@@ -77,7 +78,7 @@ class OpenedPicture:
     profile: bytes | None
 
     def take(self) -> ImageFile.ImageFile:
-        """Hand over the only reference, so that the memory of each step is free after the next step."""
+        """Return the image and drop the reference to it, so that the caller can free its memory after the next step."""
         image, self._image = self._image, None
         if image is None:
             raise ValueError("this picture was rendered before")
@@ -87,7 +88,7 @@ class OpenedPicture:
 def open_picture(file: BinaryIO, *, max_pixels: int, max_side: int = MAX_SIDE) -> OpenedPicture:
     """Read the header of the picture in `file`, which must stay open until the picture is rendered.
 
-    Raises UnreadableImage, ImageTooLarge or RenderOutOfMemory, each with a sentence for the uploader.
+    Raises UnreadableImage, ImageTooLarge or RenderOutOfMemory, each with a message for the client.
     """
     # Pillow refuses at twice this limit, before WebP's decoder allocates the canvas.
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
@@ -110,17 +111,17 @@ def open_picture(file: BinaryIO, *, max_pixels: int, max_side: int = MAX_SIDE) -
 
 def _orientation(image: ImageFile.ImageFile) -> tuple[Size, Image.Transpose | None]:
     try:
-        # Not the method of the PNG plugin, which decodes the pixels first to find EXIF behind them.
+        # The PNG plugin's own `getexif` would decode the pixels first, to find EXIF behind them.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:
-        # Broken EXIF is no reason to refuse the pixels. They are shown as they are stored.
+        # Ignore broken EXIF: the picture is shown as it is stored.
         orientation = 1
     if not isinstance(orientation, int) or orientation not in _TRANSPOSE:
         orientation = 1
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # Pillow turns a TIFF while it loads it, by this orientation. It has already swapped the sides, but by the tag
-        # alone: the two differ where only XMP has the orientation.
+        # Pillow turns a TIFF by this orientation when it loads the pixels. It has already swapped the sides, but by the
+        # TIFF tag alone. The two differ if only XMP has the orientation.
         if (image.tag_v2.get(ExifTags.Base.Orientation) in _SWAPS_SIDES) != (orientation in _SWAPS_SIDES):
             width, height = height, width
         return (width, height), None
@@ -130,7 +131,7 @@ def _orientation(image: ImageFile.ImageFile) -> tuple[Size, Image.Transpose | No
 
 
 def _profile(image: ImageFile.ImageFile) -> bytes | None:
-    """Return the embedded ICC profile, or one made from what else the file says about its colours."""
+    """Return the embedded ICC profile, or one made from other information in the file. None means sRGB or unknown."""
     embedded = image.info.get("icc_profile")
     if isinstance(image, PngImagePlugin.PngImageFile):
         file = cast("BinaryIO", image.fp)
@@ -152,7 +153,8 @@ def _profile(image: ImageFile.ImageFile) -> bytes | None:
 
 
 def _is_marked_adobe_rgb(image: ImageFile.ImageFile) -> bool:
-    # CIPA DC-009, 4.4: cameras embed no profile. They set the colour space to "uncalibrated" and write this mark.
+    # CIPA DC-009, 4.4: cameras embed no profile of Adobe RGB. They set the colour space to "uncalibrated" and write
+    # this mark.
     try:
         exif = Image.Image.getexif(image)
         is_uncalibrated = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace) == 0xFFFF

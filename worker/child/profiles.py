@@ -1,9 +1,9 @@
-"""ICC profiles for colour spaces that a file names in a few numbers instead of embedding one.
+"""ICC profiles for colour spaces that a file describes by a few numbers instead of embedding a profile.
 
-PNG has chunks for it (cICP, or gAMA and cHRM), AVIF and HEIF a box, cameras a mark in the EXIF. Pure, without Pillow.
-Each function returns None for what is broken or unknown, and for sRGB.
+PNG has chunks for them (cICP, or gAMA and cHRM), AVIF and HEIF have a box, and cameras write a mark into the EXIF. Pure
+functions, without Pillow. Each function returns None for broken or unknown values, and for sRGB.
 
-Longer than 250 lines, because the formulas of colour are one topic and are read together.
+This module is longer than 250 lines, because the formulas of colour are one topic and are read together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Point = tuple[float, float]
 Primaries = tuple[Point, Point, Point, Point]
 Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]
-#: The light that a value between 0 and 1 stands for. 1 is the white of paper.
+#: Returns the light for a value from 0 to 1. Light of 1 is the white of paper.
 Curve = Callable[[float], float]
 
 _D65, _D50 = (0.3127, 0.3290), (0.3457, 0.3585)
@@ -39,7 +39,7 @@ _PRIMARIES: dict[int, Primaries] = {
     12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
 }
 
-#: From XYZ to Bradford's cone responses, in which colours are adapted from one white to another.
+#: Converts XYZ to Bradford's cone responses, in which colours are adapted from one white to another.
 _BRADFORD: Matrix = ((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296))
 _BRADFORD_INVERSE: Matrix = (
     (0.9869929055, -0.1470542564, 0.1599626517),
@@ -47,9 +47,9 @@ _BRADFORD_INVERSE: Matrix = (
     (-0.0085286646, 0.0400428217, 0.9684866958),
 )
 
-#: Steps of a curve's table. PQ has all that an ordinary screen can show in its lower half.
+#: Steps of a curve's table. Of PQ's values, the lower half covers all that an ordinary screen can show.
 _STEPS = 4096
-#: More chunks or boxes, and more bytes, than an honest file has in front of its pixels.
+#: The most chunks or boxes, and the most bytes, that are read in front of the pixels. No honest file has so many.
 _MAX_PARTS, _MAX_META = 1000, 1 << 20
 
 _WHITE_OF_PAPER = 203.0  # cd/m², ITU-R BT.2408
@@ -57,7 +57,7 @@ _SHOULDER = 0.8
 
 
 def of_gamma(gamma: float, chromaticities: Sequence[float] | None) -> bytes | None:
-    """Return the profile of a PNG's gAMA and cHRM chunks, where it has neither a profile nor the sRGB chunk."""
+    """Return the profile of a PNG's gAMA and cHRM chunks. For a PNG without a profile and without the sRGB chunk."""
     if not 0.05 < gamma < 20:
         return None
     points = _SRGB
@@ -67,7 +67,7 @@ def of_gamma(gamma: float, chromaticities: Sequence[float] | None) -> bytes | No
     is_srgb = all(
         abs(a - b) < 0.002 for one, two in zip(points, _SRGB, strict=True) for a, b in zip(one, two, strict=True)
     )
-    # Writers have always put 1/2.2 into that chunk for sRGB's curve.
+    # By convention, files with sRGB's curve have 1/2.2 in gAMA.
     if is_srgb and abs(gamma * 2.2 - 1) < 0.02:
         return None
     return _profile(points, _power(1 / gamma))
@@ -79,7 +79,7 @@ def of_adobe_rgb() -> bytes | None:
 
 
 def of_code_points(primaries: int, transfer: int) -> bytes | None:
-    """Return the profile of code points of ITU-T H.273."""
+    """Return the profile for code points of ITU-T H.273."""
     points, curve = _PRIMARIES.get(primaries), _CURVES.get(transfer)
     return _profile(points, curve) if points and curve else None
 
@@ -127,7 +127,7 @@ def _meta(file: BinaryIO) -> bytes:
         length, name = struct.unpack(">I4s", head)
         if name == b"meta":
             return file.read(min(max(length - 8, 0), _MAX_META))
-        if length < 8:  # 0 is "to the end of the file", 1 is a 64-bit length: neither stands in front of a meta box
+        if length < 8:  # 0 is "to the end of the file", 1 is a 64-bit length: neither comes before a meta box
             break
         file.seek(length - 8, 1)
     return b""
@@ -181,14 +181,15 @@ def _hlg(value: float) -> float:
 
 
 def _shoulder(light: float) -> float:
-    # Light brighter than paper is compressed into 0.8 to 1. Cut off, clouds and lamps would lose their shape.
+    # Light above 0.8 of the white of paper is compressed into 0.8 to 1. Cutting it off at 1 would erase the shape of
+    # clouds and lamps.
     if light <= _SHOULDER:
         return light
     excess = (light - _SHOULDER) / (1 - _SHOULDER)
     return _SHOULDER + (1 - _SHOULDER) * excess / (1 + excess)
 
 
-#: ITU-T H.273, table 3. The curve of video is treated as sRGB's, as screens do.
+#: ITU-T H.273, table 3. The curves of video are treated as sRGB's, as screens do.
 _CURVES: dict[int, Curve] = dict.fromkeys((1, 2, 6, 13, 14, 15), _srgb) | {
     4: _power(2.2),
     5: _power(2.8),
@@ -209,7 +210,7 @@ def _profile(points: Primaries, curve: Curve) -> bytes | None:
     if not all(-2 < value < 2 for column in colorants for value in column):
         return None
     table = [round(min(max(curve(i / (_STEPS - 1)), 0), 1) * 65535) for i in range(_STEPS)]
-    # ICC.1:2001-04, 6.1 and 6.5: a matrix and three curves, version 2.
+    # ICC.1:2001-04, 6.1 and 6.5: a profile of version 2 with a matrix and three curves.
     curves = b"curv" + bytes(4) + struct.pack(f">I{_STEPS}H", _STEPS, *table)
     tags = {
         b"wtpt": _xyz_tag(_xyz(_D50)),
@@ -231,7 +232,7 @@ def _xyz_tag(value: Vector) -> bytes:
 
 
 def _colorants(points: Primaries) -> Matrix:
-    """Return XYZ of full red, green and blue, adapted to the white of profiles."""
+    """Return the XYZ of full red, green and blue, adapted to the white of ICC profiles (D50)."""
     *primaries, white = points
     red, green, blue = (_xyz(point) for point in primaries)
     # Cramer's rule: the shares of red, green and blue that add up to white.

@@ -21,7 +21,7 @@ from worker.renderer.outputs import Output
 
 
 class Writable(Protocol):
-    """Where an output is written to. As with raw files, `write` may take less than it is given."""
+    """The destination of an output. As with raw files, `write` may write only a part and returns how much."""
 
     def write(self, data: memoryview, /) -> int: ...
 
@@ -29,10 +29,10 @@ class Writable(Protocol):
 def render(
     picture: OpenedPicture, outputs: Mapping[Output, Writable], background: tuple[int, int, int]
 ) -> dict[str, float]:
-    """Write each output into its file and return the milliseconds of each stage. Each size is scaled to once.
+    """Write each output into its file. Returns the milliseconds of each stage. Scales to each size once.
 
-    A size is the picture's own, or one on its ladder of halvings. Raises UnreadableImage or RenderOutOfMemory where the
-    file is to blame. Errors of encoding and writing are raised as they are.
+    A size is the picture's own, or one on its ladder of halvings. Raises UnreadableImage or RenderOutOfMemory if the
+    file is at fault. Other errors of encoding and writing are raised as they are.
     """
     unwritten: dict[Size, list[Output]] = {}
     for output in outputs:
@@ -48,7 +48,7 @@ def render(
         with _timed(stages, "colour"):
             level = flatten_to_srgb(image, picture.profile, background)
             del image
-    # Pillow would copy a comment into a JPEG.
+    # Pillow would copy the original's comment into each JPEG.
     level.info.clear()
     try:
         for size in _levels(picture.size):
@@ -77,8 +77,8 @@ def _scale(level: Image.Image, size: Size, *, is_first: bool) -> Image.Image:
         return level
     if not is_first:
         return level.resize(size, Image.Resampling.LANCZOS)
-    # For one exact halving a box filter is as good as any, and ten times as fast. A second one in a row would be seen.
-    # Along an odd side it would shift the picture by half a pixel, so another filter halves that side.
+    # For one exact halving a box filter is as good as any, and ten times as fast. A second box filter in a row would be
+    # visible. On an odd side a box filter would shift the picture by half a pixel, so another filter halves that side.
     across, down = (2 if side % 2 == 0 else 1 for side in level.size)
     if across == down == 1:
         return level.resize(size, Image.Resampling.BICUBIC)  # takes two thirds of the time of LANCZOS
