@@ -47,7 +47,7 @@ class Attempt:
 
     @contextlib.asynccontextmanager
     async def lease(self) -> AsyncIterator[None]:
-        """Renew the lease while the body runs. Raises LeaseLost in the body when the image was taken away."""
+        """Renew the lease while the body runs. Cancels the body and raises LeaseLost if the image was taken away."""
         renewing = asyncio.create_task(self._renew())
         self._is_at_work = True
         try:

@@ -1,8 +1,8 @@
-"""The consumer: takes work while a slot is free. From the queue, by arq; while Redis is away, from the ledger.
+"""The consumer: takes work while a slot is free, from the queue by arq or, while Redis is away, from the ledger.
 
-arq's own way of taking a job reads a hundred ids and asks three times about each, since arq leaves running jobs in the
-queue. Here ZPOPMIN takes the job out as it finds it: no other worker can get it, and the start takes two exchanges
-instead of seven. A job that is lost on the way is queued again by the sweep.
+arq leaves running jobs in the queue. To take a job, it reads a hundred ids and sends three requests about each. Here
+ZPOPMIN finds a job and removes it at once. No other worker can get it, and a start takes two exchanges instead of
+seven. If a job is lost on the way, the sweep enqueues it again.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ from worker.slots import Slot, Slots
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which the queue is looked at without a ring, since a ring may be lost.
+#: Seconds after which the queue is read without a ring of the doorbell, because a ring may be lost.
 _LISTEN_SECONDS = 0.5
-#: Seconds after which the ledger is asked for work again while Redis is away.
+#: Seconds between two requests to the ledger for work, while Redis is away.
 _ASK_SECONDS = 0.3
-#: Seconds between two looks for more urgent work while preemptible work fills the slots.
+#: Seconds between two checks for more urgent work, while preemptible work fills the slots.
 _PREEMPT_SECONDS = 0.05
 _BEAT_EVERY_SECONDS = 2.0
 _AGAIN_SECONDS = 0.5
-#: Tries of a job. Each is one: a job that a dead worker has begun counts as tried, and must be run all the same.
+#: The limit of tries that arq gets, out of reach. arq counts a job that a dead worker began as tried, but it must run.
 _ANY_NUMBER = 2**31
 
 
 class Jobs(Protocol):
-    """What a consumer runs."""
+    """The two ways in which a consumer starts work."""
 
     async def work(self, ctx: dict[str, Any], image_id: str) -> None:
         """Do the work that waits on an image. The slot is `ctx[SLOTS][ctx["job_id"]]`."""
 
     async def work_on(self, attempt: Attempt, slot: Slot) -> None:
-        """Do the work that was claimed already."""
+        """Do work that is already claimed."""
 
 
 class Children(Protocol):
-    """What a consumer asks about the child processes."""
+    """The part of the renderer that a consumer reads."""
 
     unfiltered_for: str
 
 
 class Consumer:
-    """Takes work for each free slot, in its order. The ledger alone issues work again, so nothing is retried."""
+    """Takes work for each free slot, in the order of work. arq retries nothing: only the ledger issues work again."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Consumer:
         )
 
     async def run(self) -> None:
-        """Consume until cancelled, whether or not Redis is there. Running jobs go on by themselves."""
+        """Consume until cancelled, with or without Redis. A cancellation does not end running jobs."""
         while True:
             try:
                 await self._consume()
@@ -117,7 +117,7 @@ class Consumer:
             await asyncio.sleep(_AGAIN_SECONDS)
 
     def stop(self) -> None:
-        """Take nothing new from now on."""
+        """Take no more work."""
         self._is_stopping = True
 
     async def _consume(self) -> None:
@@ -130,7 +130,7 @@ class Consumer:
     async def _take_work(self) -> None:
         try:
             await self._take_from_queue()
-            # Without a free slot nothing was asked.
+            # Without a free slot, Redis may not have been asked.
             self._was_away &= self._queue.is_away
         except RedisAway as exc:
             if not self._was_away:
@@ -147,7 +147,7 @@ class Consumer:
                 job_id = await self._queue.take()
                 if job_id is None:
                     return
-                if job_id not in self._slot_of_job:  # else it was enqueued again before it was claimed
+                if job_id not in self._slot_of_job:  # otherwise it was enqueued again before it was claimed
                     self._slot_of_job[job_id] = slot
                     self._begin(self._run_job(job_id), slot)
 
@@ -172,7 +172,7 @@ class Consumer:
         return not self._pause.seconds_left and not self._is_stopping
 
     def _make_room(self, is_urgent: bool) -> None:
-        # Another worker may have taken the urgent work meanwhile. Then the slot goes to other work.
+        # Another worker may take the urgent work first. Then the slot goes to other work.
         if is_urgent and (slot := self._slots.preemptible()) is not None:
             slot.preempt()
 
@@ -188,10 +188,10 @@ class Consumer:
 
     async def _run_job(self, job_id: str) -> None:
         try:
-            # arq logs by how much a job is late, from a score that is a time. Ours is an order.
+            # arq takes a job's score for a time, and logs how late the job is. Here a score is a place in the order.
             await self._arq.run_job(job_id, round(time.time() * 1000))
         except (RedisError, OSError) as exc:
-            # Its outcome is in the ledger, or the sweep finds that it was never run.
+            # The outcome is in the ledger. If the job never ran, the sweep finds that.
             logger.debug("a job's end was not recorded in Redis", extra={"reason": str(exc)})
         except Exception:
             logger.exception("arq could not run a job")
@@ -206,7 +206,7 @@ class Consumer:
 
     async def _wait(self) -> None:
         if self._slots.freed.is_set():
-            return  # a job ended while work was looked for, and more may wait
+            return  # a job ended during the search for work, and more work may wait
         if self._may_take() and not self._queue.is_away:
             # Do not BLPOP while all slots are taken: an idle worker needs that wake-up.
             with contextlib.suppress(RedisAway):

@@ -20,12 +20,12 @@ from worker.renderer.outputs import Output
 from worker.renderer.pool import Renderer
 from worker.slots import Slot
 
-#: The name of `ctx`'s entry in which a job finds its slot, by its id.
+#: The key of arq's `ctx` under which a job finds the slots by job id.
 SLOTS = "slots"
 
 
 class Jobs:
-    """Both kinds of work: the first renditions of an image, and more of them while it is ready."""
+    """Does both kinds of work: an image's first renditions, and more renditions of a ready image."""
 
     def __init__(
         self, settings: Settings, identity: Identity, storage: Storage, renderer: Renderer, attempts: Attempts
@@ -37,14 +37,14 @@ class Jobs:
         self._attempts = attempts
 
     async def work(self, ctx: dict[str, Any], image_id: str) -> None:
-        """Do the work that waits on this image, if any does. arq runs it."""
+        """Do the work that waits on this image, if there is any. arq calls this."""
         with ctx[SLOTS][ctx["job_id"]] as slot:
             async with self._attempts.claim(image_id) as attempt:
                 if attempt is not None:
                     await self._do(attempt, slot)
 
     async def work_on(self, attempt: Attempt, slot: Slot) -> None:
-        """Do the work that was claimed already: the first in order, while Redis is away."""
+        """Do work that is already claimed. The consumer calls this while Redis is away."""
         with slot:
             async with self._attempts.hold(attempt):
                 await self._do(attempt, slot)
@@ -66,7 +66,7 @@ class Jobs:
         await attempt.publish(session.size, renditions, seconds=slot.seconds)
 
     async def _source_of(self, image: Image) -> str:
-        """Return the key of what renditions are made of: the original, or the JPEG of an image without one."""
+        """Return the key of the file that renditions are made from: the original or, if it is gone, the JPEG."""
         original = original_key(image.id)
         if image.work is Work.CONVERT or await self._storage.exists(original):
             return original
@@ -81,7 +81,7 @@ class Jobs:
             raise StorageUnavailable("the storage has lost its marker, and with it all that it held") from exc
 
     def _outputs(self, image: Image, size: Size, made_of: str) -> list[Output]:
-        """Return what is to be made of a source of this size."""
+        """Return the outputs to make from a source of this size. `made_of` is the source's key."""
         if image.wanted is None:
             thumbnails = (thumbnail_name(rung) for rung in ladder(size, self._settings.min_thumb_size))
             outputs = [_output(file, size) for file in (FULL, *thumbnails)]
@@ -93,7 +93,7 @@ class Jobs:
             raise UnreadableImage("The stored picture is not the one that was published.")
         if made_of == original_key(image.id):
             return outputs
-        # Made of itself, the JPEG would lose quality each time, and a torn one would pass for whole.
+        # Do not make the JPEG from itself: it would lose quality each time, and a torn one would be published as whole.
         return [output for output in outputs if output.name != FULL]
 
     async def _store(
@@ -112,7 +112,7 @@ class Jobs:
 
 
 def _output(file: str, full: Size) -> Output:
-    """Return the output that a file name stands for: `image.jpeg` has the full size, `320x240.jpeg` tells its own."""
+    """Return the output for a file name: `image.jpeg` has the full size, `320x240.jpeg` names its size."""
     stem, _, format = file.rpartition(".")
     if stem == FULL.rpartition(".")[0]:
         return Output(file, format, full)

@@ -1,4 +1,4 @@
-"""The worker's /metrics, on a port of its own."""
+"""The worker's `/metrics`, on a port of its own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from shared.telemetry.exposition import CONTENT_TYPE, Exposition
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a client has for its request, and between two tries to listen on a port that is taken.
+#: Seconds that a client has for its request. Also the seconds between two attempts to listen on the port.
 _PATIENCE_SECONDS = 5.0
-#: Connections at once; more are closed, since each takes one of the files that a worker may open.
+#: The most connections at once. More are closed, because each takes one of the files that a worker may open.
 _MOST_CONNECTIONS = 16
 
 
 class MetricsPort:
-    """Answers `GET /metrics` over HTTP/1.1, one request a connection, and nothing else."""
+    """Answers only `GET /metrics`, over HTTP/1.1, with one request per connection."""
 
     def __init__(self, settings: Settings, exposition: Exposition, ledger: Ledger, queue: Queue) -> None:
         self._settings = settings
@@ -31,7 +31,7 @@ class MetricsPort:
         self._open = 0
 
     async def run(self) -> None:
-        """Answer until cancelled. Where the port is taken, tries again and again: the worker works without it."""
+        """Answer until cancelled. If the port is taken, retries every 5 s: the worker works without it."""
         host, port = self._settings.host, self._settings.metrics_port
         said = False
         while True:
@@ -62,7 +62,7 @@ class MetricsPort:
                 writer.write(body)
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # the next scrape will be tried anyway
+            pass  # the client will scrape again
         finally:
             self._open -= 1
             writer.close()

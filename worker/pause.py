@@ -1,4 +1,4 @@
-"""A pause in which a worker in trouble takes no jobs."""
+"""The pause in which a worker takes no work, after trouble with storage, ledger, Redis or children."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Pause:
         return max(0.0, self._until - time.monotonic())
 
     def begin(self) -> None:
-        """Begin a pause, or begin it anew."""
+        """Begin a pause, or restart the present one."""
         if not self.seconds_left:
             logger.warning("this worker takes nothing new for a while", extra={"seconds": PAUSE_SECONDS})
         self._until = time.monotonic() + PAUSE_SECONDS
 
     def end(self) -> None:
-        """End the pause."""
+        """End the pause now."""
         self._until = 0.0

@@ -1,4 +1,4 @@
-"""Slots: places to render. Work is taken only once a slot is reserved for it."""
+"""Slots: places to render. Work is taken only after a slot was reserved for it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from worker.attempt import Attempt, Interrupted
 
 
 class Slots:
-    """The slots of this worker, and for each slot one place to store: rendering goes on while files are written."""
+    """The slots of this worker, and as many places to store, so that rendering goes on while files are written."""
 
     def __init__(self, count: int) -> None:
         self.storing = asyncio.Semaphore(count)
         #: Set when there may be room for more work.
         self.freed = asyncio.Event()
         self._count = count
-        #: Those that are taken, in order.
+        #: The taken slots, in the order in which they were taken.
         self._taken: list[Slot] = []
 
     @property
@@ -28,9 +28,9 @@ class Slots:
 
     @contextlib.contextmanager
     def reserve(self) -> Iterator[Slot]:
-        """Reserve a slot while work for it is looked for. It is free again if the body has not called its `begin`.
+        """Reserve a slot while the body looks for work. The slot is freed unless the body has called its `begin`.
 
-        The caller has looked at `free`.
+        The caller must check `free` first.
         """
         slot = Slot(self)
         self._taken.append(slot)
@@ -41,26 +41,26 @@ class Slots:
                 self._taken.remove(slot)
 
     def preemptible(self) -> Slot | None:
-        """Return the slot of the work that began last and makes room for more urgent work, or None."""
+        """Return the slot of the preemptible work that began last, or None."""
         slots = (slot for slot in reversed(self._taken) if slot.attempt is not None and slot.attempt.is_preemptible)
         return next(slots, None)
 
     def may_become_preemptible(self) -> bool:
-        """Whether there is preemptible work, or work of which it is not known yet, since it has claimed nothing."""
+        """Return whether a taken slot holds preemptible work, or no attempt yet, so that its work is not known."""
         return any(slot.attempt is None or slot.attempt.is_preemptible for slot in self._taken)
 
     def remove(self, slot: Slot) -> None:
-        """Free a slot, if it is taken."""
+        """Free a slot. A slot that is already free stays so."""
         if slot in self._taken:
             self._taken.remove(slot)
         self.freed.set()
 
 
 class Slot:
-    """A slot for one piece of work, which leaves it once it renders nothing any more, or when it ends."""
+    """A slot for one piece of work. The work leaves the slot after rendering, at the latest when it ends."""
 
     def __init__(self, slots: Slots) -> None:
-        #: What renders here, once it has claimed its image.
+        #: The attempt that renders here; None before its claim and after rendering.
         self.attempt: Attempt | None = None
         self.is_begun = False
         self._slots = slots
@@ -70,32 +70,32 @@ class Slot:
 
     @property
     def seconds(self) -> float:
-        """For how long the slot was held, or is."""
+        """The seconds for which the work has held the slot, or held it until it left."""
         return time.monotonic() - self._began if self._seconds is None else self._seconds
 
     def begin(self) -> None:
-        """Keep the slot until it is left or released."""
+        """Keep the slot until `leave`, `preempt` or `release`."""
         self.is_begun = True
         self._began = time.monotonic()
 
     async def leave(self) -> None:
-        """Free the slot for the next image, as soon as there is a place to store this one."""
+        """Wait for a place to store this image, then free the slot for the next one."""
         self._seconds = self.seconds
-        # What is rendered is not preempted any more.
+        # After rendering, the work is not preempted any more.
         self.attempt = None
         await self._slots.storing.acquire()
         self._is_storing = True
         self._slots.remove(self)
 
     def preempt(self) -> None:
-        """Stop what renders here, and free the slot at once: the child is killed before another picture needs one."""
+        """Stop the attempt, and free the slot at once: its child is killed before the next image needs one."""
         if self.attempt is not None:
             self.attempt.stop(Interrupted("preempted"))
             self.attempt = None
             self._slots.remove(self)
 
     def release(self) -> None:
-        """Free the slot, and the place to store. A second call changes nothing."""
+        """Free the slot and the place to store. A second call changes nothing."""
         self.attempt = None
         if self._is_storing:
             self._is_storing = False

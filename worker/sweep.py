@@ -1,4 +1,4 @@
-"""The sweep: a pass over what is due in the ledger every two seconds, in every worker, also a busy one."""
+"""The sweep: a pass over due rows of the ledger every two seconds, in every worker, also in a busy one."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from shared.telemetry import metrics
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
-#: With so many jobs in the queue, further work waits in the ledger alone.
+#: If the queue holds so many jobs, further work waits in the ledger only.
 DEPTH_ENOUGH = 300
-#: So many jobs are enqueued in any case: as many as one worker may have lost.
+#: A pass enqueues so many jobs even into a deep queue: as many as one worker may have lost.
 FIRST_IN_ORDER = 50
 _DRAFTS_EVERY_SECONDS = 600.0
 _DRAFT_SECONDS = 3600.0
 
 
 class Sweep:
-    """Finishes what was interrupted: leases that ran out, lost wake-ups, debts, forgotten drafts."""
+    """Continues what was interrupted: leases that ran out, lost wake-ups, unpaid debts, abandoned drafts."""
 
     def __init__(self, ledger: Ledger, storage: Storage, queue: Queue, settling: Settling) -> None:
         self._ledger = ledger
@@ -39,9 +39,9 @@ class Sweep:
         self._drafts_swept_at = -_DRAFTS_EVERY_SECONDS
 
     async def run(self) -> None:
-        """Pass until cancelled."""
+        """Run one pass after another until cancelled."""
         while True:
-            # Jitter, so that workers that start together do not sweep together.
+            # Random, so that workers that start together do not sweep together.
             await asyncio.sleep(EVERY_SECONDS * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
             try:
                 await self.pass_once()
@@ -51,9 +51,9 @@ class Sweep:
                 logger.exception("a pass of the sweep failed")
 
     async def pass_once(self) -> None:
-        """Handle what is due, 200 of a kind at the most. Raises LedgerUnavailable or StorageUnavailable."""
+        """Handle due rows, at most 200 of a kind. Raises LedgerUnavailable or StorageUnavailable."""
         await self._take_lost()
-        # Without Redis only leftovers are paid, and workers take their work from the ledger.
+        # Without Redis, only leftovers are paid. Workers then take their work from the ledger.
         with contextlib.suppress(RedisAway):
             await self._fill_queue()
             await self._pay(DebtKind.TOKENS)
@@ -71,10 +71,10 @@ class Sweep:
             metrics.SWEPT.add("lost", "served")
 
     async def _fill_queue(self) -> None:
-        """Enqueue the first work in order: some if the queue is deep, more if it has less than what waits."""
+        """Enqueue the first work in order: a little if the queue is deep, more if it holds fewer jobs than wait."""
         depth, at_most = await self._queue.depth(), DEPTH_ENOUGH
         if depth >= DEPTH_ENOUGH:
-            # Its jobs may all be of later lanes and turns than work whose lease was over, or whose wake-up was lost.
+            # Work whose lease ran out or whose wake-up was lost may come before all jobs in the queue.
             at_most = FIRST_IN_ORDER
         elif depth >= await self._ledger.count_waiting(DEPTH_ENOUGH):
             return
@@ -89,7 +89,7 @@ class Sweep:
             except RedisAway:
                 raise
             except AsgilookError as exc:
-                # Other images' debts may be payable. This one is due again in ten seconds.
+                # Go on with other images, whose debts may be payable. This debt is due again in ten seconds.
                 logger.info("a debt could not be paid", extra={"image": image.id, "reason": str(exc)})
                 metrics.SWEPT.add(kind.value, "given back")
             else:

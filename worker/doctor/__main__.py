@@ -1,4 +1,4 @@
-"""`python -m worker.doctor`: compares ledger and storage. The composition root."""
+"""`python -m worker.doctor`: the doctor's composition root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.doctor.report import Report
 
 
 async def run(settings: Settings, *, digests: bool, mend: bool) -> int:
-    """Examine what the settings name. Return the exit code."""
+    """Compare the ledger and the storage that the settings name. Returns the exit code."""
     ledger = Ledger.connect(settings, existing=True)
     try:
         storage = open_storage(settings)
@@ -35,7 +35,7 @@ async def run(settings: Settings, *, digests: bool, mend: bool) -> int:
 
 
 def main() -> int:
-    """Read the arguments and run. Return the exit code."""
+    """Read the arguments and run. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m worker.doctor",
         description="Compare the ledger with the storage: list and count what is wrong between them. Web and workers "
@@ -51,7 +51,7 @@ def main() -> int:
         logs.configure("ERROR")
         return asyncio.run(run(settings, digests=arguments.digests, mend=arguments.mend))
     except BrokenPipeError:
-        # The reader has closed the pipe, as `| head` does. Keep Python from flushing to it at exit.
+        # The reader closed the pipe, as `| head` does. Without this, Python would flush to it at exit and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

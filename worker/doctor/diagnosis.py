@@ -1,4 +1,4 @@
-"""What is wrong with one image, by its row and its files. Pure."""
+"""Pure functions that find what is wrong with one image, from its row and its files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from shared.images import DebtKind, Image, Original, Status
 from shared.renditions import FULL, Rendition, original_key, rendition_key, renditions_prefix
 from shared.storage import Stored
 
-#: Files younger than so many seconds are left alone: an upload has its original before its row.
+#: Younger files are left alone: an upload stores its original before its row.
 YOUNG_SECONDS = 3600.0
 
 
 class Kind(StrEnum):
-    """What may be wrong, as it is printed."""
+    """What may be wrong. The values are printed."""
 
     ORIGINAL_WITHOUT_ROW = "original without a row"
     RENDITIONS_WITHOUT_ROW = "renditions without a row"
@@ -31,13 +31,13 @@ class Kind(StrEnum):
 
     @property
     def is_wrong(self) -> bool:
-        """Whether it counts. A ready image may have no original: it was uploaded while originals were not kept."""
+        """Whether this is a fault. A ready image may lack its original, if originals were not kept at its upload."""
         return self is not Kind.READY_WITHOUT_ORIGINAL
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong."""
+    """One thing that is wrong. `key` is a storage key, or the prefix of a folder."""
 
     kind: Kind
     key: str
@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One image as ledger and storage have it. `altered` are the keys whose files have another digest."""
+    """One image's row and files. `altered` are the keys of files whose digest is not the expected one."""
 
     id: str
     row: Image | None = None
@@ -74,28 +74,28 @@ def diagnose(snapshot: Snapshot, now: float, keep_originals: bool) -> list[Findi
     if row.status is Status.READY:
         findings += _of_renditions(snapshot, row)
     if row.status.is_final and row.work is None and not row.owes(DebtKind.LEFTOVERS):
-        # Otherwise an attempt is at work, or settling will remove what is stale.
+        # Otherwise an attempt is working, or settling will remove stale files.
         findings += _of_attempts(snapshot, row, now)
     return findings
 
 
 def expected_keys(image: Image) -> dict[str, Original | Rendition]:
-    """Return every key that an image's row names, with what the file must be."""
+    """Return every key that an image's row names, with the expected length and digest of its file."""
     expected: dict[str, Original | Rendition] = {original_key(image.id): image.original}
     return expected | {rendition_key(image.id, rendition): rendition for rendition in image.renditions.values()}
 
 
 def source_of(snapshot: Snapshot, row: Image) -> str:
-    """Return the key of the file that renditions are made from: the original where there is one, else the JPEG."""
+    """Return the key of the file that renditions are made from: the original if it exists, otherwise the JPEG."""
     original = original_key(row.id)
     return original if original in snapshot.files else rendition_key(row.id, row.renditions[FULL])
 
 
 def is_young(stored: Stored, now: float, image_id: str = "") -> bool:
-    """Tell whether a file was written, or its id was made, within the hour.
+    """Return whether a file was written, or its image's id was created, within the last hour.
 
-    The id is made once the last byte of the upload is read. Both times count, since web and storage have different
-    clocks, and since a slow form may go on after its file.
+    The id is created when the last byte of the upload has been read. Both times count, because web and storage have
+    different clocks, and because a slow form may continue after its file.
     """
     return now - max(stored.changed, birth_of(image_id)) <= YOUNG_SECONDS
 
@@ -165,7 +165,7 @@ def _written(files: list[Stored]) -> str:
 
 
 def birth_of(image_id: str) -> float:
-    """Return when an id was made, as a UUIDv7 says itself; 0 for any other id."""
+    """Return when an id was created, in seconds since the epoch: a UUIDv7 contains that. Returns 0 for any other id."""
     try:
         number = uuid.UUID(image_id)
     except ValueError:

@@ -1,8 +1,8 @@
 """The doctor: compares ledger and storage, reports what is wrong and, if asked to, mends it.
 
-It is safe while web and workers run. A walk through all rows and files finds suspects. Each suspect is then looked at
-again, while its row does not change, and only what is wrong then counts. Needs no Redis: the sweep finds what is to be
-made again.
+Web and workers may run meanwhile. A walk through all rows and files finds suspects. Each suspect is then examined
+again, and is skipped if its row changes during that. Only findings of this second look count. The doctor needs no
+Redis: the sweep enqueues the renditions that it requests.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from worker.doctor.report import Outcome, Report
 
 #: Rows that are read at a time.
 _PAGE = 500
-#: Images whose renditions are made again after one run: a run reports what it has asked for.
+#: The most images whose renditions one run requests. They are made after the run.
 MOST_ASKED_FOR = 1000
 
 _REMOVED = Outcome(True, "removed")
 
 
 class Doctor:
-    """Examines a ledger and its storage. Changes nothing unless told to mend."""
+    """Examines a ledger and its storage. Changes nothing unless `mend` is set."""
 
     def __init__(
         self,
@@ -61,17 +61,17 @@ class Doctor:
         self._asked_for = 0
 
     async def examine(self) -> None:
-        """Look at everything that exists by now, and report or mend what is wrong."""
+        """Examine all images that exist at the start, and report or mend what is wrong."""
         began = await self._ledger.now()
         async for snapshot in _side_by_side(self._rows(), self._files("originals"), self._files("renditions")):
             if birth_of(snapshot.id) > began:
-                # Later uploads are left out, or a busy service would keep this going for ever.
+                # Skip later uploads: with them this would never end on a busy service.
                 break
-            # Digests are read at the second look only. With them each row is suspect.
+            # Digests are compared at the second look only, so with `digests` each row is a suspect.
             if self._findings(snapshot) or (self._digests and snapshot.row is not None):
                 await self._examine(snapshot.id)
 
-    # The walk: three streams in the order of ids. Rows and files change meanwhile
+    # The walk: three streams in the order of ids. Rows and files may change during the walk.
 
     async def _rows(self) -> AsyncIterator[Snapshot]:
         after = None
@@ -98,7 +98,7 @@ class Doctor:
     # One image, at one moment
 
     async def _examine(self, image_id: str) -> None:
-        """Look at one image at one moment. An image whose row changes meanwhile is at work, and left to another run."""
+        """Examine one image at one moment. An image whose row changes meanwhile is left to another run."""
         row = await self._ledger.get(image_id)
         prefixes = (original_key(image_id), renditions_prefix(image_id))
         files = {stored.key: stored for prefix in prefixes async for stored in self._storage.listing(prefix)}
@@ -117,7 +117,7 @@ class Doctor:
         return diagnose(snapshot, time.time(), self._keep_originals)
 
     async def _altered(self, image: Image, files: Mapping[str, Stored]) -> frozenset[str]:
-        """Return the keys whose files have another digest, of those that have their length."""
+        """Return the keys of files that have the expected length, but another digest."""
         expected = {
             key: what for key, what in expected_keys(image).items() if key in files and files[key].bytes == what.bytes
         }
@@ -135,7 +135,7 @@ class Doctor:
     # Mending
 
     async def _mended(self, snapshot: Snapshot, findings: list[Finding]) -> dict[Finding, Outcome]:
-        """Mend what can be mended."""
+        """Mend what can be mended. Findings without an outcome were not touched."""
         row = snapshot.row
         if row is None:
             for finding in findings:
@@ -151,10 +151,10 @@ class Doctor:
         return outcomes
 
     async def _without_stale(self, image: Image, stale: list[Finding]) -> tuple[Image, Outcome]:
-        """Remove what is stale; return the row as it is then."""
+        """Remove stale files. Returns the row after that."""
         names = [finding.key.split("/")[2] for finding in stale]
         numbers = [int(name) for name in names if re.fullmatch(r"[1-9]\d{0,8}", name)]
-        # The debt comes first: if this process dies, the sweep goes on. No later attempt gets one of these numbers.
+        # Add the debt first: if this process dies, the sweep continues. No later attempt gets one of these numbers.
         owing = await self._ledger.owe_leftovers(image, max(numbers, default=0))
         if owing is None:
             return image, Outcome(False, "left: the image is at work again")
@@ -180,12 +180,12 @@ class Doctor:
 
 
 def _standing(row: Image | None) -> object:
-    """Return what differs after every commit that changes which files belong to the image."""
+    """Return the parts of a row that show whether a commit has changed the image's files."""
     return row and (row.status, row.attempt, row.work, row.worker, row.renditions, row.debts)
 
 
 async def _side_by_side(*streams: AsyncIterator[Snapshot]) -> AsyncIterator[Snapshot]:
-    """Merge streams that are in the order of ids: yield each id once, with everything that they have of it."""
+    """Merge streams that are sorted by id. Yields each id once, with its row and files from all streams."""
     heads = [await anext(stream, None) for stream in streams]
     while ids := [head.id for head in heads if head is not None]:
         snapshot = Snapshot(min(ids))

@@ -1,4 +1,4 @@
-"""What the doctor prints: a line for each finding, and a table at the end."""
+"""The doctor's output: a line for each finding, and a table at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from worker.doctor.diagnosis import Finding, Kind
 
-#: Lines for each kind at the most. All findings are counted.
+#: The most lines for each kind. All findings are counted.
 _MOST_LINES = 20
 
 #: What --mend does about each kind.
@@ -25,20 +25,20 @@ _REMEDIES = {
 }
 _KIND_WIDTH = max(len(kind) for kind in Kind)
 
-#: Flushed, so that findings are seen as they come, also through a pipe.
+#: Flushes, so that findings appear as they come, also through a pipe.
 _print = functools.partial(print, flush=True)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a finding. `said` is empty where nothing was tried."""
+    """The outcome of mending a finding. `said` is empty if nothing was tried."""
 
     is_mended: bool = False
     said: str = ""
 
 
 class Report:
-    """Prints findings as they come, the first ones of each kind, and counts all."""
+    """Prints the first findings of each kind as they come, and counts all."""
 
     def __init__(self, mend: bool) -> None:
         self._mend = mend

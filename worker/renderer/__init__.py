@@ -1,1 +1,1 @@
-"""The parent's side of rendering: a pool of child processes, their protocol, and checks of what comes back."""
+"""The parent's side of rendering: a pool of child processes, their protocol, and the checks of their files."""

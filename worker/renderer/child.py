@@ -1,4 +1,4 @@
-"""One child process, as its parent sees it: to start, to talk to, to kill, and to ask why it ended."""
+"""One child process on the parent's side: start it, exchange messages, kill it, and find out why it ended."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pathlib import Path
 from shared.errors import ChildLost, DecoderCrashed, RenderTimedOut
 from worker.renderer.protocol import HEADER, BadFrame, Message, length_of, pack, unpack
 
-#: Seconds in which a child has to load the decoders.
+#: Seconds that a child has to load the decoders.
 START_SECONDS = 60.0
-#: Seconds in which a process has to end once it has closed its side of the connection.
+#: Seconds that a process has to end after it has closed its side of the connection.
 EXIT_SECONDS = 10.0
-#: A child is replaced after so many pictures, in case one of them took it over.
+#: A child is replaced after so many pictures, in case one of them has taken control of it.
 MOST_PICTURES = 1000
-#: A child that keeps more memory between two pictures is replaced. A healthy one keeps half of it.
+#: A child that keeps more memory between two pictures is replaced. A healthy one keeps half of this.
 MOST_KEPT_BYTES = 192 * 1024 * 1024
 
-#: The whole environment of a child. It asks for memory in pages of 2 MB where the kernel has them (`madvise`). A large
-#: picture is then decoded in two thirds of the time, since there are fewer page faults.
+#: The whole environment of a child. The variable makes malloc ask for pages of 2 MB (`madvise`). A large picture is
+#: then decoded in two thirds of the time, because there are fewer page faults.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 class Child:
-    """A process and a connection to it. It is idle when it owes no answer and expects no second order."""
+    """A process and the connection to it. The child is idle when no reply is due and it expects no second order."""
 
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
         self.process = process
@@ -39,13 +39,13 @@ class Child:
         self.is_taken = False
         self._connection = connection
         self._killed = False
-        #: Why the kernel filters none of its system calls; empty where it does.
+        #: Why the child has no system-call filter; empty if it has one.
         self.unfiltered_for = ""
         self.pictures = 0
 
     @classmethod
     async def spawn(cls, command: Sequence[str], *limits: int) -> Child:
-        """Start `command`. Its arguments: the descriptor of its connection, the parent's pid, and `limits`."""
+        """Start `command` with these arguments: the descriptor of its connection, the parent's pid, and `limits`."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -55,7 +55,7 @@ class Child:
                     *(str(number) for number in (theirs.fileno(), os.getpid(), *limits)),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
-                    # libtiff writes its warnings to it, with parts of the file in them.
+                    # libtiff writes warnings to stderr that contain parts of the file.
                     stderr=asyncio.subprocess.DEVNULL,
                     env=ENVIRONMENT,
                     cwd=_ROOT,
@@ -68,7 +68,7 @@ class Child:
         return cls(process, ours)
 
     async def warm_up(self) -> None:
-        """Return when it has loaded the decoders. Raises ChildLost where it fails to."""
+        """Wait until the child has loaded the decoders. Raises ChildLost if it fails."""
         try:
             async with asyncio.timeout(START_SECONDS):
                 greeting = await self.receive()
@@ -80,7 +80,7 @@ class Child:
         self.is_idle = True
 
     def is_silent(self) -> bool:
-        """Whether it is alive and has sent nothing unasked."""
+        """Return whether the child is alive and has sent nothing unasked."""
         try:
             self._connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -90,7 +90,7 @@ class Child:
         return False
 
     def is_worn_out(self) -> bool:
-        """Whether it should be replaced."""
+        """Return whether the child should be replaced."""
         return self.pictures >= MOST_PICTURES or self._resident_bytes() > MOST_KEPT_BYTES
 
     def _resident_bytes(self) -> int:
@@ -100,16 +100,16 @@ class Child:
             return 0
 
     async def exchange(self, message: Message, descriptors: Iterable[int]) -> Message:
-        """Send `message` and descriptors, and return the answer. Raises EOFError, ConnectionError, BadFrame."""
+        """Send `message` with descriptors and return the reply. Raises EOFError, BadFrame or an OSError."""
         self.is_idle = False
         frame = pack(message)
-        # The child has read everything before this, so a frame always fits into the socket's buffer.
+        # The child has read all earlier messages, so a frame always fits into the socket's buffer.
         if socket.send_fds(self._connection, [frame], list(descriptors)) != len(frame):
             raise BadFrame("does not listen")
         return await self.receive()
 
     async def receive(self) -> Message:
-        """Return the next message. Raises EOFError, ConnectionError, BadFrame."""
+        """Return the next message. Raises EOFError, BadFrame or an OSError."""
         return unpack(await self._read(length_of(await self._read(HEADER.size))))
 
     async def _read(self, count: int) -> bytes:
@@ -123,36 +123,36 @@ class Child:
         return data
 
     def kill(self) -> None:
-        """Kill it at once, and everything in its process group."""
+        """Kill the child and everything in its process group."""
         if self.process.returncode is None:
-            # A process that has ended already has another cause of death.
+            # A process that has already ended has another cause of death.
             self._killed = True
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def discard(self) -> None:
-        """Kill it and close the connection. For the session that has taken it."""
+        """Kill the child and close the connection. Only for the session that has taken the child."""
         self.kill()
         self._connection.close()
 
     async def end(self) -> None:
-        """Kill it and return when it is gone."""
+        """Kill the child and wait until the process is gone."""
         self.kill()
         try:
             await self.process.wait()
         finally:
-            # A session that has taken it may still read its last message.
+            # A session that has taken the child may still read its last message.
             if not self.is_taken:
                 self._connection.close()
 
     def distrust(self, what: str) -> ChildLost:
-        """Kill it because of `what` it did, and return the error to raise."""
+        """Kill the child because of `what` it did. Returns the error to raise."""
         self.is_idle = False
         self.kill()
         return ChildLost(f"child {self.process.pid} {what}")
 
     async def cause_of_death(self) -> Exception:
-        """Return the error that its exit code stands for: the file's fault, or not."""
+        """Wait for the end of the child. Returns the error for its exit code: RenderFailure if the file is at fault."""
         was_killed = self._killed
         try:
             async with asyncio.timeout(EXIT_SECONDS):

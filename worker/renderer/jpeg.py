@@ -1,4 +1,4 @@
-"""A strict parser of the JPEGs that our encoder writes, for bytes from a child (ITU-T T.81, annex B)."""
+"""A strict parser for the JPEGs that our encoder writes (ITU-T T.81, annex B). It checks the files of children."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ _APP0, _DQT, _SOF0, _DHT = 0xE0, 0xDB, 0xC0, 0xC4
 
 #: JFIF 1.x, its density, no thumbnail.
 _JFIF = struct.Struct(">5s2sBHHBB")
-#: A frame of 8 bits, then its height and width, then three components: Y at 4:2:0, Cb, Cr.
+#: The start of a frame of 8 bits. Its height and width follow, then three components: Y at 4:2:0, Cb, Cr.
 _FRAME_BEGINS = b"\xff\xc0\x00\x11\x08"
 _SIDES = struct.Struct(">HH")
 _COMPONENTS = b"\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
-#: All three components in one scan, each with the Huffman tables of its kind, from first to last coefficient.
+#: One scan of all three components, each with the Huffman tables of its kind, from first to last coefficient.
 _SCAN_HEADER = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
-#: A scan's header is searched for in so many bytes. Ours begins at byte 609.
+#: The scan header is searched in so many bytes. In our files it begins at byte 609.
 _MOST_HEADER = 4096
-#: Within a scan FF is always followed by 00. Anything else begins another segment.
+#: Within a scan, 00 always follows FF. Any other byte begins another segment.
 _NO_SCAN = re.compile(rb"\xff[^\0]")
-#: Bytes of a scan that are searched at a time, since other threads wait for the interpreter meanwhile.
+#: Bytes of a scan that are searched at a time: a search holds the interpreter's lock, and other threads wait.
 _SEARCHED_AT_ONCE = 1024 * 1024
 _TABLE_IDS = {_DQT: {0x00, 0x01}, _DHT: {0x00, 0x10, 0x01, 0x11}}
 
 
 class ForeignJpeg(NotOurs):
-    """These bytes are not a baseline JPEG as our encoder writes it."""
+    """These bytes are not a baseline JPEG of our encoder."""
 
 
 def size_of(jpeg: bytes) -> Size:
     """Return the width and height of a JPEG that is whole and holds only what its pixels need.
 
-    That is a JFIF header, each table once, one frame, one scan and the end marker. Metadata, comments, restart markers,
-    a second picture or bytes behind the end are refused. The scan is not decoded. Raises ForeignJpeg.
+    Accepted are a JFIF header, each table once, one frame, one scan and the end marker. Raises ForeignJpeg for anything
+    else: metadata, comments, restart markers, a second picture, bytes after the end. The scan is not decoded.
     """
     scan = jpeg.find(_SCAN_HEADER, 0, _MOST_HEADER)
     frame = jpeg.find(_FRAME_BEGINS, 0, max(scan, 0))
@@ -48,7 +48,7 @@ def size_of(jpeg: bytes) -> Size:
     height, width = _SIDES.unpack_from(jpeg, sides)
     if not width or not height:
         raise ForeignJpeg("has a side of nothing")
-    # Headers differ in the size only. Without it they hit the cache of `_check_header`.
+    # Headers differ only in the size. Without it they are found in the cache of `_check_header`.
     _check_header(jpeg[:sides] + jpeg[sides + _SIDES.size : scan], sides)
     _check_scan(jpeg, scan + len(_SCAN_HEADER))
     return width, height
@@ -59,14 +59,14 @@ def _check_scan(jpeg: bytes, start: int) -> None:
     if end <= start or jpeg[end:] != _EOI or jpeg[end - 1] == 0xFF:
         raise ForeignJpeg("has no end, or nothing before it")
     for first in range(start, end, _SEARCHED_AT_ONCE):
-        # One byte more: an FF is judged by the byte after it.
+        # Search one byte more, because the byte after an FF decides.
         if _NO_SCAN.search(jpeg, first, min(first + _SEARCHED_AT_ONCE + 1, end)):
             raise ForeignJpeg("has more in it than one scan")
 
 
 @functools.lru_cache(maxsize=16)
 def _check_header(header: bytes, sides: int) -> None:
-    """Check everything in front of the scan. The frame's height and width are left out, at offset `sides`."""
+    """Check everything before the scan. The frame's height and width, at offset `sides`, were cut out."""
     if not header.startswith(_SOI):
         raise ForeignJpeg("does not begin as a JPEG")
     start = len(_SOI)

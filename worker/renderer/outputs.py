@@ -1,4 +1,4 @@
-"""What a child is ordered to make of a picture."""
+"""The outputs that a child is ordered to make from a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.renditions import Size
 
 @dataclass(frozen=True)
 class Output:
-    """A rendition to be made. Outputs may differ in their format only, or in their name only."""
+    """A rendition to be made. Two outputs may differ only in format, or only in name."""
 
     name: str
     format: str
@@ -17,4 +17,4 @@ class Output:
 
 
 class NotOurs(ValueError):
-    """These bytes are not the output that was ordered, as our encoder writes it."""
+    """These bytes are not the ordered output as our encoder writes it."""

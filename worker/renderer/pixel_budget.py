@@ -1,4 +1,4 @@
-"""A bound on the pixels that are decoded at the same time, since memory goes with them."""
+"""A limit of the pixels that are decoded at the same time, which limits memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 
 class PixelBudget:
-    """At most so many pixels are decoded at once, first come, first served."""
+    """Lets at most `pixels` be decoded at once, first come, first served."""
 
     def __init__(self, pixels: int) -> None:
         self._all = self._left = max(pixels, 1)
@@ -17,7 +17,7 @@ class PixelBudget:
 
     @asynccontextmanager
     async def hold(self, pixels: int) -> AsyncIterator[None]:
-        """Wait until there is room for `pixels` and keep it. A picture larger than the whole budget passes alone."""
+        """Wait until there is room for `pixels`, and hold it. A picture larger than the budget holds all of it."""
         pixels = min(pixels, self._all)
         async with self._turn:
             while self._left < pixels:

@@ -1,4 +1,4 @@
-"""The pool of children: gives each image a free one, and replaces those that are gone."""
+"""The pool of children: gives each image a free child, and replaces children that ended."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from worker.renderer.formats import most_bytes
 from worker.renderer.pixel_budget import PixelBudget
 from worker.renderer.session import RenderSession
 
-#: Seconds for which an image waits for a child once it is its turn: a new child is warm within one.
+#: Seconds for which an image with a turn waits for a child. A new child is warm within one second.
 _CHILD_SECONDS = 15.0
-#: Seconds until another child is started where one could not be, doubled after each failure.
+#: After n failed starts, the next start waits for this many seconds times 2**n, at most 60.
 _AGAIN_SECONDS = 1.0
 
-# A reader of the logs looks for the child, not for its parent.
+# The lines are about the child, so they have its name, not the parent's.
 logger = logging.getLogger("worker.child")
 
 
 class Renderer:
-    """As many children as there are slots, each warm, and each replaced as soon as it is gone."""
+    """Keeps a warm child for each slot, and replaces a child as soon as it has ended."""
 
     def __init__(
         self,
@@ -43,15 +43,15 @@ class Renderer:
         self._child_bytes = min(child_bytes or settings.render_memory_bytes, settings.render_memory_bytes)
         self._command = tuple(command or (sys.executable, "-m", "worker.child"))
         self._free: asyncio.Queue[Child] = asyncio.Queue()
-        #: One turn for each child. An image without one waits for as long as it takes, one with a turn not for long.
+        #: One turn for each child. An image waits for a turn without a limit, and then for a child for a short time.
         self._turns = asyncio.Semaphore(slots)
         self._children: set[Child] = set()
         self._keepers: list[asyncio.Task[None]] = []
-        #: Why no system-call filter confines the children; empty where one does.
+        #: Why the children have no system-call filter; empty if they have one.
         self.unfiltered_for = ""
 
     async def start(self) -> None:
-        """Return when every child is warm. Raises ChildLost where one cannot be started; then `close` as well."""
+        """Wait until every child is warm. Raises ChildLost or OSError if one cannot be started: then call `close`."""
         starts = await asyncio.gather(*(self._start_child() for _ in range(self._slots)), return_exceptions=True)
         for child in starts:
             if isinstance(child, BaseException):
@@ -62,7 +62,7 @@ class Renderer:
             logger.warning("children run without a system-call filter", extra={"reason": self.unfiltered_for})
 
     async def close(self) -> None:
-        """Kill all children at once, whatever they do, and return when they are gone."""
+        """Kill all children, also busy ones, and wait until they are gone."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -72,11 +72,13 @@ class Renderer:
 
     @asynccontextmanager
     async def open(self, original: int) -> AsyncIterator[RenderSession]:
-        """Have a free child read the header of the picture behind the descriptor `original`, open for reading.
+        """Let a free child read the header of the picture in the descriptor `original`, which is open for reading.
 
-        A body that ends without having rendered, by an error or cancelled, costs the child its life: it is killed.
+        The child is killed if the body ends while a reply or a second order is due: without rendering, by an error of
+        the body or by a cancellation.
 
-        Raises RenderFailure for what the file did, ChildLost for what was done to the child, NoChild where none is.
+        Raises RenderFailure if the file is at fault, ChildLost if the child fails otherwise, StorageUnavailable if
+        the original cannot be read, and NoChild if there is no child in time.
         """
         async with self._turns:
             child = await self._free_child()
@@ -102,7 +104,7 @@ class Renderer:
             if child.is_silent():
                 child.is_taken = True
                 return child
-            # It died while it was idle, which is no image's fault. It is being replaced.
+            # The child ended while it was idle, so no image is at fault. `_keep_slot_filled` replaces it.
             child.discard()
 
     async def _keep_slot_filled(self, child: Child) -> None:
@@ -124,8 +126,8 @@ class Renderer:
                     child = await self._start_child()
                     failures = 0
                     break
-                except Exception as exc:  # any error: without this loop the slot would be lost for good
-                    # No image fails for it: the images that wait for a child are handed back until a start succeeds.
+                except Exception as exc:  # any error: otherwise the slot would never get a child again
+                    # Images that wait for a child are handed back meanwhile. None of them fails.
                     failures += 1
                     logger.error("cannot start a child", extra={"reason": repr(exc), "failures": failures})
                     await asyncio.sleep(min(_AGAIN_SECONDS * 2**failures, 60.0))

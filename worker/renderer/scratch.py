@@ -1,4 +1,4 @@
-"""Scratch files in memory, bounded in size: a child writes its renditions to them."""
+"""Scratch files: files in memory of limited size, to which a child writes renditions."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Scratch:
 
     @property
     def bytes(self) -> int:
-        """Its length: that of the rendition, once the child has said that it is written."""
+        """The file's length. After the child has reported the rendition as written, this is the rendition's length."""
         return os.fstat(self.descriptor).st_size
 
     def copy_to(self, target: int) -> tuple[int, str]:
-        """Check the rendition and write it to the descriptor `target`; return its length and SHA-256 (hex); blocks.
+        """Check the rendition and write it to the descriptor `target`. Returns its length and SHA-256 (hex). Blocks.
 
-        Raises NotOurs where it is not of the output's format and size, OSError where `target` fails.
+        Raises NotOurs if the rendition has not the output's format and size, and OSError if `target` fails.
         """
-        # Read once, so that the bytes that are checked are those that are written, even if the child changes the file.
+        # Read once: the checked bytes are then the written ones, even if the child changes the file meanwhile.
         content = os.pread(self.descriptor, self.bytes, 0)
         _check(content, self.output)
         rest = memoryview(content)
@@ -42,15 +42,15 @@ class Scratch:
 
 @contextmanager
 def scratch_file(output: Output) -> Iterator[Scratch]:
-    """Open a scratch file. It is emptied at the end: a child that keeps it open gains nothing."""
+    """Open a scratch file for the body. The file is emptied at the end."""
     descriptor = os.memfd_create("rendition", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        # It takes no memory before it is written to, and cannot grow past this.
+        # The file takes no memory until it is written to. The seal keeps it from growing past this length.
         os.ftruncate(descriptor, FORMATS[output.format].most_bytes(math.prod(output.size)))
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         yield Scratch(output, descriptor)
     finally:
-        # A child may still have it open. Sealed, it cannot grow again, and so takes no memory.
+        # The child may still have the file open. The seal keeps the empty file from growing, so it takes no memory.
         os.ftruncate(descriptor, 0)
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""One image's time in a child: the header, then the renditions, each checked before it is taken over."""
+"""One image's session with a child: first the header, then the renditions, each checked before it is taken over."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _REPORTED: dict[str, type[RenderFailure]] = {
     failure.type: failure for failure in (UnreadableImage, ImageTooLarge, RenderOutOfMemory)
 }
 
-#: Bytes that are read at a time from an original of which a child says that it cannot be read.
+#: Bytes that are read at a time to verify a child's report that the original cannot be read.
 _READ_AT_ONCE = 1024 * 1024
 
-#: What rendering takes its time for.
+#: The stages of rendering whose times are reported.
 STAGES = frozenset({"decode", "colour", "scale", "encode"})
 
-# A reader of the logs looks for the child, not for its parent.
+# The lines are about the child, so they have its name, not the parent's.
 logger = logging.getLogger("worker.child")
 
 
 class RenderSession:
-    """An image in a child. Its oriented `size` and its `format` are known, its pixels are not decoded yet."""
+    """An image in a child. After `read_header` its oriented `size` and its `format` are known."""
 
     size: Size
     format: str
@@ -63,7 +63,7 @@ class RenderSession:
         self.written: dict[Output, tuple[int, str]] = {}
 
     async def read_header(self) -> None:
-        """Set `size` and `format`. Raises RenderFailure or ChildLost."""
+        """Set `size` and `format`. Raises RenderFailure, ChildLost or StorageUnavailable."""
         settings = self._settings
         order = {
             "max_pixels": settings.max_pixels,
@@ -79,13 +79,13 @@ class RenderSession:
     async def render(
         self, outputs: Mapping[Output, int], rendered: Callable[[], Awaitable[None]] | None = None
     ) -> dict[str, float]:
-        """Write each output into its descriptor, empty and open for both reading and writing.
+        """Write each output into its descriptor. Returns the milliseconds of each stage.
 
-        Returns the milliseconds of each stage. Sizes are the image's own and those on its ladder. `rendered` is awaited
-        once the child has done its part, before its renditions are taken over.
+        The descriptors must be empty, and open for reading and writing. Sizes are the image's own and those on its
+        ladder. `rendered` is awaited when the child has finished, before its renditions are checked and written.
 
-        Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable where an output cannot be written.
-        ValueError for an unknown format and for more than MAX_DESCRIPTORS outputs.
+        Raises RenderFailure, ChildLost, and StorageFull or StorageUnavailable if a file cannot be read or written.
+        Raises ValueError for an unknown format, and for more than MAX_DESCRIPTORS outputs.
         """
         if unknown := {output.format for output in outputs} - FORMATS.keys():
             raise ValueError(f"not output formats: {sorted(unknown)}")
@@ -151,18 +151,18 @@ class RenderSession:
 
     async def _error_in(self, reply: Message) -> Exception:
         child, name, detail, cause = self._child, reply["error"], reply.get("detail"), reply.get("cause", "")
-        # The detail goes into the ledger and to clients: no NUL and nothing that moves a terminal's cursor.
+        # The detail goes into the ledger and to clients, so it must be printable: no NUL, no terminal codes.
         if not isinstance(name, str) or not isinstance(detail, str) or len(detail) > 1000 or not detail.isprintable():
             return child.distrust("reported an error that is none")
         if not isinstance(cause, str):
             return child.distrust("reported an error with a cause that is none")
         logger.info("not rendered", extra={"pid": child.process.pid, "error": name[:500], "cause": cause[:500]})
-        # After a lack of memory it ends by itself.
+        # After a lack of memory the child ends by itself.
         child.is_idle = name != RenderOutOfMemory.type
         if name in _REPORTED:
             return _REPORTED[name](detail)
         if name == "storage":
-            # A failing disk is not counted against the image, however often. So a child's word is not enough for it.
+            # A failing disk never counts against the image. So do not trust the child: read the original to verify.
             try:
                 await to_the_end(asyncio.to_thread(_read_through, self._original))
             except OSError as exc:
@@ -196,7 +196,7 @@ def _stages_in(reply: Message) -> dict[str, float] | None:
     stages = reply.get("stages")
     if not isinstance(stages, dict):
         return None
-    # Other names are dropped: a child that was taken over must not invent labels of metrics.
+    # Other names are dropped: a child under foreign control must not invent labels of metrics.
     known = {stage: stages[stage] for stage in STAGES & stages.keys()}
     is_valid = all(isinstance(milliseconds, float) and 0 <= milliseconds < math.inf for milliseconds in known.values())
     return known if is_valid else None
