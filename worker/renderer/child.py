@@ -37,6 +37,8 @@ class Child:
         self.process = process
         self.is_idle = False
         self.is_taken = False
+        #: Whether it is killed because its render was cancelled: nothing is wrong with it.
+        self.is_cancelled = False
         self._connection = connection
         self._killed = False
         #: Why the child has no system-call filter; empty if it has one.

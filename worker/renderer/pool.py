@@ -18,7 +18,7 @@ from worker.renderer.session import RenderSession
 
 #: Seconds for which an image with a turn waits for a child. A new child is warm within one second.
 _CHILD_SECONDS = 15.0
-#: After n failed starts, the next start waits for this many seconds times 2**n, at most 60.
+#: Seconds to wait after a failed start of a child. Doubled after each further failure, at most 64 times as long.
 _AGAIN_SECONDS = 1.0
 
 # The lines are about the child, so they have its name, not the parent's.
@@ -86,6 +86,9 @@ class Renderer:
                 session = RenderSession(child, original, self._settings, self._budget)
                 await session.read_header()
                 yield session
+            except asyncio.CancelledError:
+                child.is_cancelled = not child.is_idle
+                raise
             finally:
                 child.pictures += 1
                 if child.is_idle and not child.is_worn_out():
@@ -116,11 +119,10 @@ class Renderer:
             finally:
                 await child.end()
                 self._children.discard(child)
-            logger.warning(
-                "replacing a child",
-                extra={"pid": child.process.pid, "exit": child.process.returncode, "pictures": child.pictures},
-            )
-            metrics.CHILDREN_REPLACED.add()
+            if not child.is_cancelled:
+                about = {"pid": child.process.pid, "exit": child.process.returncode, "pictures": child.pictures}
+                logger.warning("replacing a child", extra=about)
+                metrics.CHILDREN_REPLACED.add()
             while True:
                 try:
                     child = await self._start_child()
@@ -130,7 +132,7 @@ class Renderer:
                     # Images that wait for a child are handed back meanwhile. None of them fails.
                     failures += 1
                     logger.error("cannot start a child", extra={"reason": repr(exc), "failures": failures})
-                    await asyncio.sleep(min(_AGAIN_SECONDS * 2**failures, 60.0))
+                    await asyncio.sleep(_AGAIN_SECONDS * 2 ** min(failures - 1, 6))
 
     async def _start_child(self) -> Child:
         child = await Child.spawn(self._command, self._child_bytes, most_bytes(self._settings.max_pixels))

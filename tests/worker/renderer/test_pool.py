@@ -420,6 +420,28 @@ async def test_who_comes_while_another_is_rendered_waits_for_it_and_not_for_a_ch
     assert (200, 150) in await waiting[0]
 
 
+async def test_a_child_starts_after_more_failures_than_a_number_has_powers(
+    start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 to the power of 1,024 is no float: the loop that fills the slot would end."""
+    monkeypatch.setattr("worker.renderer.pool._AGAIN_SECONDS", 0.0)
+    renderer = await start_renderer()
+    spawn, failures = Child.spawn, 0
+
+    async def refuse(*arguments: Any) -> Child:
+        nonlocal failures
+        failures += 1
+        if failures <= 1100:
+            raise OSError("no memory")
+        return await spawn(*arguments)
+
+    monkeypatch.setattr(Child, "spawn", refuse)
+    with pytest.raises(DecoderCrashed):
+        await render(renderer, original(fault("render", "segfault")))
+
+    assert (200, 150) in await render(renderer, original(GOOD))
+
+
 @pytest.mark.parametrize("trouble", [OSError("no memory"), RuntimeError("can't start new thread")])
 async def test_without_a_child_an_image_is_handed_back_until_one_starts_again(
     start_renderer: StartRenderer, original: Original, monkeypatch: pytest.MonkeyPatch, trouble: Exception
@@ -575,7 +597,10 @@ async def test_who_is_cancelled_while_renditions_are_copied_leaves_the_child_to_
     assert (200, 150) in await render(renderer, original(GOOD))
 
 
-async def test_a_cancelled_render_kills_its_child_at_once(start_renderer: StartRenderer, original: Original) -> None:
+async def test_a_cancelled_render_kills_its_child_at_once_and_reports_no_trouble(
+    start_renderer: StartRenderer, original: Original, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Preempted work and a worker that stops say nothing about files or memory."""
     renderer = await start_renderer()
     (pid,) = children()
     began = asyncio.Event()
@@ -594,6 +619,24 @@ async def test_a_cancelled_render_kills_its_child_at_once(start_renderer: StartR
 
     await until(lambda: not is_alive(pid))
     assert (200, 150) in await render(renderer, original(GOOD))
+    assert "replacing a child" not in caplog.messages
+
+
+async def test_a_cancelled_child_that_goes_on_is_reported_if_it_dies_later(
+    start_renderer: StartRenderer, original: Original, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cancellation after the render leaves the child to others."""
+    renderer = await start_renderer()
+    with pytest.raises(asyncio.CancelledError):
+        async with renderer.open(original(GOOD)) as opened:
+            with TemporaryFile() as draft:
+                await opened.render({jpeg_of((200, 150)): draft.fileno()})
+            raise asyncio.CancelledError
+
+    with pytest.raises(DecoderCrashed):
+        await render(renderer, original(fault("render", "segfault")))
+
+    await until(lambda: "replacing a child" in caplog.messages)
 
 
 async def test_who_leaves_without_rendering_costs_the_child_its_life(
