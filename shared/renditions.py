@@ -40,6 +40,15 @@ def thumbnail_name(size: Size) -> str:
     return f"{size[0]}x{size[1]}.jpeg"
 
 
+def size_named(file: str, full: Size) -> Size:
+    """Return the size that a file name stands for: that of the image for `image.jpeg`, its own for `320x240.jpeg`."""
+    stem = file.rpartition(".")[0]
+    if stem == FULL.rpartition(".")[0]:
+        return full
+    width, height = stem.split("x")
+    return int(width), int(height)
+
+
 def original_key(image_id: str) -> str:
     """Return the storage key of an image's original."""
     return f"originals/{image_id}"

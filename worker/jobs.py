@@ -11,7 +11,7 @@ from shared.errors import NoSuchKey, StorageUnavailable, UnreadableImage
 from shared.identity import holds_marker
 from shared.images import Image, Work
 from shared.ledger import Identity
-from shared.renditions import FULL, Rendition, Size, ladder, original_key, rendition_key, thumbnail_name
+from shared.renditions import FULL, Rendition, Size, ladder, original_key, rendition_key, size_named, thumbnail_name
 from shared.settings import Settings
 from shared.storage import Draft, Storage
 from worker.attempt import Attempt
@@ -82,11 +82,12 @@ class Jobs:
 
     def _outputs(self, image: Image, size: Size, made_of: str) -> list[Output]:
         """Return the outputs to make from a source of this size. `made_of` is the source's key."""
-        if image.wanted is None:
-            thumbnails = (thumbnail_name(rung) for rung in ladder(size, self._settings.min_thumb_size))
-            outputs = [_output(file, size) for file in (FULL, *thumbnails)]
-        else:
-            outputs = [_output(file, size) for file in image.wanted]
+        files = image.wanted
+        if files is None:
+            rungs = (thumbnail_name(rung) for rung in ladder(size, self._settings.min_thumb_size))
+            # The row may name more: of a ladder that was longer. A lost one would be asked for again and again.
+            files = tuple(dict.fromkeys((FULL, *rungs, *(thumbnail.file for thumbnail in image.thumbnails))))
+        outputs = [Output(file, file.rpartition(".")[2], size_named(file, size)) for file in files]
         if image.work is Work.CONVERT:
             return outputs
         if size != image.size:
@@ -109,12 +110,3 @@ class Jobs:
         if by_key:
             await self._storage.keep(by_key)
         return renditions
-
-
-def _output(file: str, full: Size) -> Output:
-    """Return the output for a file name: `image.jpeg` has the full size, `320x240.jpeg` names its size."""
-    stem, _, format = file.rpartition(".")
-    if stem == FULL.rpartition(".")[0]:
-        return Output(file, format, full)
-    width, height = stem.split("x")
-    return Output(file, format, (int(width), int(height)))

@@ -13,6 +13,7 @@ from shared.renditions import (
     original_key,
     rendition_key,
     renditions_prefix,
+    size_named,
     thumbnail_name,
 )
 
@@ -57,3 +58,10 @@ def test_keys_lie_below_their_prefixes() -> None:
 @pytest.mark.parametrize(("file", "format_"), [("image.jpeg", "jpeg"), ("320x180.webp", "webp"), ("a.b.avif", "avif")])
 def test_the_format_of_a_rendition_is_the_ending_of_its_file(file: str, format_: str) -> None:
     assert Rendition(file, (1, 1), 1, "2c" * 32, 1, "0123abcd").format == format_
+
+
+@pytest.mark.parametrize(
+    ("file", "size"), [("image.jpeg", (640, 360)), ("image.webp", (640, 360)), ("320x180.webp", (320, 180))]
+)
+def test_a_file_name_stands_for_a_size(file: str, size: Size) -> None:
+    assert size_named(file, (640, 360)) == size

@@ -213,6 +213,28 @@ async def test_a_ladder_that_was_set_longer_is_made_of_the_original(
     assert image.renditions[FULL].sha256 == before.renditions[FULL].sha256
 
 
+async def test_a_lost_thumbnail_of_a_ladder_that_was_set_shorter_is_made_again(
+    settings: Settings,
+    ledger: Ledger,
+    identity: Identity,
+    storage: Storage,
+    jobs: Jobs,
+    renderer: Renderer,
+    attempts: Attempts,
+) -> None:
+    """The row still names it: each request for it would have everything made again."""
+    before = await converted(ledger, storage, jobs)
+    pictures = await stored_pictures(storage, before)
+    await storage.delete(f"{attempt_prefix(before.id, 1)}/160x90.jpeg")
+    shorter = Jobs(replace(settings, min_thumb_size=100), identity, storage, renderer, attempts)
+
+    await work(shorter, await request(ledger, before))
+
+    image = await latest(ledger, before)
+    assert attempts_of(image) == {2}
+    assert await stored_pictures(storage, image) == pictures
+
+
 async def test_where_originals_are_not_kept_thumbnails_are_made_of_the_stored_jpeg(
     ledger: Ledger, storage: Storage, jobs: Jobs, settling: Settling
 ) -> None:

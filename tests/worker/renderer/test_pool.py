@@ -627,11 +627,15 @@ async def test_a_cancelled_child_that_goes_on_is_reported_if_it_dies_later(
 ) -> None:
     """A cancellation after the render leaves the child to others."""
     renderer = await start_renderer()
-    with pytest.raises(asyncio.CancelledError):
+
+    async def job() -> None:
         async with renderer.open(original(GOOD)) as opened:
             with TemporaryFile() as draft:
                 await opened.render({jpeg_of((200, 150)): draft.fileno()})
             raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await job()
 
     with pytest.raises(DecoderCrashed):
         await render(renderer, original(fault("render", "segfault")))
