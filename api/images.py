@@ -85,7 +85,8 @@ class ImageList:
         enqueued, wait = False, wait_of(req.get_header("Prefer"))
         try:
             enqueued = await self._queue.try_enqueue(image)
-            if wait is not None:
+            # A grace that ends during the commit cancels nothing but the wait.
+            if wait is not None and not _is_cancelled():
                 resp.set_header("Preference-Applied", f"wait={wait}")
                 latest = await self._waiter.until_final(image.id, wait)
                 if latest is None:
@@ -196,6 +197,11 @@ class Retry:
         resp.set_header("Location", record_path(image_id))
         resp.set_header("Retry-After", str(RETRY_SECONDS if enqueued else TROUBLE_SECONDS))
         _set_json(resp, record_of(image), etag=False)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _set_json(resp: Response, content: object, etag: bool) -> None:

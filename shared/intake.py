@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
@@ -144,9 +146,12 @@ class Intake:
     async def commit(self, draft: Draft, media_type: str, request: str | None = None) -> Image:
         """Keep a complete draft as the original of a new image, and commit the image. The caller discards the draft.
 
-        A client that goes away changes nothing any more: what is durable is committed, too.
+        A cancellation is not raised: the image is committed, so its client must hear of it. `Task.cancelling` tells.
         """
-        image = await to_the_end(self._store(draft, media_type, request))
+        storing = asyncio.ensure_future(self._store(draft, media_type, request))
+        with contextlib.suppress(asyncio.CancelledError):
+            await to_the_end(storing)
+        image = storing.result()
         metrics.UPLOAD_BYTES.observe(image.original.bytes)
         # Context variables set in the shielded task do not propagate: set the id here too.
         logs.image_id.set(image.id)

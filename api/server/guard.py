@@ -49,7 +49,7 @@ class Guard:
     - The pace of a request's body is watched (RequestBody).
     - An answer that is given before the body was read closes the connection, late enough for the client to see it.
     - A path that is not plain ASCII, has an escape or begins with two slashes gets 404.
-    - A request that the server cancels at the end of its grace gets 503.
+    - A request that the server cancels at the end of its grace gets 503, unless the application answers it.
     - Each request has an id for the logs, and one line in the access log.
     - Each answer has the safety headers and the CORS headers. CORS preflights are answered here.
     """
