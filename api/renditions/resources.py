@@ -84,14 +84,14 @@ class Renditions:
             reading = Reading(row.token, row.began)
 
         async def load() -> _Loaded:
-            return await self._load(image_id, size, row, reading)
+            return await self._load(req, image_id, size, row, reading)
 
         if req.method == "HEAD":
             loaded, is_first = await load(), False
         else:
             loaded, is_first = await self._loads.join(req.path, image_id, reading.began, load)
         if loaded.copy is None:
-            await self._of_ready(image_id, lambda image: self._send_large(req, resp, image, size), loaded.image)
+            await self._of_ready(req, image_id, lambda image: self._send_large(req, resp, image, size), loaded.image)
             return
         set_copy(resp, loaded.copy)
         allow_copy(req)
@@ -101,16 +101,16 @@ class Renditions:
 
     on_head = on_get
 
-    async def _load(self, image_id: str, size: Size | None, row: Row | None, reading: Reading) -> _Loaded:
+    async def _load(self, req: Request, image_id: str, size: Size | None, row: Row | None, reading: Reading) -> _Loaded:
         async def read(image: Image) -> _Loaded:
-            rendition = await self._rendition(image, size)
+            rendition = await self._rendition(req, image, size)
             if not self._is_copied(rendition):
                 return _Loaded(image, None)
             key = rendition_key(image.id, rendition)
             headers = self._headers(image, rendition) | self._x_accel.headers_for(key)
             return _Loaded(image, Copy.of(200, headers.items(), await self._read(key)))
 
-        loaded = await self._of_ready(image_id, read, None if row is None else row.image)
+        loaded = await self._of_ready(req, image_id, read, None if row is None else row.image)
         if row is None or loaded.image is not row.image:
             self._memory.keep_row(Row(loaded.image, reading.token, reading.began))
         return loaded
@@ -122,7 +122,9 @@ class Renditions:
             raise NoSuchKey(key)
         return b""
 
-    async def _of_ready(self, image_id: str, answer: Callable[[Image], Awaitable[T]], image: Image | None = None) -> T:
+    async def _of_ready(
+        self, req: Request, image_id: str, answer: Callable[[Image], Awaitable[T]], image: Image | None = None
+    ) -> T:
         """Return `answer(image)` for a ready image. If a file is missing, read the row again and retry once."""
         image = image or await self._ready_image(image_id)
         try:
@@ -131,11 +133,11 @@ class Renditions:
             # The rendition may just have been superseded. Then the row names its new file.
             latest = await self._ready_image(image_id)
             if latest.renditions == image.renditions:
-                raise await self._missing(latest) from None
+                raise await self._missing(req, latest) from None
             try:
                 return await answer(latest)
             except NoSuchKey:
-                raise await self._missing(latest) from None
+                raise await self._missing(req, latest) from None
 
     def _is_copied(self, rendition: Rendition) -> bool:
         """Return whether a rendition is copied whole. Larger ones are streamed, or redirected to the object store."""
@@ -159,17 +161,17 @@ class Renditions:
             case _:
                 raise Problem("no-such-image")
 
-    async def _rendition(self, image: Image, size: Size | None) -> Rendition:
+    async def _rendition(self, req: Request, image: Image, size: Size | None) -> Rendition:
         rendition = image.renditions.get(_name_of(size))
         if rendition is None:
             if size in ladder(image.size or (0, 0), self._settings.min_thumb_size):
-                raise await self._missing(image)
+                raise await self._missing(req, image)
             raise Problem("no-such-size")
         return rendition
 
-    async def _missing(self, image: Image) -> Problem:
-        """Request that a ready image's renditions are made again. Returns the problem to answer meanwhile."""
-        wanted = await self._ledger.request_renditions(image, Lane.DEMAND)
+    async def _missing(self, req: Request, image: Image) -> Problem:
+        """Request that a ready image's renditions are made again, but not for a HEAD. Returns the problem to answer."""
+        wanted = None if req.method == "HEAD" else await self._ledger.request_renditions(image, Lane.DEMAND)
         if wanted is not None:
             await self._queue.try_enqueue(wanted)
         return Problem("rendition-missing", headers={"Retry-After": str(RETRY_SECONDS)})
@@ -179,7 +181,7 @@ class Renditions:
 
         Raises NoSuchKey before the answer begins.
         """
-        rendition = await self._rendition(image, size)
+        rendition = await self._rendition(req, image, size)
         key = rendition_key(image.id, rendition)
         decision = conditional.decide(
             req.method,

@@ -315,6 +315,19 @@ async def test_a_missing_large_picture_is_made_again(service: Service) -> None:
     assert problem_of(response) == "rendition-missing"
 
 
+@pytest.mark.parametrize("jpeg", [None, LARGE], ids=["copied", "streamed"])
+async def test_a_head_of_a_missing_file_has_nothing_made(service: Service, jpeg: bytes | None) -> None:
+    image = await service.worker.ready(jpeg=jpeg)
+    file_of(service, image, FULL).unlink()
+
+    response = await service.client.simulate_head(f"/images/{image.id}.jpeg")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+    assert (await service.image(image.id)).work is None
+    assert await service.jobs() == []
+
+
 async def test_a_missing_file_is_asked_for_once(service: Service) -> None:
     image = await service.worker.ready((640, 360))
     for name in paths_of(image):
