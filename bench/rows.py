@@ -186,7 +186,7 @@ def _as_they_were(kind: Kind, **values: Any) -> Act:
 
 async def _sweep_in_vain(side: Side) -> None:
     await side.ledger.take_lost()
-    await side.ledger.count_waiting(QUEUE)
+    await side.ledger.waiting(QUEUE)
     for kind in DebtKind:
         await side.ledger.take_debts(kind)
 

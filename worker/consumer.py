@@ -1,8 +1,8 @@
 """The consumer: takes work while a slot is free, from the queue by arq or, while Redis is away, from the ledger.
 
 arq leaves running jobs in the queue. To take a job, it reads a hundred ids and sends three requests about each. Here
-ZPOPMIN finds a job and removes it at once. No other worker can get it, and a start takes two exchanges instead of
-seven. If a job is lost on the way, the sweep enqueues it again.
+an idle worker waits in BZPOPMIN, which removes the job that it returns. No other worker can get it. If a job is lost on
+the way, the sweep enqueues it again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from worker.slots import Slot, Slots
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which the queue is read without a ring of the doorbell, because a ring may be lost.
-_LISTEN_SECONDS = 0.5
+#: Seconds that the consumer waits for a job or for a free slot, before its loop turns.
+_WAIT_SECONDS = 0.5
 #: Seconds between two requests to the ledger for work, while Redis is away.
 _ASK_SECONDS = 0.3
 #: Seconds between two checks for more urgent work, while preemptible work fills the slots.
@@ -117,15 +117,14 @@ class Consumer:
             await asyncio.sleep(_AGAIN_SECONDS)
 
     def stop(self) -> None:
-        """Take no more work."""
+        """Take no more work. A request for a job that is under way may still return one."""
         self._is_stopping = True
 
     async def _consume(self) -> None:
         while True:
             self._slots.freed.clear()
-            await self._take_work()
             await self._beat()
-            await self._wait()
+            await self._take_work()
 
     async def _take_work(self) -> None:
         try:
@@ -142,14 +141,14 @@ class Consumer:
         if self._may_preempt():
             lane = await self._queue.first_lane()
             self._make_room(lane is not None and not lane.is_preemptible)
-        while self._may_take():
-            with self._slots.reserve() as slot:
-                job_id = await self._queue.take()
-                if job_id is None:
-                    return
-                if job_id not in self._slot_of_job:  # otherwise it was enqueued again before it was claimed
-                    self._slot_of_job[job_id] = slot
-                    self._begin(self._run_job(job_id), slot)
+        if not self._may_take():
+            await self._wait_for_slot(_WAIT_SECONDS)
+            return
+        with self._slots.reserve() as slot:
+            job_id = await self._queue.take(_WAIT_SECONDS)
+            if job_id is not None and job_id not in self._slot_of_job:  # else it was enqueued again before its claim
+                self._slot_of_job[job_id] = slot
+                self._begin(self._run_job(job_id), slot)
 
     async def _take_from_ledger(self) -> None:
         if self._may_preempt():
@@ -158,8 +157,9 @@ class Consumer:
             with self._slots.reserve() as slot:
                 attempt = await self._attempts.claim_next()
                 if attempt is None:
-                    return
+                    break
                 self._begin(self._jobs.work_on(attempt, slot), slot)
+        await self._wait_for_slot(_ASK_SECONDS if self._may_take() else _WAIT_SECONDS)
 
     def _may_take(self) -> bool:
         return self._slots.free > 0 and self._takes_new
@@ -204,18 +204,9 @@ class Consumer:
             with contextlib.suppress(RedisAway):
                 await self._queue.beat(self._worker, is_filtered=not self._children.unfiltered_for)
 
-    async def _wait(self) -> None:
-        if self._slots.freed.is_set():
-            return  # a job ended during the search for work, and more work may wait
-        if self._may_take() and not self._queue.is_away:
-            # Do not BLPOP while all slots are taken: an idle worker needs that wake-up.
-            with contextlib.suppress(RedisAway):
-                await self._queue.listen(_LISTEN_SECONDS)
-            return
-        seconds = _LISTEN_SECONDS
-        if self._may_take():
-            seconds = _ASK_SECONDS
-        elif self._takes_new and self._slots.may_become_preemptible():
-            seconds = _PREEMPT_SECONDS
+    async def _wait_for_slot(self, seconds: float) -> None:
+        """Wait until a slot is free, so long at the most."""
+        if self._takes_new and not self._slots.free and self._slots.may_become_preemptible():
+            seconds = min(seconds, _PREEMPT_SECONDS)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._slots.freed.wait(), seconds)

@@ -20,10 +20,8 @@ from shared.telemetry import metrics
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
-#: If the queue holds so many jobs, further work waits in the ledger only.
-DEPTH_ENOUGH = 300
-#: A pass enqueues so many jobs even into a deep queue: as many as one worker may have lost.
-FIRST_IN_ORDER = 50
+#: So many jobs of the first work in order are in the queue. Further ones may be in the ledger alone.
+FIRST_IN_ORDER = 300
 _DRAFTS_EVERY_SECONDS = 600.0
 _DRAFT_SECONDS = 3600.0
 
@@ -71,16 +69,10 @@ class Sweep:
             metrics.SWEPT.add("lost", "served")
 
     async def _fill_queue(self) -> None:
-        """Enqueue the first work in order: a little if the queue is deep, more if it holds fewer jobs than wait."""
-        depth, at_most = await self._queue.depth(), DEPTH_ENOUGH
-        if depth >= DEPTH_ENOUGH:
-            # Work whose lease ran out or whose wake-up was lost may come before all jobs in the queue.
-            at_most = FIRST_IN_ORDER
-        elif depth >= await self._ledger.count_waiting(DEPTH_ENOUGH):
-            return
-        waiting = await self._ledger.waiting(at_most)
-        await self._queue.enqueue(*waiting)
-        metrics.SWEPT.add("waiting", "served", by=len(waiting))
+        """Enqueue the first work in order, as far as the queue does not have it."""
+        lost = await self._queue.not_enqueued(await self._ledger.waiting(FIRST_IN_ORDER))
+        await self._queue.enqueue(*lost)
+        metrics.SWEPT.add("waiting", "served", by=len(lost))
 
     async def _pay(self, kind: DebtKind) -> None:
         for image in await self._ledger.take_debts(kind):

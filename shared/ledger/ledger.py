@@ -208,10 +208,6 @@ class Ledger:
         """Return images whose work waits and may be claimed, in the order of work."""
         return await self._select(_rows.where(_waits, _is_due).order_by(*_in_order).limit(at_most))
 
-    async def count_waiting(self, at_most: int) -> int:
-        """Count the images whose work waits and may be claimed, up to `at_most`."""
-        return await self._count(and_(_waits, _is_due), _in_order, at_most)
-
     async def is_waiting(self, lane: Lane) -> bool:
         """Tell whether work of this lane, or of a more urgent one, may be claimed."""
         return await self._count(and_(_waits, _is_due, images.c.lane <= lane.value), _in_order, 1) > 0
@@ -253,7 +249,7 @@ class Ledger:
 
     async def claim_next(self, worker: str) -> Image | None:
         """Claim the first work in order that may be claimed."""
-        if not await self.count_waiting(1):
+        if not await self.is_waiting(Lane.BULK):
             return None  # without SQLite's write lock
         return await self._change(_CLAIM_NEXT, {"of_worker": worker})
 

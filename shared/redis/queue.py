@@ -1,9 +1,10 @@
-"""arq's queue for both of its sides: names, serializer, enqueueing, the doorbell. It carries ids, never files."""
+"""arq's queue for both of its sides: names, serializer, enqueueing, taking. It carries ids, never files."""
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -23,9 +24,7 @@ ALIVE_SECONDS = 6
 #: Follows the name of a worker whose children run without a system-call filter.
 _UNFILTERED = " unfiltered"
 
-#: Rings of the doorbell that are kept for workers. A ring that is lost costs half a second.
-_MOST_RINGS = 1000
-#: Seconds after which a job that no worker took expires. The sweep has enqueued a row that still waits many times then.
+#: Seconds after which a job that no worker took expires. The sweep then enqueues a row that still waits once more.
 _DAY_SECONDS = 86_400
 #: Seconds that a consumer waits for a command's reply. It is not to notice much later that Redis answers nothing.
 _CONSUMER_SECONDS = 2.0
@@ -49,9 +48,9 @@ def score_of(image: Image) -> int:
     return (image.lane or 0) * _LANE_SCORE + round((image.turn or 0) * 1000)
 
 
-def lane_of(score: float) -> Lane:
-    """Return the lane of a job by its score."""
-    return Lane(int(score) // _LANE_SCORE)
+def lane_of(score: float) -> Lane | None:
+    """Return the lane of a job by its score, or None if the score is none of ours."""
+    return next((lane for lane in Lane if lane.value == score // _LANE_SCORE), None)
 
 
 class Queue:
@@ -68,16 +67,16 @@ class Queue:
         return f"arq:queue2:{self._ledger_name()}"
 
     @property
-    def doorbell(self) -> str:
-        return f"{self.name}:doorbell"
-
-    @property
     def _beats(self) -> str:
-        return f"asgilook:{self._ledger_name()}:workers"
+        # A worker of release 0.1 that goes on beside this one is not counted as one that does our work.
+        return f"asgilook:{self._ledger_name()}:workers2"
+
+    def _job_id(self, image: Image) -> str:
+        return f"{WORK}:{self._ledger_name()}:{image.id}:{image.attempt}"
 
     async def enqueue(self, *images: Image) -> None:
-        """Wake workers for the work of these images. To enqueue it again changes nothing."""
-        jobs = {f"{WORK}:{self._ledger_name()}:{image.id}:{image.attempt}": image for image in images}
+        """Wake workers for the work of these images. To enqueue it again only changes its place."""
+        jobs = {self._job_id(image): image for image in images}
         enqueued = round(time.time() * 1000)
 
         async def exchange() -> None:
@@ -87,9 +86,6 @@ class Queue:
                     job = serialize_job(WORK, (image.id,), {}, None, enqueued, serializer=pack)
                     pipe.psetex(job_key_prefix + job_id, _DAY_SECONDS * 1000, job)
                 pipe.zadd(self.name, {job_id: score_of(image) for job_id, image in jobs.items()})
-                pipe.lpush(self.doorbell, *[1] * len(jobs))
-                pipe.ltrim(self.doorbell, 0, _MOST_RINGS - 1)
-                pipe.expire(self.doorbell, 60)
                 await pipe.execute()
 
         if jobs:
@@ -107,20 +103,15 @@ class Queue:
         """Whether Redis is left alone at this moment."""
         return self._breaker.is_open
 
-    async def take(self) -> str | None:
-        """Take the first job in order out of the queue, and return its id, or None: no other worker can get it."""
-        found = await self._breaker.call(lambda: self._client.zpopmin(self.name), deadline=_CONSUMER_SECONDS)
-        return found[0][0].decode() if found else None
+    async def take(self, seconds: float) -> str | None:
+        """Take the first job in order out of the queue, and return its id: no other worker can get it.
 
-    async def listen(self, seconds: float) -> None:
-        """Wait for a ring of the doorbell, so long at the most."""
-        # redis-py's types know whole seconds only; the server takes fractions.
-        bells, wait = [self.doorbell], seconds
-        await self._breaker.call(
-            lambda: self._client.blpop(bells, timeout=wait),  # type: ignore[arg-type,return-value]
-            deadline=_CONSUMER_SECONDS,
-            extra_seconds=seconds,
+        Waits for a job, so long at the most, and then returns None.
+        """
+        found = await self._breaker.call(
+            lambda: self._client.bzpopmin([self.name], timeout=seconds), deadline=_CONSUMER_SECONDS + seconds
         )
+        return found[1].decode() if found else None
 
     async def first_lane(self) -> Lane | None:
         """Return the lane of the first job in order, or None if there is none."""
@@ -129,9 +120,13 @@ class Queue:
         )
         return lane_of(first[0][1]) if first else None
 
-    async def depth(self) -> int:
-        """Return the number of jobs in the queue. Asks even a Redis that is left alone."""
-        return int(await self._breaker.call(lambda: self._client.zcard(self.name), even_if_open=True))
+    async def not_enqueued(self, images: Sequence[Image]) -> list[Image]:
+        """Return those images whose job is not in the queue, or not in the place that it has in the ledger."""
+        if not images:
+            return []
+        jobs = [self._job_id(image) for image in images]
+        scores = await self._breaker.call(lambda: self._client.zmscore(self.name, jobs))
+        return [image for image, score in zip(images, scores, strict=True) if score != score_of(image)]
 
     async def beat(self, worker: str, *, is_filtered: bool = True) -> None:
         """Record, by Redis' clock, that this worker is alive, and whether a system-call filter holds its children."""

@@ -74,7 +74,7 @@ async def test_without_a_worker_the_service_is_degraded(service: Service) -> Non
 
 async def test_a_worker_whose_last_beat_is_long_ago_is_dead(service: Service) -> None:
     await beat(service)
-    key = f"asgilook:{service.ledger_name}:workers"
+    key = f"asgilook:{service.ledger_name}:workers2"
     ((name, at),) = await service.redis.zrange(key, 0, -1, withscores=True)
     await service.redis.zadd(key, {name: at - 60})
 

@@ -233,5 +233,4 @@ class Faults:
 
 def _delete_queue(client: redis.Redis) -> None:
     for key in client.scan_iter("arq:queue2:*"):
-        if b"doorbell" not in key:
-            client.delete(key)
+        client.delete(key)

@@ -135,7 +135,7 @@ class Crashes:
     def lose_jobs(self) -> None:
         """Lose the queue's key, and with it every job that nobody has taken."""
         with closing(Redis(port=self.service.valkey_port)) as redis:
-            redis.delete("none", *(key for key in redis.scan_iter("arq:queue2:*") if not key.endswith(b":doorbell")))
+            redis.delete("none", *redis.scan_iter("arq:queue2:*"))
 
     # Processes that die
 

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.one_machine("it brings Redis, a
 #: A user as docs/redis.md makes one; without INFO, which some sellers keep to themselves.
 RULES = "on >p@ss/secret resetkeys ~arq:* ~asgilook:* resetchannels &asgilook:* +@all -@admin -@dangerous"
 CREDENTIALS = "pictures:p%40ss%2Fsecret"
-#: Listener or doorbell, and two for everything else.
+#: Listener or queue, and two for everything else.
 MOST = 3
 
 

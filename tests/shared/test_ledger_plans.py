@@ -98,7 +98,6 @@ QUERIES: dict[str, tuple[str, Query]] = {
     "how many are queued": ("images_queued_by_id", lambda ledger: ledger.count_queued(100_000)),
     "what is to be done": ("images_queued_by_id", lambda ledger: ledger.figures()),
     "what waits, in order": ("images_waiting", lambda ledger: ledger.waiting(300)),
-    "how much waits": ("images_waiting", lambda ledger: ledger.count_waiting(300)),
     "what waits in a lane": ("images_waiting (lane<?)", lambda ledger: ledger.is_waiting(Lane.DEMAND)),
     "debts before a list": ("debts_due (kind=?)", lambda ledger: ledger.owing_tokens()),
     "more of all": ("sqlite_autoindex_images_1 (id>?)", lambda ledger: ledger.list_all("a", 9)),

@@ -203,7 +203,6 @@ async def test_debts_before_a_list_are_found_by_their_kind(ledger: Ledger, state
 #: What of the work in order is wanted, and how many rows.
 IN_ORDER: dict[str, tuple[int, Query]] = {
     "what waits": (300, lambda ledger: ledger.waiting(300)),
-    "how much waits": (300, lambda ledger: ledger.count_waiting(300)),
     "whether something waits": (1, lambda ledger: ledger.is_waiting(Lane.UPLOAD)),
     "whether something waits in a lane": (1, lambda ledger: ledger.is_waiting(Lane.BULK)),
 }
@@ -280,7 +279,6 @@ async def test_the_sweep_looks_at_no_row_that_it_does_not_take(
 #: Counts, which cannot look at less than they count: at most 1,600 images wait here.
 COUNTS: dict[str, Query] = {
     "how many are queued": lambda ledger: ledger.count_queued(100_000),
-    "how many wait": lambda ledger: ledger.count_waiting(100_000),
     "what is to be done": lambda ledger: ledger.figures(),
 }
 

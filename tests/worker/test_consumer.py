@@ -66,8 +66,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def deaf_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a consumer never look for itself: only a ring, or a job that ends, makes it go on."""
-    monkeypatch.setattr("worker.consumer._LISTEN_SECONDS", 3600.0)
+    """Let a consumer never look for itself: only a job that comes, or one that ends, makes it go on."""
+    monkeypatch.setattr("worker.consumer._WAIT_SECONDS", 3600.0)
 
 
 class Worked:
@@ -214,10 +214,10 @@ def has_looked(redis: Redis, times: int) -> Callable[[], Any]:
 
 
 @pytest.mark.usefixtures("deaf_to_time")
-async def test_an_idle_worker_starts_at_the_bell(
+async def test_an_idle_worker_starts_as_soon_as_a_job_comes(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
-    """It would not look for itself for an hour: that it starts is the bell's doing."""
+    """It would not look for itself for an hour."""
     start()
     await until(is_listening(redis))
     image = await queued(ledger)
@@ -229,12 +229,11 @@ async def test_an_idle_worker_starts_at_the_bell(
 
 
 @pytest.mark.usefixtures("deaf_to_time")
-async def test_a_worker_that_starts_finds_what_was_rung_for_before(
+async def test_a_worker_that_starts_finds_what_was_enqueued_before(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
     image = await queued(ledger)
     await queue.enqueue(image)
-    await redis.delete(queue.doorbell)
 
     start()
 
@@ -243,14 +242,13 @@ async def test_a_worker_that_starts_finds_what_was_rung_for_before(
 
 
 @pytest.mark.usefixtures("deaf_to_time")
-async def test_a_job_that_ends_rings_for_the_next(
+async def test_a_job_that_ends_makes_room_for_the_next(
     ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
 ) -> None:
     images = [await queued(ledger) for _ in range(SLOTS + 1)]
     worked.open.clear()
     for image in images:
         await queue.enqueue(image)
-    await redis.delete(queue.doorbell)
     start()
     await until(lambda: len(worked.started) == SLOTS)
 
@@ -260,7 +258,7 @@ async def test_a_job_that_ends_rings_for_the_next(
 
 
 @pytest.mark.usefixtures("deaf_to_time")
-async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once(
+async def test_a_job_that_leaves_its_slot_makes_room_for_the_next_and_is_counted_once(
     ledger: Ledger, queue: Queue, redis: Redis, start: Start
 ) -> None:
     """It goes on without one: whoever counted its end as well would take more jobs than there are slots."""
@@ -279,7 +277,6 @@ async def test_a_job_that_leaves_its_slot_rings_for_the_next_and_is_counted_once
     worked.open.clear()
     for image in images:
         await queue.enqueue(image)
-    await redis.delete(queue.doorbell)
     running = start(worked)
     await until(lambda: len(worked.started) == SLOTS)
 
@@ -338,7 +335,7 @@ async def test_a_long_queue_is_worked_off_and_leaves_nothing(
     assert worked.at_once <= SLOTS
 
     async def nothing_is_left() -> bool:
-        return {key.decode() for key in await redis.keys()} <= {queue.doorbell, f"asgilook:{LEDGER_NAME}:workers"}
+        return {key.decode() for key in await redis.keys()} <= {f"asgilook:{LEDGER_NAME}:workers2"}
 
     await until(nothing_is_left)
 
@@ -352,7 +349,7 @@ async def test_a_running_job_is_out_of_the_queue(
 
     await until(lambda: worked.started)
 
-    assert await queue.depth() == 0
+    assert await redis.zcard(queue.name) == 0
 
 
 async def test_two_workers_share_a_queue_and_run_each_job_once(
@@ -386,10 +383,12 @@ async def test_a_job_that_a_dead_worker_had_begun_is_run(
 
     await until(lambda: worked.ended)
     assert worked.ended == [image.id]
-    assert await queue.depth() == 0
+    assert await redis.zcard(queue.name) == 0
 
 
-async def test_a_job_that_runs_already_is_dropped(ledger: Ledger, queue: Queue, worked: Worked, start: Start) -> None:
+async def test_a_job_that_runs_already_is_dropped(
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start
+) -> None:
     """The sweep may enqueue it again before it is claimed."""
     image, following = await queued(ledger), await queued(ledger)
     worked.open.clear()
@@ -405,7 +404,7 @@ async def test_a_job_that_runs_already_is_dropped(ledger: Ledger, queue: Queue, 
     await until(lambda: len(worked.ended) == 2)
     await until(lambda: not running.consumer._tasks)
     assert worked.started == [image.id, following.id]
-    assert await queue.depth() == 0
+    assert await redis.zcard(queue.name) == 0
     await until(lambda: running.slots.free == SLOTS)
 
 
@@ -421,7 +420,7 @@ async def test_a_job_whose_key_is_gone_is_dropped_and_the_next_is_run(
 
     await until(lambda: worked.ended)
     assert worked.ended == [image.id]
-    assert await queue.depth() == 0
+    assert await redis.zcard(queue.name) == 0
 
 
 class Exploit:
@@ -450,7 +449,7 @@ async def test_a_pickled_job_is_never_run_and_hinders_nobody(
     await until(lambda: worked.ended)
     assert worked.started == [image.id]
     assert not Exploit.ran
-    assert await queue.depth() == 0
+    assert await redis.zcard(queue.name) == 0
 
 
 # Redis away
@@ -552,7 +551,7 @@ async def test_without_redis_the_next_work_begins_when_a_slot_becomes_free(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("worker.consumer._ASK_SECONDS", 3600.0)
-    monkeypatch.setattr("worker.consumer._LISTEN_SECONDS", 3600.0)
+    monkeypatch.setattr("worker.consumer._WAIT_SECONDS", 3600.0)
     images = [await queued(ledger) for _ in range(5)]
     claiming.open.clear()
     valkey.end()
@@ -566,7 +565,13 @@ async def test_without_redis_the_next_work_begins_when_a_slot_becomes_free(
 
 
 async def test_nothing_is_rendered_twice_when_redis_is_back(
-    ledger: Ledger, valkey: Valkey, queue: Queue, breaker: CircuitBreaker, claiming: Claiming, start: Start
+    ledger: Ledger,
+    valkey: Valkey,
+    queue: Queue,
+    redis: Redis,
+    breaker: CircuitBreaker,
+    claiming: Claiming,
+    start: Start,
 ) -> None:
     """Its jobs of before name images that are done, or that another slot has."""
     done, held = await queued(ledger), await queued(ledger)
@@ -587,7 +592,7 @@ async def test_nothing_is_rendered_twice_when_redis_is_back(
     await until(lambda: all_are_ready(ledger, [held, following]))
     await until(lambda: not running.consumer._tasks)
     assert sorted(set(claiming.started)) == sorted(claiming.started)
-    assert await queue.depth() == 0
+    assert await redis.zcard(queue.name) == 0
 
 
 async def test_a_redis_that_answers_nothing_is_noticed(
@@ -627,9 +632,9 @@ class CountingLedger(Ledger):
 
     asked = 0
 
-    async def count_waiting(self, at_most: int) -> int:
+    async def claim_next(self, worker: str) -> Image | None:
         self.asked += 1
-        return await super().count_waiting(at_most)
+        return await super().claim_next(worker)
 
 
 async def test_an_idle_worker_without_redis_does_not_storm_the_ledger(
@@ -769,7 +774,7 @@ async def test_work_that_may_wait_preempts_nothing(
 async def test_a_worker_that_takes_nothing_new_preempts_nothing(
     ledger: Ledger, queue: Queue, claiming: Claiming, start: Start, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    monkeypatch.setattr("worker.consumer._LISTEN_SECONDS", 0.01)
+    monkeypatch.setattr("worker.consumer._WAIT_SECONDS", 0.01)
     monkeypatch.setattr("worker.consumer._BEAT_EVERY_SECONDS", 0.0)
     (bulk,) = await bulk_work(ledger)
     claiming.open.clear()
@@ -808,13 +813,13 @@ def turns(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
 @pytest.fixture
 def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for jobs a hundred times a second."""
-    monkeypatch.setattr("worker.consumer._LISTEN_SECONDS", 0.01)
+    monkeypatch.setattr("worker.consumer._WAIT_SECONDS", 0.01)
     monkeypatch.setattr("worker.consumer._BEAT_EVERY_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("restless")
 async def test_who_is_told_to_stop_takes_nothing_new_and_lets_running_jobs_end(
-    ledger: Ledger, queue: Queue, worked: Worked, start: Start, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, queue: Queue, redis: Redis, worked: Worked, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = await queued(ledger), await queued(ledger)
     worked.open.clear()
@@ -823,6 +828,7 @@ async def test_who_is_told_to_stop_takes_nothing_new_and_lets_running_jobs_end(
     await until(lambda: worked.started)
 
     running.consumer.stop()
+    await until(turns(queue, monkeypatch))
     await queue.enqueue(second)
     await until(turns(queue, monkeypatch))
     worked.open.set()
@@ -830,7 +836,7 @@ async def test_who_is_told_to_stop_takes_nothing_new_and_lets_running_jobs_end(
     await until(turns(queue, monkeypatch))
 
     assert worked.started == worked.ended == [first.id]
-    assert await queue.depth() == 1
+    assert await redis.zcard(queue.name) == 1
     assert await queue.workers_alive() == ["host:1"]
 
 
@@ -839,6 +845,7 @@ async def test_who_was_told_to_stop_takes_nothing_when_redis_is_back_either(
     ledger: Ledger,
     valkey: Valkey,
     queue: Queue,
+    redis: Redis,
     breaker: CircuitBreaker,
     worked: Worked,
     start: Start,
@@ -855,7 +862,7 @@ async def test_who_was_told_to_stop_takes_nothing_when_redis_is_back_either(
     await until(turns(queue, monkeypatch))
 
     assert worked.started == []
-    assert await queue.depth() == 1
+    assert await redis.zcard(queue.name) == 1
 
 
 @pytest.mark.usefixtures("restless")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import fakeredis
@@ -40,7 +40,6 @@ from worker.sweep import Sweep
 __all__ = ["database"]
 
 QUEUE = f"arq:queue2:{LEDGER_NAME}"
-DOORBELL = f"{QUEUE}:doorbell"
 
 
 @pytest.fixture
@@ -269,12 +268,14 @@ async def test_a_pass_that_fails_is_not_the_last(
     await let_pass(ledger, 100)
     troubles: list[Exception] = [RuntimeError("a bug"), LedgerUnavailable("locked")]
 
-    async def depth() -> int:
+    real = queue.not_enqueued
+
+    async def not_enqueued(images: Sequence[Image]) -> list[Image]:
         if troubles:
             raise troubles.pop()
-        return 0
+        return await real(images)
 
-    monkeypatch.setattr(queue, "depth", depth)
+    monkeypatch.setattr(queue, "not_enqueued", not_enqueued)
     running = asyncio.create_task(sweep.run())
 
     async def is_enqueued() -> bool:
@@ -289,19 +290,19 @@ async def test_a_pass_that_fails_is_not_the_last(
 # How much
 
 
-@pytest.mark.parametrize(("jobs", "enqueued"), [(0, 3), (2, 3), (3, 1), (1000, 1)])
-async def test_the_queue_is_filled_up_to_a_depth_and_the_rest_waits_in_the_ledger(
-    ledger: Ledger, sweep: Sweep, redis: Redis, monkeypatch: pytest.MonkeyPatch, jobs: int, enqueued: int
+@pytest.mark.parametrize("jobs", [0, 3, 1000])
+async def test_the_first_work_in_order_is_enqueued_and_the_rest_waits_in_the_ledger(
+    ledger: Ledger, sweep: Sweep, redis: Redis, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
-    monkeypatch.setattr("worker.sweep.DEPTH_ENOUGH", 3)
-    monkeypatch.setattr("worker.sweep.FIRST_IN_ORDER", 1)
+    """Whatever jobs there are: they may be those of deleted images."""
+    monkeypatch.setattr("worker.sweep.FIRST_IN_ORDER", 3)
     if jobs:
         await redis.zadd(QUEUE, {f"another:{i}": i for i in range(jobs)})
     images = [await queued(ledger) for _ in range(5)]
 
     await sweep.pass_once()
 
-    assert (await jobs_in(redis))[jobs:] == [job_of(image) for image in images[:enqueued]]
+    assert (await jobs_in(redis))[jobs:] == [job_of(image) for image in images[:3]]
 
 
 async def test_after_a_flush_the_queue_has_the_ledgers_order(ledger: Ledger, sweep: Sweep, redis: Redis) -> None:
@@ -317,17 +318,34 @@ async def test_after_a_flush_the_queue_has_the_ledgers_order(ledger: Ledger, swe
 
 
 async def test_a_queue_that_has_all_that_waits_is_left_alone(
-    ledger: Ledger, sweep: Sweep, queue: Queue, redis: Redis
+    ledger: Ledger, sweep: Sweep, queue: Queue, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No storm: a pass over a backlog writes nothing and rings for nothing."""
+    """No storm: a pass over a backlog writes nothing."""
+    enqueued: list[Image] = []
     for arrange in (queued, queued, wanting_renditions):
         await queue.enqueue(await arrange(ledger))
-    before = await jobs_in(redis), await redis.llen(DOORBELL)  # type: ignore[misc] # redis-py: or no awaitable
 
+    async def enqueue(*images: Image) -> None:
+        enqueued.extend(images)
+
+    monkeypatch.setattr(queue, "enqueue", enqueue)
     for _ in range(3):
         await sweep.pass_once()
 
-    assert (await jobs_in(redis), await redis.llen(DOORBELL)) == before  # type: ignore[misc] # as above
+    assert enqueued == []
+    assert len(await jobs_in(redis)) == 3
+
+
+async def test_a_job_is_put_where_its_work_has_its_place_by_now(
+    ledger: Ledger, sweep: Sweep, queue: Queue, redis: Redis
+) -> None:
+    first, second = [await queued(ledger) for _ in range(2)]
+    await queue.enqueue(first, second)
+    await alter(ledger, second.id, turn=1.0)
+
+    await sweep.pass_once()
+
+    assert await jobs_in(redis) == [job_of(second), job_of(first)]
 
 
 async def test_one_lost_wake_up_among_many_jobs_is_noticed(

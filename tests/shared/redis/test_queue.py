@@ -61,7 +61,7 @@ async def test_the_queue_is_its_ledgers_own(redis: Redis, breaker: CircuitBreake
     await one.enqueue(await queued(ledger))
 
     assert (one.name, other.name) == ("arq:queue2:one", "arq:queue2:other")
-    assert (await one.depth(), await other.depth()) == (1, 0)
+    assert (await redis.zcard(one.name), await redis.zcard(other.name)) == (1, 0)
 
 
 async def test_jobs_are_in_the_order_of_lane_and_turn(ledger: Ledger, queue: Queue, redis: Redis) -> None:
@@ -98,23 +98,33 @@ async def test_each_job_is_taken_once_and_in_order(ledger: Ledger, queue: Queue)
     images = [await wanting_renditions(ledger, Lane.BULK), await queued(ledger), await queued(ledger)]
     await queue.enqueue(*images)
 
-    taken = await asyncio.gather(*(queue.take() for _ in range(4)))
+    taken = await asyncio.gather(*(queue.take(0.01) for _ in range(4)))
 
     bulk, first, second = (f"work:{LEDGER_NAME}:{image.id}:{image.attempt}" for image in images)
     assert set(taken) == {first, second, bulk, None}
     await queue.enqueue(*images)
-    assert [await queue.take() for _ in range(4)] == [first, second, bulk, None]
+    assert [await queue.take(0.01) for _ in range(4)] == [first, second, bulk, None]
 
 
-async def test_a_listener_hears_a_ring_and_does_not_wait_for_ever_without_one(ledger: Ledger, queue: Queue) -> None:
-    listening = asyncio.create_task(queue.listen(60.0))
-    await queue.enqueue(await queued(ledger))
+async def test_a_worker_waits_for_a_job_and_not_for_ever(ledger: Ledger, queue: Queue) -> None:
+    image = await queued(ledger)
+    waiting = asyncio.create_task(queue.take(60.0))
+    await queue.enqueue(image)
 
     async with asyncio.timeout(30):
-        await listening
-        await queue.listen(0.01)
+        assert await waiting == f"work:{LEDGER_NAME}:{image.id}:0"
+        assert await queue.take(0.01) is None
 
     assert not queue.is_away
+
+
+async def test_what_is_not_in_the_queue_or_in_another_place_is_told(ledger: Ledger, queue: Queue) -> None:
+    there, lost, moved = [await queued(ledger) for _ in range(3)]
+    await queue.enqueue(there, moved)
+    moved = replace(moved, lane=Lane.DEMAND)
+
+    assert await queue.not_enqueued([there, lost, moved]) == [lost, moved]
+    assert await queue.not_enqueued([]) == []
 
 
 async def test_a_job_expires_after_a_day_however_old_its_turn_is(ledger: Ledger, queue: Queue, redis: Redis) -> None:
@@ -126,15 +136,17 @@ async def test_a_job_expires_after_a_day_however_old_its_turn_is(ledger: Ledger,
     assert await redis.ttl(f"arq:job:work:{LEDGER_NAME}:{image.id}:0") == pytest.approx(DAY, abs=60)
 
 
-async def test_the_same_work_is_enqueued_once_and_again_after_an_attempt(ledger: Ledger, queue: Queue) -> None:
+async def test_the_same_work_is_enqueued_once_and_again_after_an_attempt(
+    ledger: Ledger, queue: Queue, redis: Redis
+) -> None:
     image = await queued(ledger)
 
     await queue.enqueue(image)
     await queue.enqueue(image)
-    assert await queue.depth() == 1
+    assert await redis.zcard(queue.name) == 1
 
     await queue.enqueue(replace(image, attempt=1))
-    assert await queue.depth() == 2
+    assert await redis.zcard(queue.name) == 2
 
 
 async def test_what_an_earlier_attempt_left_behind_swallows_no_later_one(
@@ -157,25 +169,9 @@ async def test_many_images_are_enqueued_at_once_and_for_none_redis_is_not_asked(
 
     await queue.enqueue(*images)
 
-    assert await queue.depth() == await redis.llen(queue.doorbell) == 3  # type: ignore[misc] # redis-py: or no awaitable
+    assert await redis.zcard(queue.name) == 3
     redis_server.connected = False
     await queue.enqueue()
-
-
-async def test_every_enqueue_rings_and_rings_neither_pile_up_nor_stay(
-    ledger: Ledger, queue: Queue, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shared.redis.queue._MOST_RINGS", 5)
-    image = await queued(ledger)
-
-    await queue.enqueue(image)
-    rings_of_one = await redis.lrange(queue.doorbell, 0, -1)  # type: ignore[misc] # redis-py: or no awaitable
-    for attempt in range(1, 9):
-        await queue.enqueue(replace(image, attempt=attempt))
-
-    assert len(rings_of_one) == 1
-    assert await redis.llen(queue.doorbell) == 5  # type: ignore[misc] # as above
-    assert 0 < await redis.ttl(queue.doorbell) <= 60
 
 
 async def test_a_redis_that_is_away_is_told(ledger: Ledger, queue: Queue, redis_server: fakeredis.FakeServer) -> None:
@@ -185,41 +181,25 @@ async def test_a_redis_that_is_away_is_told(ledger: Ledger, queue: Queue, redis_
     with pytest.raises(RedisAway):
         await queue.enqueue(image)
     with pytest.raises(RedisAway):
-        await queue.depth()
+        await queue.not_enqueued([image])
     with pytest.raises(RedisAway):
         await queue.first_lane()
     with pytest.raises(RedisAway):
-        await queue.take()
-    with pytest.raises(RedisAway):
-        await queue.listen(60.0)
+        await queue.take(60.0)
     assert queue.is_away
 
 
 async def test_a_caller_that_cannot_enqueue_is_told_so_and_goes_on(
-    ledger: Ledger, queue: Queue, redis_server: fakeredis.FakeServer
+    ledger: Ledger, queue: Queue, redis: Redis, redis_server: fakeredis.FakeServer
 ) -> None:
     """Promise 2: the ledger holds the work, and workers take it from there while Redis is away."""
     image = await queued(ledger)
 
     assert await queue.try_enqueue(image)
-    assert await queue.depth() == 1
+    assert await redis.zcard(queue.name) == 1
 
     redis_server.connected = False
     assert not await queue.try_enqueue(image)
-
-
-async def test_the_depth_is_asked_even_of_a_redis_that_is_left_alone(
-    ledger: Ledger, queue: Queue, breaker: CircuitBreaker, redis_server: fakeredis.FakeServer
-) -> None:
-    """The sweep goes by it: it must find out as soon as Redis is back."""
-    image = await queued(ledger)
-    redis_server.connected = False
-    with pytest.raises(RedisAway):
-        await queue.enqueue(image)
-    redis_server.connected = True
-
-    assert breaker.is_open
-    assert await queue.depth() == 0
 
 
 async def test_a_worker_is_alive_while_its_loop_turns(
@@ -234,7 +214,7 @@ async def test_a_worker_is_alive_while_its_loop_turns(
     await queue.forget("host:1")
     assert await queue.workers_alive() == ["host:2"]
 
-    await redis.zadd(f"asgilook:{LEDGER_NAME}:workers", {"host:3": 0})
+    await redis.zadd(f"asgilook:{LEDGER_NAME}:workers2", {"host:3": 0})
     monkeypatch.setattr("shared.redis.queue.ALIVE_SECONDS", -10)
     assert await queue.workers_alive() == []
 
@@ -250,11 +230,11 @@ async def test_a_worker_whose_children_nothing_filters_counts_as_that_while_it_i
 
 
 async def test_workers_long_gone_are_forgotten(queue: Queue, redis: Redis) -> None:
-    await redis.zadd(f"asgilook:{LEDGER_NAME}:workers", {"host:1": 1000})
+    await redis.zadd(f"asgilook:{LEDGER_NAME}:workers2", {"host:1": 1000})
 
     await queue.beat("host:2")
 
-    assert await redis.zrange(f"asgilook:{LEDGER_NAME}:workers", 0, -1) == [b"host:2"]
+    assert await redis.zrange(f"asgilook:{LEDGER_NAME}:workers2", 0, -1) == [b"host:2"]
 
 
 def test_exceptions_are_packed_as_text() -> None:
