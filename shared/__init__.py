@@ -1,1 +1,1 @@
-"""What web and worker have in common: the ledger, storage, the queue, the response cache."""
+"""The parts that web and worker share: the ledger, storage, the queue, the response cache."""

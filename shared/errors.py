@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class AsgilookError(Exception):
-    """The base of all of them."""
+    """The base of all errors that asgilook raises."""
 
 
 class SettingsError(AsgilookError):
-    """A setting is missing or makes no sense; the message names its variable."""
+    """A setting is missing or invalid. The message names its variable."""
 
 
 class MismatchError(AsgilookError):
@@ -16,7 +16,7 @@ class MismatchError(AsgilookError):
 
 
 class RedisRefuses(AsgilookError):
-    """Redis refuses the connection, or its certificate is not trusted; the message says what to set."""
+    """Redis refuses the connection, or its certificate is not trusted. The message says what to set."""
 
 
 class StorageUnavailable(AsgilookError):
@@ -32,11 +32,11 @@ class NoSuchKey(AsgilookError):
 
 
 class StorageConflict(AsgilookError):
-    """Another writer was faster, or a resumable draft has another length than its writer takes it to have."""
+    """Another writer was faster, or a resumable draft has another length than its writer expects."""
 
 
 class TooManyPieces(AsgilookError):
-    """A resumable draft was written in so many goes that it can only be begun again."""
+    """A resumable draft has too many pieces to be continued. Only a new upload can help."""
 
 
 class LedgerUnavailable(AsgilookError):
@@ -44,7 +44,7 @@ class LedgerUnavailable(AsgilookError):
 
 
 class NothingCommitted(LedgerUnavailable):
-    """The ledger failed before the commit: the write is not there, and will not be."""
+    """The ledger failed before the commit: the write did not happen, and will not happen later."""
 
 
 class LedgerNotMigrated(AsgilookError):
@@ -56,11 +56,11 @@ class ReleaseStillRunning(AsgilookError):
 
 
 class LeaseLost(AsgilookError):
-    """Another attempt, a retry or a DELETE has taken the image from this attempt."""
+    """Another attempt, a retry or a DELETE took the image from this attempt."""
 
 
 class UploadRefused(AsgilookError):
-    """An upload is not taken, and leaves nothing behind. The message, if there is one, is fit for the client."""
+    """An upload is refused, and nothing of it is kept. The message, if there is one, may be shown to the client."""
 
 
 class EmptyUpload(UploadRefused):
@@ -68,18 +68,18 @@ class EmptyUpload(UploadRefused):
 
 
 class UnknownFormat(UploadRefused):
-    """The file does not begin as one of a format that is accepted."""
+    """The file's first bytes are not of an accepted format."""
 
 
 class UploadTooLarge(UploadRefused):
-    """The file is larger than it may be."""
+    """The file is larger than allowed."""
 
     def __init__(self, at_most: int) -> None:
         super().__init__(f"At most {at_most:,} bytes are taken.")
 
 
 class TruncatedUpload(UploadRefused):
-    """The content ended before its end."""
+    """The content ended before its announced length."""
 
 
 class DigestMismatch(UploadRefused):
@@ -91,11 +91,11 @@ class DiskAtFloor(UploadRefused):
 
 
 class TooManyWaiting(UploadRefused):
-    """As many images as may wait are waiting."""
+    """The largest allowed number of images is already waiting."""
 
 
 class RenderFailure(AsgilookError):
-    """The file is at fault that rendering failed; `type` is the problem type in the record."""
+    """Rendering failed because of the file. `type` is the problem type in the image's record."""
 
     type = "unreadable-image"
 
@@ -117,7 +117,7 @@ class ImageTooLarge(RenderFailure):
 
 
 class RenderTimedOut(RenderFailure):
-    """Rendering reached its limit of CPU or wall time."""
+    """Rendering reached its limit of CPU time or of elapsed time."""
 
     type = "render-timed-out"
 
@@ -129,13 +129,13 @@ class RenderOutOfMemory(RenderFailure):
 
 
 class DecoderCrashed(RenderFailure):
-    """The child crashed. Final only when it happens a second time."""
+    """The child crashed. The image fails only at the second crash."""
 
     type = "decoder-crashed"
 
 
 class NoChild(AsgilookError):
-    """No child could be started in time. The trouble is this worker's; other workers may be fine."""
+    """No child could be started in time. This worker is in trouble; other workers may be fine."""
 
 
 class ChildLost(AsgilookError):

@@ -1,4 +1,4 @@
-"""The image formats that are accepted. A file's first bytes tell its format, never its name."""
+"""The accepted image formats. A file's first bytes decide its format, never its name."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import struct
 #: The most leading bytes that `media_type_of` needs.
 SIGNATURE_BYTES = 64
 
-#: Pillow's names of the formats that a child may open. Pillow's JPEG opener opens an MPO (a phone's JPEG with more
-#: pictures behind the first) by itself; its name here would raise KeyError.
+#: Pillow's names of the formats that a child may open. MPO (a phone's JPEG with further pictures) is not among them:
+#: the JPEG opener also opens it, and the name would raise KeyError.
 PILLOW_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF")
 
 #: The accepted formats, as messages name them.
@@ -18,19 +18,22 @@ TAKEN = "JPEG, PNG, GIF, WebP, TIFF, BMP and AVIF"
 #: Whether the extra `heic` is installed. Its wheel is under the GPL, so it is the operator's choice.
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 if HAS_HEIF:
-    # Behind AVIF, which has the same container and must be tried first.
+    # After AVIF, which has the same container and must be tried first.
     PILLOW_FORMATS += ("HEIF",)
     TAKEN = "JPEG, PNG, GIF, WebP, TIFF, BMP, AVIF and HEIC"
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-#: ISO/IEC 23008-12, annexes B and D: brands of files coded by HEVC, and of files with any codec.
+#: ISO/IEC 23008-12, annexes B and D: brands of files with HEVC, and brands of files with any codec.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _HEIF_BRANDS = (b"mif1", b"msf1")
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 
 
 def media_type_of(head: bytes) -> str | None:
-    """Return the media type of a file that begins with `head` (its first `SIGNATURE_BYTES`, or all of it), or None."""
+    """Return the media type of a file, or None if it is not accepted.
+
+    `head` is the file's first `SIGNATURE_BYTES`, or all of a shorter file.
+    """
     if head.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -54,7 +57,7 @@ def media_type_of(head: bytes) -> str | None:
 
 
 def _is_bmp(head: bytes) -> bool:
-    # Many texts begin with "BM". The size of the header that follows is one of a few numbers.
+    # Many texts begin with "BM", so check the header size too: it is one of a few numbers.
     return head[:2] == b"BM" and len(head) >= 18 and struct.unpack_from("<I", head, 14)[0] in _BMP_HEADER_SIZES
 
 

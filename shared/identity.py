@@ -1,4 +1,4 @@
-"""Checks that storage, ledger and Redis belong together. A process that sees another one of them must not run."""
+"""Checks that storage, ledger and Redis belong together. A process for which they do not must not run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from shared.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a ledger's name stands in Redis. Every process renews it while it lives.
+#: Seconds after which a ledger's name in Redis expires. Every live process of the ledger renews it.
 _STANDS_SECONDS = 5
 _RENEWED_EVERY_SECONDS = 2.0
-#: Seconds after which another ledger's name is there only because a live process renews it. Shorter than it could be:
-#: a refused process must say so within ten seconds, its start included.
+#: If another ledger's name is still in Redis after so many seconds, a live process renews it. The time is short: a
+#: refused process must report that within ten seconds of its start.
 _PATIENCE_SECONDS = 6
-#: Seconds that an answer may take at the start, and for which a Redis that is away is asked again.
+#: Extra seconds for a reply at the start. Also the seconds for which a Redis that is away is asked again.
 _SLOWNESS_SECONDS = 2.0
 _KEY = "asgilook:ledger"
 
 
 async def check_storage(ledger: Ledger, storage: Storage, settings: Settings) -> Identity:
-    """Check that storage and ledger belong together; return the ledger's identity. Raises MismatchError.
+    """Check that storage and ledger belong together. Returns the ledger's identity. Raises MismatchError.
 
-    The marker is an empty object whose name is random. The ledger stores the first name that it is offered. Then each
-    process looks for that object in the storage that it sees. An error names the environment's variables.
+    The marker is an empty object with a random name. The ledger stores the first name that it is offered. Each process
+    then looks for the object of that name in its storage. The error's message names the variables to set.
     """
     identity = await ledger.identity()
     marker = identity.marker
@@ -55,7 +55,7 @@ async def check_storage(ledger: Ledger, storage: Storage, settings: Settings) ->
 
 
 async def check_storage_as_it_is(ledger: Ledger, storage: Storage, settings: Settings) -> Identity:
-    """Do the same without writing anything: a ledger without a marker is an error."""
+    """Check as `check_storage` does, but write nothing. A ledger without a marker raises MismatchError."""
     identity = await ledger.identity()
     if identity.marker is None:
         raise MismatchError("the ledger belongs to no storage yet: start the service once")
@@ -77,17 +77,17 @@ def _places(settings: Settings) -> str:
 
 
 async def holds_marker(storage: Storage, identity: Identity) -> bool:
-    """Return whether this is the ledger's storage, and not an empty mount point."""
+    """Return whether this is the ledger's storage, and not, for example, an empty mount point."""
     return identity.marker is not None and await storage.exists(_marker_key(identity.marker))
 
 
 async def check_redis(client: Redis, breaker: CircuitBreaker, ledger_name: str, settings: Settings) -> None:
-    """Check that no other ledger uses this Redis. Raises MismatchError; a Redis that is away is no mismatch."""
+    """Check that no other ledger uses this Redis. Raises MismatchError. A Redis that is away passes."""
     for waited in range(_PATIENCE_SECONDS + 1):
         if waited:
             await asyncio.sleep(1.0)
         try:
-            # No request waits yet, so a slow answer has more time than usual.
+            # No request waits yet, so allow a slow reply.
             standing = await breaker.call(
                 lambda: _stand(client, ledger_name), extra_seconds=_SLOWNESS_SECONDS, even_if_open=True
             )

@@ -1,4 +1,4 @@
-"""Images: their status, the work that waits for them, and what is owed for them."""
+"""Images: their status, their work, and the debts that commits leave."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ class Lane(IntEnum):
     """How urgent work is. All work of a lane comes before that of the next one."""
 
     UPLOAD = 0
-    #: Somebody waits for a rendition that is missing.
+    #: A client waits for a missing rendition.
     DEMAND = 1
     AHEAD = 2
     BULK = 3
 
     @property
     def is_preemptible(self) -> bool:
-        """Whether it makes room for more urgent work while it runs."""
+        """Whether running work of this lane makes room for more urgent work."""
         return self >= Lane.AHEAD
 
 
 class DebtKind(StrEnum):
-    """What a commit may leave to be done."""
+    """The kinds of debts that a commit may leave."""
 
-    #: Change the cache tokens: copies in Redis are older than the commit.
+    #: Change the cache tokens, because copies in Redis are older than the commit.
     TOKENS = "tokens"
-    #: Tell all processes of the commit.
+    #: Send a notice of the commit to all processes.
     NOTICE = "notice"
     #: Remove files that the row does not name.
     LEFTOVERS = "leftovers"
@@ -58,7 +58,7 @@ class DebtKind(StrEnum):
 
 @dataclass(frozen=True)
 class Debt:
-    """One thing that is owed for an image."""
+    """One debt of an image."""
 
     id: int
     kind: DebtKind
@@ -66,7 +66,7 @@ class Debt:
 
 @dataclass(frozen=True)
 class Original:
-    """The bytes as received: the media type told by their signature, their length, their digest in hex."""
+    """The bytes as received: media type by their signature, length, and SHA-256 in hex."""
 
     type: str
     bytes: int
@@ -83,17 +83,17 @@ class Image:
     #: The place of the work in the order of work: its lane, then its turn. None without work.
     lane: Lane | None
     turn: float | None
-    #: The file names of the renditions to be made; None for the JPEG and its ladder.
+    #: The file names of the renditions to make. None means the JPEG and its ladder.
     wanted: tuple[str, ...] | None
-    #: The number of the last attempt. It only rises: the fence against attempts that lost their image.
+    #: The number of the last attempt. The number only rises: it is the fence against attempts that lost their image.
     attempt: int
     failures: int
     losses: int
     #: When work may be claimed, or when its lease ends.
     due: float | None
-    #: The worker that holds the image.
+    #: The worker that holds the image, or None.
     worker: str | None
-    #: Until then no renditions are asked for.
+    #: Until then, requests for renditions of a ready image are ignored.
     paused_until: float | None
     sequence: int | None
     owner: str | None
@@ -112,7 +112,7 @@ class Image:
 
     @property
     def thumbnails(self) -> list[Rendition]:
-        """The stored thumbnails, largest first: JPEGs only. Other formats are not told of in the record."""
+        """The stored JPEG thumbnails, largest first. The record does not list other formats."""
         small = (one for one in self.renditions.values() if one.file != FULL and one.format == "jpeg")
         return sorted(small, key=lambda rendition: rendition.size, reverse=True)
 
@@ -121,5 +121,5 @@ class Image:
         return [debt for debt in self.debts if debt.kind in kinds]
 
     def has_published(self, attempt: int) -> bool:
-        """Tell whether a rendition of this attempt is in use."""
+        """Return whether a rendition of this attempt is in use."""
         return any(rendition.attempt == attempt for rendition in self.renditions.values())

@@ -1,4 +1,4 @@
-"""Taking an original in, by whatever way it comes: receive, recognise, store, commit."""
+"""Intake of originals, for every way of uploading: receive, recognise, store, commit."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _COUNTED_FOR_SECONDS = 1.0
 
 
 class Content:
-    """The chunks that a client sends: counted against the limit, and hashed by the algorithms of `digests`.
+    """The chunks that a client sends, counted against the limit and hashed by the algorithms of `digests`.
 
-    `at_most` is the limit of the file in it, `around` how many bytes may come besides, `length` the announced length of
-    all. Raises UploadTooLarge, at once if the announced length tells, and TruncatedUpload if less came than announced.
+    `at_most` limits the bytes of the file, and `around` the other bytes of the content. `length` is the content's
+    announced length. Raises UploadTooLarge, at once if `length` is too large, and TruncatedUpload if fewer bytes come.
     """
 
     def __init__(
@@ -77,14 +77,17 @@ class Content:
         return chunk
 
     def check_digests(self) -> None:
-        """Raise DigestMismatch if what has come has another digest than it should."""
+        """Raise DigestMismatch if the content has not the expected digests."""
         for name, digest in self._hashes.items():
             if digest.digest() != self._expected[name]:
                 raise DigestMismatch(f"Its {name} is another one.")
 
 
 def recognise(head: bytes) -> str:
-    """Return the media type of a file by its first SIGNATURE_BYTES, or all of it. Raises EmptyUpload, UnknownFormat."""
+    """Return the media type of a file. Raises EmptyUpload or UnknownFormat.
+
+    `head` is the file's first SIGNATURE_BYTES, or all of a shorter file.
+    """
     if not head:
         raise EmptyUpload
     media_type = media_type_of(head)
@@ -94,7 +97,7 @@ def recognise(head: bytes) -> str:
 
 
 class Intake:
-    """Makes images of what is sent: durable and committed, or gone without a trace. The caller enqueues them."""
+    """Makes images of uploads: durable and committed, or nothing of them is left. The caller enqueues the images."""
 
     def __init__(self, settings: Settings, ledger: Ledger, storage: Storage, uuid_generator: Callable[[], Any]) -> None:
         self._settings = settings
@@ -112,10 +115,10 @@ class Intake:
         request: str | None = None,
         owner: str | None = None,
     ) -> Image:
-        """Return the image that the content became. Raises UploadRefused, StorageUnavailable or LedgerUnavailable.
+        """Store and commit an upload, and return its image.
 
-        `file` yields the file in the content, where that is not all of it, and reads the content for this. `request` is
-        the id of the request that brought it.
+        If the file is only a part of the content, `file` yields the file and reads the content. `request` is the id of
+        the request. Raises UploadRefused, StorageUnavailable or LedgerUnavailable.
         """
         await self.require_room(content.length)
         began = time.monotonic()
@@ -123,7 +126,7 @@ class Intake:
         try:
             with tracing.span("receive"):
                 media_type = await _fill(draft, content if file is None else file, content.at_most)
-                # The digests are of all that was sent, also of what follows the file.
+                # The digests include the bytes after the file.
                 async for _ in content:
                     pass
                 content.check_digests()
@@ -168,13 +171,13 @@ class Intake:
             await self._storage.delete(key)
             raise
         try:
-            # The original is durable before its row exists: a row without an original could never be kept.
+            # The original is durable before its row exists: an image without an original could never become ready.
             image = await self._ledger.add(image_id, original, request)
         except NothingCommitted:
             await self._storage.delete(key)
             raise
         except LedgerUnavailable:
-            # The commit may have gone through all the same: the original goes only if the row is certainly absent.
+            # The commit may have succeeded. Delete the original only if the row is certainly absent.
             found = await self._ledger.get_certainly(image_id, original)
             if found is None:
                 await self._storage.delete(key)
@@ -185,7 +188,7 @@ class Intake:
 
 
 async def _fill(draft: Draft, file: AsyncIterator[bytes], at_most: int) -> str:
-    """Write a file to a draft; return its media type."""
+    """Write a file to a draft. Returns the file's media type."""
     head = b""
     async for chunk in file:
         head += chunk

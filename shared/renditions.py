@@ -1,4 +1,4 @@
-"""Renditions: what is made of an image, the ladder of thumbnails, and the storage keys of all of an image's files."""
+"""Renditions: the pictures made from an image, the ladder of thumbnails, and the storage keys of an image's files."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ FULL = "image.jpeg"
 
 @dataclass(frozen=True)
 class Rendition:
-    """A stored picture that was made of an image."""
+    """A stored picture that was made from an image."""
 
-    #: Its name in its attempt's folder, such as `image.jpeg` and `320x240.jpeg`: what it is, and its format.
+    #: The file name in the attempt's folder, such as `image.jpeg` or `320x240.jpeg`. It ends with the format.
     file: str
     size: Size
-    #: Its length.
+    #: The file's length.
     bytes: int
-    #: Its digest in hex.
+    #: The file's SHA-256 in hex.
     sha256: str
-    #: The attempt whose folder holds it.
+    #: The attempt whose folder holds the file.
     attempt: int
-    #: A digest of what it was made by: format, quality and so on.
+    #: A digest of the settings that it was made with (`shared.definitions`).
     definition: str
 
     @property
@@ -55,12 +55,12 @@ def original_key(image_id: str) -> str:
 
 
 def renditions_prefix(image_id: str) -> str:
-    """Return the storage prefix under which every attempt at this image has its folder."""
+    """Return the storage prefix of the folders of all attempts at this image."""
     return f"renditions/{image_id}"
 
 
 def attempt_prefix(image_id: str, attempt: int) -> str:
-    """Return the storage prefix of what one attempt has made."""
+    """Return the storage prefix of one attempt's renditions."""
     return f"{renditions_prefix(image_id)}/{attempt}"
 
 
@@ -70,7 +70,7 @@ def rendition_key(image_id: str, rendition: Rendition) -> str:
 
 
 def ladder(size: Size, smallest_side: int) -> list[Size]:
-    """Return the thumbnails' sizes: halved, rounded down, while both sides are at least `smallest_side` pixels."""
+    """Return the sizes of thumbnails: halved and rounded down while both sides have at least `smallest_side` pixels."""
     sizes: list[Size] = []
     width, height = size[0] // 2, size[1] // 2
     while min(width, height) >= max(smallest_side, 1):

@@ -1,6 +1,6 @@
-"""The environment, read once into a frozen dataclass. A bad value fails at the start, and the error names its variable.
+"""The environment, read once into a frozen dataclass. A bad value fails at the start with its variable's name.
 
-Longer than 250 lines: one field, one line of `from_env` and often one parser for each of some fifty variables.
+This module is longer than 250 lines: each of some fifty variables has a field, a line of `from_env` and often a parser.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Settings:
     redirect_bytes: int | None = None
     memory_cache_bytes: int = 8 * 1024 * 1024
     accel: tuple[str, str] | None = None
-    # repr=False: no traceback shows a password.
+    # repr=False, so that no traceback shows a password.
     database_url: str = field(default="", repr=False)
     database_connections: int = 4
     redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
@@ -96,7 +96,7 @@ class Settings:
 
     @property
     def ledger_variable(self) -> str:
-        """The variable that sets the place of the ledger: the storage's if the ledger is a file in the storage."""
+        """The variable that sets the place of the ledger. A ledger in the storage folder is set by that folder's."""
         is_in_storage = self.database_url == _ledger_in(self.storage_path) and self.storage_url is None
         return "ASGI_LOOK_STORAGE_PATH" if is_in_storage else "DATABASE_URL"
 
@@ -108,7 +108,7 @@ class Settings:
         if not self.is_on_postgresql:
             return f"DATABASE_URL=sqlite:///{Path(self.database_url.partition(':///')[2]).absolute()}"
         parts = urlsplit(self.database_url)
-        # `options` stays: two ledgers may differ only in the schema that it sets.
+        # `options` is kept: two ledgers may differ only in the schema that it sets.
         kept = [
             (name, value) for name, value in parse_qsl(parts.query) if name in ("host", "port", "dbname", "options")
         ]
@@ -117,7 +117,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read the settings from `env`. Raises SettingsError with the variable's name and what is wrong."""
+        """Read the settings from `env`. Raises SettingsError with the variable's name and the fault."""
 
         def read(name: str, parse: Callable[[str], T], default: T) -> T:
             text = env.get(name, "").strip()
@@ -186,7 +186,7 @@ class Settings:
         return settings
 
     def _refuse_local(self) -> None:
-        """Raise SettingsError if images or the ledger would be on a disk that does not last."""
+        """Raise SettingsError if images or the ledger would be on a disk that is emptied at each restart."""
         missing = []
         if self.storage_url is None:
             missing.append("ASGI_LOOK_STORAGE to an object store, like s3://bucket/prefix")
@@ -267,7 +267,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 def _usual_cert_reqs(env: Mapping[str, str]) -> str:
-    # Heroku's Redis has a self-signed certificate, and there is no CA certificate to check it with.
+    # Heroku's Redis has a self-signed certificate, which no CA certificate can verify.
     is_unknowable = _is_on_heroku(env) and not env.get("ASGI_LOOK_REDIS_CA_CERTS", "").strip()
     return "none" if is_unknowable else Settings.redis_cert_reqs
 
@@ -277,8 +277,8 @@ def _is_on_heroku(env: Mapping[str, str]) -> bool:
 
 
 def _storage_url(text: str) -> str:
-    # The value is not repeated: a password that was put into it by mistake must not be in a log too.
-    # A segment of dots alone would mean the folder above.
+    # The error does not repeat the value: a password in it, by mistake, must not get into a log.
+    # A segment of dots only would mean the parent folder.
     if not re.fullmatch(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/(?!\.+(/|$))[A-Za-z0-9._-]+)*/?", text):
         raise ValueError(
             "not like s3://bucket/prefix (or gs://, az://): credentials have variables of their own, "
@@ -301,14 +301,14 @@ def _colour(text: str) -> tuple[int, int, int]:
 
 
 def _token(text: str) -> str:
-    # RFC 6750, section 2.1: the characters that may follow "Bearer".
+    # RFC 6750, section 2.1: the characters of a bearer token.
     if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):
         raise ValueError("not a bearer token: letters, digits and ._~+/- only, then = at the end")
     return text
 
 
 def _names_a_receiver(env: Mapping[str, str]) -> bool:
-    """Return whether OpenTelemetry's variables, which its library reads, name a receiver for traces."""
+    """Return whether OpenTelemetry's own variables name a receiver for traces."""
     is_off = env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     return not is_off and any(env.get(name, "").strip() for name in names)
@@ -319,7 +319,8 @@ def _origins(text: str) -> tuple[str, ...]:
     if "*" in origins and len(origins) > 1:
         raise ValueError("* stands for every origin: alone, or not at all")
     for origin in origins:
-        # Exactly as a browser sends it (RFC 6454, section 7), or it would never match. "null" could be any page.
+        # Exactly as a browser sends an origin (RFC 6454, section 7): otherwise it would never match. "null" is not
+        # allowed, because it could be any page.
         match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", origin)
         if origin != "*" and (match is None or (match[1], match[3]) in (("http", ":80"), ("https", ":443"))):
             raise ValueError(
@@ -334,12 +335,12 @@ def _redis_url(text: str) -> str:
     try:
         parse_url(text)  # type: ignore[no-untyped-call] # redis-py types only some of itself
     except ValueError:
-        # Neither the address nor the error's text is repeated: both may contain a password.
+        # Do not repeat the address or the error's text: both may contain a password.
         raise ValueError("not an address like redis://:password@host:6379/0") from None
     return text
 
 
-#: The options that may follow the `?` of PostgreSQL's address: those of libpq that the driver supports.
+#: The options that may follow the `?` of a PostgreSQL address: options of libpq that the driver supports.
 _POSTGRESQL_OPTIONS = (
     *("application_name", "channel_binding", "connect_timeout", "dbname", "host", "options", "passfile", "password"),
     *("port", "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert"),
@@ -358,9 +359,9 @@ def _database_url(text: str) -> str:
 
 
 def _postgresql_url(text: str) -> str:
-    # The wrong part is not repeated: it may contain the password.
+    # The errors do not repeat the wrong part, which may contain the password.
     head, *query = text.split("?", 1)
-    # In libpq a + is a plus sign; the driver would read it as a space.
+    # In libpq a + is a plus sign. The driver would read it as a space.
     text = "?".join([head, *(options.replace("+", "%2B") for options in query)])
     try:
         parts = urlsplit(text)

@@ -1,4 +1,4 @@
-"""Settling: paying what commits owe. Any process may pay a debt, and may pay it again."""
+"""Settling: paying the debts of commits. Any process may pay a debt, and paying it twice does no harm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 class Settling:
     """Pays debts: cache tokens, notices, leftovers.
 
-    `on_change` gets the id of each image whose commit is about to be announced, also while Redis is away.
+    `on_change` is called with the id of each image whose tokens are changed, also while Redis is away, and of each
+    image that a reader finds deleted.
     """
 
     def __init__(
@@ -43,12 +44,15 @@ class Settling:
         self._on_change = on_change
 
     async def settle(self, image: Image) -> None:
-        """Pay what the image owes, as far as Redis is there. Raises StorageUnavailable or LedgerUnavailable."""
+        """Pay the image's debts. While Redis is away, tokens and notices stay owed.
+
+        Raises StorageUnavailable or LedgerUnavailable.
+        """
         with contextlib.suppress(RedisAway):
             await self.pay(image)
 
     async def pay(self, image: Image) -> None:
-        """Pay what the image owes. Raises RedisAway, StorageUnavailable or LedgerUnavailable for what it could not."""
+        """Pay the image's debts. Raises RedisAway, StorageUnavailable or LedgerUnavailable if some stay owed."""
         try:
             await self._change_tokens([image])
             await self._announce([image])
@@ -58,14 +62,14 @@ class Settling:
         await self._remove_leftovers(image)
 
     async def settle_tokens(self, image: Image) -> Image:
-        """Change the cache tokens that the image owes; return the image as it is then.
+        """Change the cache tokens that the image owes. Returns the image without the paid debts.
 
-        While Redis is away it owes them still. A reader calls this before it answers from a row that owes tokens:
-        otherwise a client that saw `ready` may read an older list next.
+        While Redis is away, the tokens stay owed. A reader must call this before it answers from a row: otherwise a
+        client that has seen `ready` may read an older list next.
         """
         if not image.owes(DebtKind.TOKENS):
             if image.status is Status.DELETING:
-                # Another process announced it, and its notice may be lost. This answer says that the image is gone, so
+                # Another process sent the notice, which may be lost. The answer will say that the image is gone, so
                 # this process must not serve it from memory any more.
                 self._on_change(image.id)
             return image
@@ -76,7 +80,7 @@ class Settling:
         return replace(image, debts=tuple(debt for debt in image.debts if debt.kind is not DebtKind.TOKENS))
 
     async def settle_all_tokens(self, even_if_open: bool = False) -> None:
-        """Change the tokens of every row that owes them. Raises RedisAway if one could not be changed."""
+        """Change the tokens of every row that owes them, and send its notice. Raises RedisAway if one is still owed."""
         while owing := await self._ledger.owing_tokens():
             await self._change_tokens(owing, even_if_open=even_if_open)
             await self._announce(owing, even_if_open=even_if_open)
@@ -90,9 +94,9 @@ class Settling:
         try:
             await self._cache.change_tokens(*ids, even_if_open=even_if_open)
         finally:
-            # Again: a read that ran meanwhile may have found a copy under the former token.
+            # Call it again: a read that ran meanwhile may have found a copy under the former token.
             self._all_changed(ids)
-        # Before the notice: those whom it wakes would find the debt and pay it again.
+        # Record the payment before the notice is sent. The requests that it wakes would otherwise pay the debt again.
         await self._ledger.paid(owed)
         metrics.SETTLED.add("tokens", by=len(owed))
 
@@ -123,7 +127,7 @@ class Settling:
         metrics.SETTLED.add("leftovers")
 
     async def _remove_unnamed(self, image: Image) -> None:
-        # The attempt that holds the image may be writing to its folder, and later ones to theirs.
+        # The attempt that holds the image may be writing to its folder, and later attempts to theirs.
         last = image.attempt if image.worker is None else image.attempt - 1
         named = {rendition_key(image.id, rendition) for rendition in image.renditions.values()}
         for name in await self._storage.folders(renditions_prefix(image.id)):

@@ -1,8 +1,8 @@
 """Deadlines that ignore the time for which this process itself stood still.
 
-A process that wakes up after a standstill (a busy machine, a paused container) finds its timers expired before it has
-read what arrived meanwhile. So a deadline passes in parts here. Each part begins when the one before has ended, and the
-event loop reads in between. A standstill uses up one part, however long it was.
+After a standstill (a busy machine, a paused container), a process finds its timers expired before it has read the data
+that arrived meanwhile. So a deadline here passes in parts. Each part begins when the one before has ended, and the
+event loop reads in between. A standstill of any length uses up one part.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-#: A process may stand still in all parts of a deadline but one.
+#: The parts of a deadline. A process may stand still in all of them except one.
 _PARTS = 5
 
 
 class Deadline:
-    """A timer that can be started again, and does not expire because of one standstill."""
+    """A timer that can be restarted, and does not expire because of one standstill."""
 
     __slots__ = ("_part", "_part_began", "_parts_over", "_timer")
 
@@ -31,12 +31,12 @@ class Deadline:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start. A standstill counts as one part at most."""
+        """Seconds since the start. A standstill counts as at most one part."""
         in_part = min(asyncio.get_running_loop().time() - self._part_began, self._part)
         return min(self._parts_over * self._part + in_part, _PARTS * self._part)
 
     def start(self, seconds: float, expire: Callable[[], object]) -> None:
-        """Call `expire()` after so many seconds; an earlier start is forgotten."""
+        """Call `expire()` after so many seconds. Replaces an earlier start."""
         self.stop()
         self._part = seconds / _PARTS
         self._parts_over = 0

@@ -1,4 +1,4 @@
-"""The ledger: the database that is the truth about every image, and the order in which their work is done."""
+"""The ledger: the database that holds the truth about every image, and the order of work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transactions of the ledger's database, and what their errors mean."""
+"""Transactions of the ledger's database, and the translation of their errors."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 
 
 class Database:
-    """Runs work in a transaction, or in a connection that only reads. Raises LedgerUnavailable."""
+    """Runs functions in a transaction, or on a connection that only reads. Raises LedgerUnavailable."""
 
     def __init__(self, engine: AsyncEngine, single_row: Select[Any]) -> None:
         self._engine = engine
         self._single_row = single_row
-        #: The same engine; single reads on SQLite need no transaction.
+        #: The same engine, without transactions on SQLite: single reads need none.
         self._reading_engine = engine.execution_options(reading=True)
         self.is_postgresql = engine.dialect.name == "postgresql"
-        # SQLite lets one writer in at a time, in no order. This lock makes them wait in order, and keeps the pool's
-        # other connections for readers.
+        # SQLite allows one writer at a time and serves waiting writers in no order. With this lock they wait in order,
+        # and the pool's other connections stay free for readers.
         self._writing: AbstractAsyncContextManager[Any] = nullcontext() if self.is_postgresql else asyncio.Lock()
         self._rows = None if self.is_postgresql else sqlite.RowReader(engine.url.database or "", single_row)
 
@@ -41,7 +41,7 @@ class Database:
         await self._engine.dispose()
 
     async def row(self, image_id: str) -> Any | None:
-        """Return the single row that the statement of the constructor finds for an image."""
+        """Return the row that `single_row` selects for an image, or None."""
         if self._rows is not None:
             return await to_the_end(self._row_from_sqlite(self._rows, image_id))
 
@@ -57,12 +57,12 @@ class Database:
             raise NothingCommitted(str(exc)) from exc
 
     async def read(self, work: Work[T]) -> T:
-        """Do work that only reads."""
+        """Run `work`, which only reads."""
         # Not cancellable: aiosqlite's thread must not report its result to a closed event loop.
         return await to_the_end(self._in_reading_connection(work))
 
     async def write(self, work: Work[T]) -> T:
-        """Do work and commit it. Raises NothingCommitted where that is certain, or else LedgerUnavailable."""
+        """Run `work` and commit. Raises NothingCommitted if that is certain, otherwise LedgerUnavailable."""
         async with self._writing:
             return await to_the_end(self._in_transaction(work))
 
@@ -85,9 +85,9 @@ class Database:
 
 
 def has_no_table(error: DBAPIError) -> bool:
-    """Tell whether a statement failed because a table does not exist."""
-    # 42P01 is PostgreSQL's SQLSTATE of an undefined table. The message does not tell: without the right to read, it
-    # names the table as well.
+    """Return whether a statement failed because a table does not exist."""
+    # 42P01 is PostgreSQL's SQLSTATE for an undefined table. Its message is not clear: it also names the table if the
+    # right to read is missing.
     state = getattr(error.orig, "sqlstate", None)
     return "no such table" in str(error.orig) if state is None else state == "42P01"
 

@@ -1,8 +1,8 @@
 """Reads and transitions of images.
 
 Every transition is one guarded `UPDATE … WHERE … RETURNING`. The guard names the status and the attempt that the
-caller read. A transition returns None if another process changed the row first; the caller then stops quietly. What a
-transition leaves to be done is a debt, which its transaction adds.
+caller read. A transition returns None if another process changed the row first; the caller then stops without an
+error. A transition's transaction also adds its debts.
 
 This module is longer than 250 lines on purpose: the guards are only correct together, so they stand in one file.
 """
@@ -50,15 +50,16 @@ LedgerName = Callable[[], str]
 
 #: Seconds that a lease lasts without a renewal.
 LEASE_SECONDS = 12.0
-#: Seconds that the committing process has for paying what its commit owes. After that the sweep pays.
+#: Seconds that the committing process has to pay its debts. After that the sweep pays.
 SETTLE_SECONDS = 1.0
-#: Seconds after which a debt that was taken and is not paid is taken again.
+#: Seconds after which a debt that was taken but not paid is due again.
 AGAIN_SECONDS = 10.0
-#: Seconds for which failed renditions are not asked for again. Also the time between a DELETE and its row's removal.
+#: Seconds for which renditions that were given up are not requested again. Also the least time between a DELETE and
+#: the removal of its row.
 PAUSE_SECONDS = 60.0
-#: Losses after which an image is failed.
+#: Losses after which a conversion fails, or more renditions of a ready image are given up.
 MOST_LOSSES = 20
-#: Rows of one kind that one pass of the sweep takes at most.
+#: The most rows of one kind that one pass of the sweep takes.
 TAKE_AT_MOST = 200
 
 _WORKER_LOST = (
@@ -83,7 +84,7 @@ _WITHOUT_WORK: Mapping[str, Any] = dict.fromkeys(("work", "lane", "turn", "wante
 
 @dataclass(frozen=True)
 class Identity:
-    """The random name of a ledger, and the marker of the storage that belongs to it."""
+    """A ledger's random name, and the marker of its storage."""
 
     name: str
     marker: str | None
@@ -117,7 +118,7 @@ class Ledger:
     # Identity
 
     async def identity(self) -> Identity:
-        """Return the ledger's identity. Raises LedgerNotMigrated if its tables are missing or older than this code."""
+        """Return the ledger's identity. Raises LedgerNotMigrated if tables are missing or older than this code."""
 
         async def work(connection: AsyncConnection) -> Identity:
             try:
@@ -136,7 +137,7 @@ class Ledger:
         return await self._database.read(work)
 
     async def adopt_marker(self, marker: str) -> str:
-        """Store `marker` unless the ledger has one already; return the marker that it has now."""
+        """Store `marker` unless the ledger already has one. Returns the ledger's marker."""
 
         async def work(connection: AsyncConnection) -> str:
             await connection.execute(update(deployment).where(deployment.c.marker.is_(None)).values(marker=marker))
@@ -147,7 +148,7 @@ class Ledger:
     # Reading
 
     async def get(self, image_id: str) -> Image | None:
-        """Return the image, or None. An image that is `deleting` is returned too."""
+        """Return the image, also one that is `deleting`, or None."""
         row = await self._database.row(image_id)
         return None if row is None else image_of(row)
 
@@ -161,17 +162,17 @@ class Ledger:
         return await self._database.read(work)
 
     async def list_ready(self, after: int | None, limit: int, newest_first: bool) -> list[Image]:
-        """Return ready images in order of their sequence, beginning behind `after`, which need not exist."""
+        """Return ready images in the order of their sequence, starting after `after`, which need not exist."""
         # Every ready image has a sequence. The condition only makes the database use the partial index.
         rows = _rows.where(_ready, images.c.sequence.is_not(None))
         return await self._page(rows, images.c.sequence, after, limit, newest_first)
 
     async def list_with_status(self, status: Status, after: str | None, limit: int, newest_first: bool) -> list[Image]:
-        """Return the images of one status in order of their id, beginning behind `after`, which need not exist."""
+        """Return images of one status in the order of their ids, starting after `after`, which need not exist."""
         return await self._page(_rows.where(images.c.status == inline(status)), images.c.id, after, limit, newest_first)
 
     async def list_all(self, after: str | None, limit: int) -> list[Image]:
-        """Return images of every status in order of their id, beginning behind `after`."""
+        """Return images of every status in the order of their ids, starting after `after`, which need not exist."""
         return await self._page(_rows, images.c.id, after, limit, newest_first=False)
 
     async def count_queued(self, at_most: int) -> int:
@@ -179,8 +180,8 @@ class Ledger:
         return await self._count(_queued, (images.c.id,), at_most)
 
     async def figures(self) -> Waiting:
-        """Return how much work waits: the figures from which an autoscaler decides the number of workers."""
-        # The order by id is the order by age. An image that was queued again waits since its last claim.
+        """Return how much work waits. An autoscaler can derive the number of workers from these figures."""
+        # Ids are in the order of age. An image that was queued again counts as waiting since its last claim.
         oldest = select(images.c.modified).where(_queued).order_by(images.c.id).limit(100).subquery()
         query = select(
             select(func.count()).select_from(images).where(_queued).scalar_subquery(),
@@ -209,13 +210,13 @@ class Ledger:
         return await self._select(_rows.where(_waits, _is_due).order_by(*_in_order).limit(at_most))
 
     async def is_waiting(self, lane: Lane) -> bool:
-        """Tell whether work of this lane, or of a more urgent one, may be claimed."""
+        """Return whether work of this lane, or of a more urgent one, waits and may be claimed."""
         return await self._count(and_(_waits, _is_due, images.c.lane <= lane.value), _in_order, 1) > 0
 
     # From upload to ready
 
     async def add(self, image_id: str, original: Original, request: str | None, *, owner: str | None = None) -> Image:
-        """Commit a queued image: from here on the service must finish it. The caller enqueues it."""
+        """Commit a queued image. From this commit on, the service must finish it. The caller enqueues it."""
 
         async def work(connection: AsyncConnection) -> Image:
             stores = {"stored": original.bytes, "images_more": 1}
@@ -226,13 +227,13 @@ class Ledger:
         return await self._database.write(work)
 
     async def get_certainly(self, image_id: str, original: Original) -> Image | None:
-        """Return the image whose `add` failed without a known outcome. None means that it cannot appear any more."""
+        """Return the image whose `add` failed with an unknown outcome. None means that it will never appear."""
         if not self._database.is_postgresql:
             return await self.get(image_id)
 
         async def work(connection: AsyncConnection) -> None:
-            # PostgreSQL may still be at work on a commit whose connection was lost. An insert of the same id waits for
-            # its end.
+            # PostgreSQL may still be working on the commit although its connection was lost. An insert of the same id
+            # waits until that commit has ended.
             await connection.execute(_ADD, _new(image_id, original, None, None) | {"turn": 0.0})
             await connection.execute(delete(images).where(images.c.id == image_id))
 
@@ -244,7 +245,7 @@ class Ledger:
         return await self.get(image_id)
 
     async def claim(self, image_id: str, worker: str) -> Image | None:
-        """Claim the work that waits on this image for a new attempt, with a lease."""
+        """Claim the work that waits on this image: begin a new attempt with a lease."""
         return await self._change(_CLAIM, {"of_id": image_id, "of_worker": worker})
 
     async def claim_next(self, worker: str) -> Image | None:
@@ -260,10 +261,10 @@ class Ledger:
     async def publish(
         self, attempt: Image, size: Size, renditions: Iterable[Rendition], *, seconds: float | None = None
     ) -> Image | None:
-        """Add this attempt's renditions to the image's, in the place of those with the same file name.
+        """Add this attempt's renditions to the image's renditions. They replace those with the same file name.
 
-        The first publication takes the next place in the list. Where rendering took more `seconds` than was expected,
-        the owner's next work is put off.
+        The first publication takes the next sequence. If rendering took more `seconds` than expected, the owner's next
+        work gets a later turn.
         """
         made = {rendition.file: rendition for rendition in renditions}
         is_first = attempt.sequence is None
@@ -275,12 +276,12 @@ class Ledger:
 
         async def work(connection: AsyncConnection) -> Image | None:
             if is_first:
-                # The counter's row stays locked until the commit, so that commit order is list order.
+                # The counter's row stays locked until the commit, so the order of commits is the order of the list.
                 values["of_sequence"] = (await connection.execute(_NEXT)).scalar_one()
             row = (await connection.execute(_PUBLISH_FIRST if is_first else _PUBLISH, values)).one_or_none()
             if row is None:
                 raise _Taken
-            # Never to an earlier turn: the owner's next work would overtake what waits already.
+            # Only move the turn later. At an earlier turn, the owner's next work would overtake work that waits.
             late = (seconds or 0.0) - _expected_seconds(attempt.original.bytes)
             if late > 0:
                 await connection.execute(_CORRECT, {"of_owner": attempt.owner or "", "of_seconds": late})
@@ -292,7 +293,7 @@ class Ledger:
             return None
 
     def _owed_by(self, attempt: Image, made: Mapping[str, Rendition]) -> tuple[DebtKind, ...]:
-        """Return what a publication owes. To add another format to a ready image changes nothing that was told."""
+        """Return the debts of a publication. A new format of a ready image changes neither records nor old files."""
         if attempt.work is Work.CONVERT:
             leaves = attempt.attempt > 1 or not self._keeps_originals
             return _EVERYTHING if leaves else _COMMIT_OWES
@@ -306,36 +307,36 @@ class Ledger:
         return tuple(kind for kind, is_owed in owes.items() if is_owed)
 
     async def hand_back(self, attempt: Image, seconds: float) -> Image | None:
-        """End an attempt without counting a failure or a loss. The work may be claimed again in `seconds`."""
+        """End an attempt without counting a failure or a loss. The work may be claimed again after `seconds`."""
         owes = (DebtKind.LEFTOVERS,) if attempt.work is Work.RENDITIONS else ()
         return await self._end(attempt, owes, _waiting_again(attempt) | {"due": now() + seconds})
 
     async def fail(self, attempt: Image, error_type: str, detail: str) -> Image | None:
-        """End a conversion and make the image `failed`: its file is at fault."""
+        """End a conversion and make the image `failed`, because its file is at fault."""
         return await self._end(attempt, _EVERYTHING, _failed(error_type, detail), images.c.work == Work.CONVERT)
 
     async def count_failure(self, attempt: Image) -> Image | None:
-        """Count a failure that is not final yet and queue the image again. The caller enqueues it."""
+        """Count a failure that is not final yet. The work waits again, and the caller enqueues it."""
         return await self._end(attempt, (), _waiting_again(attempt) | {"failures": images.c.failures + 1})
 
     async def count_loss(self, attempt: Image) -> Image | None:
-        """Count a loss. The work waits again, for the caller to enqueue; at the last loss it is given up."""
+        """Count a loss. The work waits again, and the caller enqueues it. After MOST_LOSSES the work is given up."""
 
         async def work(connection: AsyncConnection) -> Image | None:
             return await _lose(connection, attempt)
 
         return await self._database.write(work)
 
-    # More renditions of a ready image: it stays ready while they are made
+    # More renditions of a ready image, which stays ready meanwhile
 
     async def request_renditions(self, image: Image, lane: Lane, wanted: Sequence[str] | None = None) -> Image | None:
-        """Have renditions of a ready image made: the files `wanted`, or its JPEG and its ladder.
+        """Request renditions of a ready image: the files `wanted`, or by default its JPEG and its ladder.
 
-        The caller enqueues it. Nothing happens if `image` shows work, if an attempt has begun since it was read, or
-        during the pause after renditions that were given up.
+        The caller enqueues the image. Nothing happens if `image` has work, if an attempt has begun since `image` was
+        read, or during the pause after renditions were given up.
         """
         if image.work is not None:
-            return None  # even where that work is done by now: its end does not change the attempt
+            return None  # also if that work has ended meanwhile: its end does not change the attempt number
         may_be_asked = and_(
             _is_as_read, _ready, images.c.work.is_(None), func.coalesce(images.c.paused_until, 0.0) <= now()
         )
@@ -345,13 +346,13 @@ class Ledger:
         )
 
     async def give_up(self, attempt: Image) -> Image | None:
-        """End an attempt at more renditions; the image stays ready, and none are asked for again for a minute."""
+        """End an attempt at more renditions. The image stays ready. It ignores requests for renditions for a minute."""
         return await self._end(attempt, (DebtKind.LEFTOVERS,), _given_up(), images.c.work == Work.RENDITIONS)
 
     # Deleting and retrying
 
     async def delete(self, image_id: str, meant: Image | None = None) -> Image | None:
-        """Begin to delete the image. From this commit on every request for it is answered as if it were gone.
+        """Begin to delete the image. From this commit on, every request for it gets the answer for a missing image.
 
         With `meant`, nothing happens if the image has changed since `meant` was read.
         """
@@ -383,9 +384,9 @@ class Ledger:
         )
 
     async def remove(self, image: Image) -> None:
-        """Remove the row of a deleted image whose files are gone, once it owes nothing else and a minute has passed.
+        """Remove the row of a deleted image whose files are removed, if a minute has passed and nothing else is owed.
 
-        Before that the leftovers that `image` shows become due again then: a late attempt may still write a folder.
+        Otherwise the leftovers of `image` become due again later, because a late attempt may still write files.
         """
         of_image = debts.c.image_id == image.id
         owes_more = exists().where(of_image, debts.c.kind != DebtKind.LEFTOVERS)
@@ -396,7 +397,7 @@ class Ledger:
             removed = await connection.execute(gone.where(again <= now(), ~owes_more).returning(images.c.id))
             if removed.one_or_none() is None:
                 due = case((now() < again, again), else_=now() + AGAIN_SECONDS)
-                # By their numbers: by image and kind, PostgreSQL may look at all leftovers that there are.
+                # Selected by their ids: by image and kind, PostgreSQL may read all leftovers in the table.
                 later = update(debts).where(debts.c.id.in_([debt.id for debt in image.owes(DebtKind.LEFTOVERS)]))
                 await connection.execute(later.values(due=due))
             else:
@@ -407,14 +408,14 @@ class Ledger:
     # Debts
 
     async def owing_tokens(self) -> list[Image]:
-        """Return images whose cache tokens have not been changed since their last commit, at most 1,000."""
+        """Return at most 1,000 images that owe a change of their cache tokens."""
         owing = select(debts.c.image_id).where(_is_of(DebtKind.TOKENS)).order_by(debts.c.due).limit(1000)
         return await self._select(_rows.where(images.c.id.in_(owing)))
 
     async def owe_leftovers(self, image: Image, attempt: int) -> Image | None:
-        """Make a final image without work owe leftovers: what its attempts up to `attempt` left.
+        """Add a debt of leftovers to a final image without work, for the files of attempts up to `attempt`.
 
-        The row's attempt number rises to `attempt`, so no attempt writes to these folders after this commit.
+        The row's attempt number rises to at least `attempt`, so no attempt writes to their folders after this commit.
         """
         is_still = and_(_is_as_read, images.c.work.is_(None), or_(_ready, images.c.status == inline(Status.FAILED)))
         risen = update(images).where(is_still).values(attempt=max(image.attempt, attempt)).returning(images)
@@ -423,7 +424,7 @@ class Ledger:
     async def paid(self, paid: Sequence[Debt]) -> None:
         """Record that debts are paid."""
         if paid:
-            # Rows are locked in one order everywhere: in different orders two transactions would deadlock.
+            # Rows are locked in the same order everywhere. With different orders, two transactions could deadlock.
             ids = sorted(debt.id for debt in paid)
 
             async def work(connection: AsyncConnection) -> None:
@@ -432,7 +433,7 @@ class Ledger:
             await self._database.write(work)
 
     async def take_debts(self, kind: DebtKind) -> list[Image]:
-        """Take the oldest debts of a kind that are due; return their images, with these debts alone.
+        """Take the oldest due debts of a kind. Returns their images, each with only these debts.
 
         A debt that is not paid within ten seconds is due again.
         """
@@ -448,13 +449,13 @@ class Ledger:
             rows = await connection.execute(select(images).where(images.c.id.in_(taken)).order_by(images.c.id))
             return [image_of(row, taken[row.id]) for row in rows]
 
-        # The read comes first, so that a pass without work does not take SQLite's write lock.
+        # Read first, so that a pass without work does not take SQLite's write lock.
         if not await self._has_rows(are_due):
             return []
         return await self._database.write(work)
 
     async def take_lost(self) -> list[Image]:
-        """Take the attempts whose lease is over: their work waits again, for the caller to enqueue, or is given up."""
+        """End the attempts whose lease is over, and return their images. Their work waits again or is given up."""
         are_over = select(images).where(images.c.worker.is_not(None), _is_due).order_by(images.c.due)
         oldest = are_over.limit(TAKE_AT_MOST).with_for_update(skip_locked=True)
 
@@ -482,8 +483,8 @@ class Ledger:
         return await self._database.read(work)
 
     async def _count(self, condition: ColumnElement[bool], order: Sequence[Any], at_most: int) -> int:
-        # It selects a constant: for a column SQLite would read each row, not only the index. The order makes PostgreSQL
-        # use the index: its statistics do not tell it how few rows there are.
+        # Select a constant: for a column SQLite would read each row, not only the index. The order makes PostgreSQL use
+        # the index: its statistics do not show how few rows match.
         some = select(literal_column("1").label("one")).where(condition).order_by(*order).limit(at_most).subquery()
 
         async def work(connection: AsyncConnection) -> int:
@@ -492,7 +493,7 @@ class Ledger:
         return await self._database.read(work)
 
     async def _has_rows(self, query: Select[Any]) -> bool:
-        # Its order makes PostgreSQL use the index, as in `_count`.
+        # The query's order makes PostgreSQL use the index, as in `_count`.
         async def work(connection: AsyncConnection) -> bool:
             return (await connection.execute(query.limit(1))).first() is not None
 
@@ -514,7 +515,7 @@ class Ledger:
 
 
 class _Taken(Exception):
-    """Others have the image: the transaction is rolled back, so that it takes no place in the list."""
+    """Another process has the image. Raised to roll the transaction back, which has already taken a sequence."""
 
 
 async def _lose(connection: AsyncConnection, attempt: Image) -> Image | None:
@@ -529,7 +530,7 @@ async def _lose(connection: AsyncConnection, attempt: Image) -> Image | None:
 
 
 async def _owe(connection: AsyncConnection, image_id: str, kinds: Sequence[DebtKind]) -> list[Debt]:
-    """Add debts in the transaction of the commit that owes them."""
+    """Add debts in the transaction of the commit that leaves them."""
     if not kinds:
         return []
     added = await connection.execute(_owing(tuple(kinds)), {"of_image": image_id})
@@ -543,8 +544,8 @@ async def _put_in_order(
     lane: Lane,
     values: Mapping[str, Any],
 ) -> Image | None:
-    """Give the image for which the condition holds work, and a place in the order of work."""
-    # First the image's row, then its owner's, as in all transactions: otherwise two of them would deadlock.
+    """Give work and a place in the order of work to the image that meets the condition."""
+    # Lock the image's row before its owner's, as all transactions do: otherwise two of them could deadlock.
     found = select(images.c.id, images.c.owner, images.c.original_bytes).where(condition).with_for_update()
     row = (await connection.execute(found, parameters)).one_or_none()
     if row is None:
@@ -566,9 +567,9 @@ async def _next_turn(
 ) -> float:
     """Return the turn of an owner's next work, and count what the owner stores.
 
-    An owner whose work is done begins where the others are: at the first turn that waits, or else at the present
-    moment. Each work puts the owner's next one off by as long as rendering is expected to take, so that owners with
-    much work and with little are served in turn.
+    An owner without waiting work starts at the first waiting turn of the lane or, without one, at the present moment.
+    Each piece of work moves the owner's next turn by the expected time of its rendering. So owners with much work and
+    owners with little are served in turn.
     """
     cost = {"of_owner": owner or "", "of_lane": lane.value, "of_seconds": _expected_seconds(work_bytes)}
     stores = {"of_bytes": stored, "of_images": images_more}
@@ -576,7 +577,7 @@ async def _next_turn(
 
 
 def _expected_seconds(original_bytes: int) -> float:
-    """Return how long an image takes, by its bytes: a photograph of 12 MP and 3 MB takes a third of a second."""
+    """Return the expected time of rendering: a photograph of 12 MP and 3 MB takes a third of a second."""
     return 0.03 + original_bytes / 10_000_000
 
 
@@ -593,7 +594,7 @@ def _new(image_id: str, original: Original, request: str | None, owner: str | No
 
 
 def _as(image: Image) -> dict[str, Any]:
-    """Return the parameters of `_is_as_read`."""
+    """Return the parameters of `_is_as_read` for an image as it was read."""
     return {"of_id": image.id, "of_status": image.status, "of_attempt": image.attempt}
 
 
@@ -602,7 +603,7 @@ def _is_of(kind: DebtKind) -> ColumnElement[bool]:
 
 
 def _held_by(values: Mapping[str, Any], *conditions: ColumnElement[bool]) -> Any:
-    """Return the statement that changes the row of an attempt, while the attempt holds it."""
+    """Return the statement that changes an attempt's row, if the attempt still holds it."""
     return update(images).where(_is_held, *conditions).values(dict(values)).returning(images)
 
 
@@ -620,7 +621,7 @@ def _given_up() -> dict[str, Any]:
     return {**_WITHOUT_WORK, "losses": 0, "paused_until": now() + PAUSE_SECONDS}
 
 
-# Statements that every image needs are built once: building one takes as long as running it.
+# Statements that every image needs are built once: building a statement takes as long as running it.
 
 _is_as_read = and_(
     images.c.id == bindparam("of_id"),
@@ -678,7 +679,7 @@ _PUBLISH_FIRST = _held_by({**_PUBLISHED, "sequence": bindparam("of_sequence"), "
 _NEXT = update(deployment).values(sequence=deployment.c.sequence + 1).returning(deployment.c.sequence)
 _PAID = delete(debts).where(debts.c.id.in_(bindparam("of_ids", expanding=True)))
 _others = images.alias("others")
-# Where work waits longer than expected, the present moment is behind all of it.
+# If work waits longer than expected, its turns are in the past, and a new owner must not start after all of it.
 _first_waiting = (
     select(_others.c.turn)
     .where(_others.c.lane == bindparam("of_lane"), _others.c.turn < now(), _others.c.worker.is_(None))
@@ -692,7 +693,7 @@ _CORRECT = (
 
 @functools.lru_cache
 def _owing(kinds: tuple[DebtKind, ...]) -> Any:
-    # Leftovers wait for the sweep a while longer: the committing process removes them after it has told of the commit.
+    # Leftovers are due later: the committing process removes them after it has changed tokens and sent the notice.
     seconds = {DebtKind.LEFTOVERS: AGAIN_SECONDS}
     rows = [
         {"image_id": bindparam("of_image"), "kind": kind.value, "due": now() + seconds.get(kind, SETTLE_SECONDS)}
@@ -703,8 +704,8 @@ def _owing(kinds: tuple[DebtKind, ...]) -> Any:
 
 @functools.lru_cache
 def _turn(dialect: str) -> Any:
-    # One statement: with an update and then an insert, the first two images of an owner that come at once would both be
-    # inserted. Each database has its own `insert`, and loading the other one's takes a tenth of a second.
+    # One statement, because with an update and then an insert, two concurrent first images of an owner would both be
+    # inserted. Each database has its own `insert`. Importing the other database's takes a tenth of a second.
     first = (
         import_module(f"sqlalchemy.dialects.{dialect}")
         .insert(owners)

@@ -1,4 +1,4 @@
-"""PostgreSQL behind the ledger: few connections, each with time-outs, and usable behind PgBouncer."""
+"""PostgreSQL as the ledger's database: few connections, each with time-outs, also behind PgBouncer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from shared.settings import Settings
 
-#: Seconds in which a host must accept a connection, unless the address sets another number.
+#: Seconds that a host has to accept a connection, unless the address sets `connect_timeout`.
 CONNECT_SECONDS = 5.0
 #: Seconds that one command may take before it is cancelled and its connection closed.
 COMMAND_SECONDS = 8.0
@@ -24,10 +24,10 @@ COMMAND_SECONDS = 8.0
 IDLE_SECONDS = 4.0
 #: Seconds that a transaction waits for a lock: longer than a frozen process can hold one.
 LOCK_SECONDS = 6.0
-#: Seconds that closing a connection may take. A silent server must not delay our shutdown once for each connection.
+#: Seconds that closing a connection may take. A silent server must not delay a shutdown for each connection.
 CLOSE_SECONDS = 0.5
 
-#: SQLSTATEs, or their classes, after which a connection is not used again.
+#: Prefixes of SQLSTATEs after which a connection is not used again.
 _LOST = (
     "08",  # the connection broke
     "57P",  # the server shuts down or starts
@@ -35,7 +35,7 @@ _LOST = (
     "25006",  # the server is read-only: another one is the primary since a failover
 )
 
-#: The number of our advisory lock. Any number will do that no other application on this database uses.
+#: The number of the release step's advisory lock. No other application on the database may use this number.
 RELEASE_LOCK = 4_711_202_601
 
 
@@ -45,7 +45,7 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
     where = ",".join(_place(host, port) for host, port in hosts)
 
     async def connected() -> Any:
-        # Each host has its own time limit. With one limit for all, a silent host would use up that of the next.
+        # Each host has its own time limit. With one limit for all, a silent host would leave no time for the next.
         for host, port in hosts:
             try:
                 return await asyncpg.connect(**options, host=host, port=port)
@@ -63,7 +63,7 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
         pool_size=settings.database_connections,
         max_overflow=0,
         pool_timeout=10,
-        # Whatever the database's default is: at a higher level a lost guard would be an error, not an empty result.
+        # Set for databases with a higher default, at which a failing guard raises an error instead of finding no row.
         isolation_level="READ COMMITTED",
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
@@ -73,10 +73,10 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
 
 
 async def take_turn(connection: AsyncConnection) -> None:
-    """Wait for the lock that only one release at a time holds. It is ours until this transaction ends."""
+    """Wait for the lock of the release step, and hold it until this transaction ends."""
     await connection.exec_driver_sql(_set_locally(idle_in_transaction_session_timeout=60.0, lock_timeout=600.0))
     await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({RELEASE_LOCK})")
-    # A migration that waits for a table makes every later statement on it wait. It had better fail.
+    # A migration that waits for a table blocks every later statement on that table. So let it fail soon.
     await connection.exec_driver_sql(_set_locally(lock_timeout=LOCK_SECONDS))
 
 
@@ -88,7 +88,7 @@ def _set_locally(**seconds: float) -> str:
 def _options_of(url: str, command_seconds: float | None) -> tuple[dict[str, Any], list[tuple[str | None, int | None]]]:
     """Return the arguments for asyncpg, and the hosts and ports to try one after the other.
 
-    asyncpg reads the address as libpq does, except for what is taken out here.
+    asyncpg reads the address as libpq does, except for the options that are removed here.
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -98,13 +98,13 @@ def _options_of(url: str, command_seconds: float | None) -> tuple[dict[str, Any]
     options: dict[str, Any] = {
         "timeout": connect_seconds,
         "command_timeout": command_seconds,
-        # Then no statement has a name. Behind PgBouncer the next transaction is on another server connection, which
-        # would not know the name.
+        # At 0, no statement has a name. Behind PgBouncer the next transaction may run on another server connection,
+        # which does not know the name.
         "statement_cache_size": 0,
         "connection_class": _Connection,
     }
     if query.get("sslrootcert") == "system":
-        # As in libpq 16: verify-full, against the certificates that the machine trusts.
+        # As in libpq 16: verify-full with the certificates that the machine trusts.
         del query["sslrootcert"]
         options["ssl"] = ssl.create_default_context()
     hosts = _hosts_of(parts, query)
@@ -114,7 +114,10 @@ def _options_of(url: str, command_seconds: float | None) -> tuple[dict[str, Any]
 
 
 def _hosts_of(parts: SplitResult, query: dict[str, str]) -> list[tuple[str | None, int | None]]:
-    """Take the hosts, each with its port, from an address. As in libpq, those after the ? replace the others."""
+    """Return the hosts of an address with their ports, and remove both from `query`.
+
+    As in libpq, hosts and ports after the `?` replace the others.
+    """
     hosts, ports = [], []
     for place in parts.netloc.rpartition("@")[2].split(","):
         host, _, port = place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "")
@@ -135,36 +138,36 @@ def _place(host: str | None, port: int | None) -> str:
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
-    """A connection that closes soon, also if the server does not answer."""
+    """A connection that closes quickly, also if the server does not answer."""
 
     async def close(self, *, timeout: float | None = None) -> None:
-        # After an error the connection is closed all the same.
+        # After an error the connection is closed, too.
         with suppress(OSError):
             await super().close(timeout=min(timeout or CLOSE_SECONDS, CLOSE_SECONDS))
 
 
 def _refuse_closed(connection: Any, record: object, proxy: object) -> None:
-    # A connection that the server closed while it was idle is known to be closed. A ping would cost a round trip.
+    # asyncpg knows if the server closed an idle connection. A ping would cost a round trip.
     if connection.driver_connection.is_closed():
         raise DisconnectionError("closed by the server")
 
 
 def _limit(connection: Connection) -> None:
-    # For the transaction, not for the session: behind PgBouncer sessions are shared.
+    # Set for the transaction, not for the session: behind PgBouncer sessions are shared.
     limits = _set_locally(idle_in_transaction_session_timeout=IDLE_SECONDS, lock_timeout=LOCK_SECONDS)
-    # A commit must be on PostgreSQL's disk: `off` becomes `on`, and stricter values stay.
+    # A commit must be on PostgreSQL's disk. So `off` becomes `on`, and stricter values stay.
     durable = "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
-    # Each of our orders is an index's. With statistics older than a burst, PostgreSQL would read and sort many rows
-    # that it takes for a few.
+    # An index serves each ORDER BY of the ledger. With statistics from before a burst, PostgreSQL would expect few
+    # rows, and then read and sort many.
     unsorted = "set_config('enable_sort', 'off', true)"
     connection.exec_driver_sql(f"{limits}, {durable}, {unsorted}")
 
 
 def _judge(context: ExceptionContext) -> None:
-    """Mark the errors after which a connection is not used again."""
+    """Tell SQLAlchemy after which errors a connection is not used again."""
     error = context.original_exception
     if isinstance(error, OSError):
-        # A time-out or a network error: the pool's other connections may be fine.
+        # A time-out or a network error. The pool's other connections may be fine.
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
     elif (getattr(error, "sqlstate", None) or "").startswith(_LOST):

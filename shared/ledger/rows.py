@@ -1,4 +1,4 @@
-"""Rows of the ledger as images, and back."""
+"""Conversion of ledger rows to images, and of renditions to their column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.renditions import Rendition
 
 
 def image_of(row: Any, debts: Iterable[Debt] = ()) -> Image:
-    """Return the image of a row of `images`. Without its column `debts`, it owes what is given."""
+    """Return the image of a row of `images`. `debts` are its debts if the row has no column `debts`."""
     stored: dict[str, tuple[int, int, int, str, int, str]] = json.loads(row.renditions)
     return Image(
         id=row.id,
@@ -45,7 +45,7 @@ def image_of(row: Any, debts: Iterable[Debt] = ()) -> Image:
 
 
 def renditions_text(renditions: Mapping[str, Rendition]) -> str:
-    """Return renditions as `images.renditions` has them."""
+    """Return renditions as the JSON of the column `images.renditions`."""
     return json.dumps({r.file: [*r.size, r.bytes, r.sha256, r.attempt, r.definition] for r in renditions.values()})
 
 

@@ -1,4 +1,4 @@
-"""The ledger's tables, in the SQL that SQLite and PostgreSQL share."""
+"""The ledger's tables, in SQL for both SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from shared.images import Status
 
-#: The migration that this code needs; an older ledger is refused at start.
+#: The migration that this code needs. An older ledger is refused at start.
 REVISION = "0004"
 
 metadata = MetaData()
 
-# Collation "C" compares bytes. A language's rules are slower, and change with PostgreSQL's operating system.
+# Collation "C" compares bytes. The rules of a language are slower, and change with PostgreSQL's operating system.
 _id = String(36).with_variant(String(36, collation="C"), "postgresql")
 
 images = Table(
@@ -55,7 +55,7 @@ images = Table(
     Column("original_sha256", String(64), nullable=False),
     Column("width", Integer),
     Column("height", Integer),
-    # JSON: of each file its width, height, length, digest, attempt and definition.
+    # JSON: a list of width, height, length, digest, attempt and definition by file name.
     Column("renditions", Text, nullable=False),
     Column("error_type", String(64)),
     Column("error_detail", Text),
@@ -65,7 +65,7 @@ images = Table(
     Column("modified", Double, nullable=False),
 )
 
-#: What commits have left to be done. An id is never used again, so a payer cannot pay for a later commit.
+#: The unpaid debts. An id is never used again, so paying an old debt cannot remove a newer one.
 debts = Table(
     "debts",
     metadata,
@@ -76,7 +76,7 @@ debts = Table(
     sqlite_autoincrement=True,
 )
 
-#: The turn that an owner's last work got, and what the owner has stored. The owner of images without one is "".
+#: The turn of each owner's last work, and how much the owner has stored. Images without an owner count for "".
 owners = Table(
     "owners",
     metadata,
@@ -86,7 +86,7 @@ owners = Table(
     Column("images", BigInteger, nullable=False),
 )
 
-#: One row: the ledger's random name, its storage's marker, and the counter behind `images.sequence`.
+#: One row: the ledger's random name, its storage's marker, and the counter for `images.sequence`.
 deployment = Table(
     "deployment",
     metadata,
@@ -106,8 +106,9 @@ def _partial_index(name: str, *columns: Column[Any], where: ColumnElement[bool])
     Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-# The condition of an index that is not by id names its last column, and a query that needs the index names it too.
-# Other queries then cannot use it: with statistics older than a burst, PostgreSQL would search all of it for one id.
+# The condition of each index that does not begin with the id names one of its columns, and each query that needs the
+# index names that column too. Other queries then cannot use the index: with statistics from before a burst, PostgreSQL
+# would search all of the index for one id.
 _partial_index(
     "images_waiting",
     images.c.lane,
@@ -127,7 +128,7 @@ Index("debts_of_image", debts.c.image_id)
 
 
 class now(FunctionElement[float]):
-    """The database's clock in seconds since the epoch. The clocks of the other machines may differ."""
+    """The database's clock in seconds since the epoch. The clocks of other machines may differ."""
 
     type = Double()
     inherit_cache = True
@@ -135,13 +136,13 @@ class now(FunctionElement[float]):
 
 @compiles(now, "sqlite")
 def _sqlite_now(element: now, compiler: Any, **kw: Any) -> str:
-    # unixepoch('subsec') is NULL before SQLite 3.42; Debian 12 has an older one.
+    # unixepoch('subsec') is NULL before SQLite 3.42, and Debian 12 has an older version.
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
 @compiles(now, "postgresql")
 def _postgresql_now(element: now, compiler: Any, **kw: Any) -> str:
-    # A subquery is evaluated once a statement. The bare function is evaluated for every row, and uses no index.
+    # A subquery is evaluated once per statement. The bare function would be evaluated for every row, without an index.
     return "(SELECT extract(epoch FROM clock_timestamp())::double precision)"
 
 

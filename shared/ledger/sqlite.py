@@ -1,7 +1,8 @@
-"""SQLite behind the ledger: durable at each commit, one writer at a time, few hops between event loop and thread.
+"""SQLite as the ledger's database: durable at each commit, one writer at a time, few hops between loop and thread.
 
-Each connection has a thread of its own (aiosqlite). A hop to it costs two wake-ups and a turn of the event loop: more
-than most statements. So one hop runs a statement, fetches its rows, and begins the transaction if it is the first one.
+Each connection has its own thread (aiosqlite). A hop to the thread costs two wake-ups and a turn of the event loop,
+which is more than most statements cost. So one hop runs a statement and fetches its rows. The hop of a transaction's
+first statement also begins the transaction.
 """
 
 from __future__ import annotations
@@ -62,18 +63,18 @@ async def _connected(database: str, existing: bool) -> _Connection:
             factory=_SqliteConnection,
         )
 
-    # Opened before aiosqlite starts its thread: a thread that cannot open its file would outlive the error, and print a
-    # traceback if the event loop is closed by then.
+    # Open the file before aiosqlite starts its thread. If the thread could not open it, the thread would outlive the
+    # error and print a traceback once the event loop is closed.
     connection = _Connection(await to_the_end(asyncio.to_thread(connect)))
     await connection
     return connection
 
 
 class RowReader:
-    """Reads single rows by one statement, over a connection of its own.
+    """Reads single rows by one statement, over its own connection.
 
-    SQLAlchemy's asyncio layer takes ten times the CPU time for it (`python -m bench.rows`), and most requests need
-    nothing else from the ledger.
+    SQLAlchemy's asyncio layer takes ten times the CPU time (`python -m bench.rows`), and most requests read only one
+    row from the ledger.
     """
 
     def __init__(self, database: str, statement: Select[Any]) -> None:
@@ -98,7 +99,7 @@ class RowReader:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a statement has brought, with all of its rows."""
+    """The outcome of a statement, with all of its rows."""
 
     description: Any
     rows: list[Any]
@@ -106,19 +107,19 @@ class _Outcome:
     lastrowid: int | None
 
     def fetchall(self) -> _Outcome:
-        """Return all of it: whatever this returns, aiosqlite's `execute_fetchall` passes to the event loop."""
+        """Return the whole outcome: aiosqlite's `execute_fetchall` passes the result of this call to the event loop."""
         return self
 
 
 class _SqliteConnection(sqlite3.Connection):
-    """The connection as its thread uses it."""
+    """The connection on the thread's side."""
 
     #: Whether the next statement begins a transaction.
     begins = False
 
     def execute(self, statement: str, parameters: Any = ()) -> _Outcome:  # type: ignore[override] # see fetchall
         if self.begins and not self.in_transaction:
-            # IMMEDIATE: a transaction that reads first and writes later would fail if another wrote in between.
+            # IMMEDIATE: otherwise a transaction that reads and then writes fails if another one wrote in between.
             super().execute("BEGIN IMMEDIATE")
         with closing(super().execute(statement, parameters)) as cursor:
             rows = cursor.fetchall() if cursor.description else []
@@ -126,11 +127,11 @@ class _SqliteConnection(sqlite3.Connection):
 
 
 class _Connection(aiosqlite.Connection):
-    """The connection as the event loop uses it. Each statement is one hop to the thread."""
+    """The connection on the event loop's side. Each statement is one hop to the thread."""
 
     def __init__(self, connection: _SqliteConnection) -> None:
         super().__init__(lambda: connection, iter_chunk_size=64)
-        # As SQLAlchemy does it: this thread must not keep the process from ending.
+        # As SQLAlchemy does: the thread must not keep the process from ending.
         self._thread.daemon = True
         self._sqlite = connection
         self._may_be_in_transaction = False
@@ -143,20 +144,20 @@ class _Connection(aiosqlite.Connection):
         return _Cursor(self)
 
     async def commit(self) -> None:
-        # SQLAlchemy calls it after a mere read too. Then there is nothing to commit.
+        # SQLAlchemy also commits after a mere read. Then there is nothing to commit.
         if self._may_be_in_transaction:
             await super().commit()
         self._sqlite.begins = self._may_be_in_transaction = False
 
     async def rollback(self) -> None:
-        # SQLAlchemy calls it whenever a connection returns to the pool. Mostly there is nothing to roll back.
+        # SQLAlchemy rolls back whenever a connection returns to the pool. Mostly there is nothing to roll back.
         if self._may_be_in_transaction:
             await super().rollback()
         self._sqlite.begins = self._may_be_in_transaction = False
 
     async def run(self, statement: str, parameters: Iterable[Any]) -> _Outcome:
-        # If it fails or is cancelled, nobody knows how far it came; a transaction that did not begin begins with the
-        # next statement.
+        # If the statement fails or is cancelled, a transaction may have begun or not. If not, the next statement begins
+        # it.
         self._may_be_in_transaction = True
         outcome: _Outcome = await self.execute_fetchall(statement, parameters)  # type: ignore[assignment] # see fetchall
         self._sqlite.begins, self._may_be_in_transaction = False, self.in_transaction
@@ -164,7 +165,7 @@ class _Connection(aiosqlite.Connection):
 
 
 class _Cursor:
-    """What SQLAlchemy needs of a cursor. The rows have come with the statement."""
+    """The part of a cursor that SQLAlchemy needs. The rows arrive with the statement."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
@@ -186,4 +187,4 @@ class _Cursor:
         return self._rows
 
     async def close(self) -> None:
-        """Nothing is open: the statement has brought all of its rows."""
+        """Do nothing: all rows have arrived with the statement."""

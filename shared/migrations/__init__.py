@@ -1,1 +1,1 @@
-"""Alembic's migrations of the ledger; `python -m shared.migrations` runs them."""
+"""Alembic's migrations of the ledger. `python -m shared.migrations` runs them."""

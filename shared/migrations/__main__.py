@@ -1,4 +1,4 @@
-"""The release step: bring the ledger to the revision that this code needs. With `--plan`, only say what it will do."""
+"""The release step: brings the ledger to the revision that this code needs. `--plan` only prints what would be done."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared.telemetry import logs
 
 
 def migrate(settings: Settings, revision: str = "head") -> None:
-    """Create or upgrade the ledger that the settings name, by default to what this code needs."""
+    """Create or upgrade the ledger that the settings name, by default to the latest revision."""
     if not settings.is_on_postgresql and (database := make_url(settings.database_url).database) is not None:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
     config = Config()
@@ -30,7 +30,7 @@ def migrate(settings: Settings, revision: str = "head") -> None:
 
 
 def main() -> int:
-    """Migrate, or say what migrating would do; return the exit code."""
+    """Migrate, or print the plan. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m shared.migrations", description="Create or upgrade the ledger.")
     parser.add_argument("--plan", action="store_true", help="say what will be done, and change nothing")
     is_plan = parser.parse_args().plan

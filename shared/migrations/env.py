@@ -1,4 +1,4 @@
-"""What Alembic runs: the migrations, in one transaction on the ledger's own engine."""
+"""Alembic's entry point: runs the migrations in one transaction on the ledger's own engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ async def _migrate() -> None:
     engine = create_engine(settings, migrating=True)
     try:
         await release_0_1.wait_for_workers(engine)
-        # Of two releases at once one waits, then finds nothing to do. On SQLite BEGIN IMMEDIATE makes it wait.
+        # If two release steps run at once, one waits and then finds nothing to do. On SQLite BEGIN IMMEDIATE makes it
+        # wait.
         async with engine.begin() as connection:
             if settings.is_on_postgresql:
                 from shared.ledger import postgresql

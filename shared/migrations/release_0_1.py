@@ -1,4 +1,4 @@
-"""The ledger as release 0.1 leaves it: whether its workers are alive, and what the migration will make of it."""
+"""The ledger of release 0.1: whether its workers are alive, and what the migration will do."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 logger = logging.getLogger("migrations")
 
-#: The revisions of 0.1 and of its predecessors, whose tables differ in nothing that is read here.
+#: The revisions of release 0.1 and of its predecessors. Their tables do not differ in the columns that are read here.
 _REVISIONS = ("0001", "0002", "0003")
-#: Seconds that a lease of 0.1 lasts. A worker that is alive renews it every 3 s.
+#: Seconds that a lease of 0.1 lasts. A live worker renews it every 3 s.
 _LEASE_SECONDS = 12.0
-#: Seconds between two looks at leases.
+#: Seconds between two reads of the leases.
 _LOOK_SECONDS = 0.5
-#: Rows that the migration makes anew in a second on a busy machine: docs/deploy/upgrading.md.
+#: Rows that the migration converts in a second on a busy machine: docs/deploy/upgrading.md.
 _ROWS_A_SECOND = 10_000
 
 _images = table("images", *(column(name) for name in ("status", "owed", "worker", "due")))
@@ -50,12 +50,12 @@ class _Lease:
 
 
 async def wait_for_workers(engine: AsyncEngine) -> None:
-    """Return once no worker of release 0.1 holds an image. Raises ReleaseStillRunning if a worker is alive."""
+    """Wait until no worker of release 0.1 holds an image. Raises ReleaseStillRunning if a worker is alive."""
     leases = await _leases_of(engine)
     if not leases:
         return
     logger.info("waiting until the leases of release 0.1 are over", extra={"leases": len(leases)})
-    # A lease that ends later than all of these was claimed or renewed meanwhile, by a worker that is alive.
+    # If a lease ends later than all of these, a live worker has claimed or renewed it meanwhile.
     last = max(lease.due for lease in leases)
     deadline = time.monotonic() + _LEASE_SECONDS
     while leases and time.monotonic() < deadline:
@@ -69,7 +69,7 @@ async def wait_for_workers(engine: AsyncEngine) -> None:
 
 
 async def plan(settings: Settings) -> str:
-    """Return what the migration will do, in plain words. Changes nothing."""
+    """Return a text about what the migration will do. Changes nothing."""
     database = None if settings.is_on_postgresql else Path(make_url(settings.database_url).database or "")
     if database is not None and not database.exists():
         return _nothing_there()
@@ -135,7 +135,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _rows_of(connection: Connection) -> dict[tuple[str, str | None], int]:
-    """Return the number of rows by status and debt, in the order in which an image gets to them."""
+    """Return the number of rows by status and debt, in the order of an image's life."""
     kind = (_images.c.status, _images.c.owed)
     rows = connection.execute(select(*kind, func.count().label("number")).group_by(*kind))
     found = {(row.status, row.owed): int(row.number) for row in rows}
@@ -143,7 +143,7 @@ def _rows_of(connection: Connection) -> dict[tuple[str, str | None], int]:
 
 
 def _size_of(connection: Connection) -> int:
-    """Return the bytes that the images take in the database."""
+    """Return the bytes of the table of images, on SQLite those of the whole database."""
     if connection.dialect.name == "postgresql":
         return int(connection.execute(select(func.pg_total_relation_size("images"))).scalar_one())
     pages, page = (connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("page_count", "page_size"))
@@ -151,6 +151,6 @@ def _size_of(connection: Connection) -> int:
 
 
 async def _read(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
-    # On SQLite a transaction would begin as a writer's.
+    # Without this option, SQLite would begin a transaction for writing.
     async with engine.execution_options(reading=True).connect() as connection:
         return await connection.run_sync(work)

@@ -1,1 +1,1 @@
-"""Redis: wake-ups for workers, notices, copies of responses, and the clients that send them."""
+"""Redis: the queue that wakes workers, notices, copies of responses, and the clients for them."""

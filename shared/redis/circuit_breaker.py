@@ -1,4 +1,4 @@
-"""The circuit breaker in front of a Redis: if it fails or is slow, nothing is sent to it until it answers a probe."""
+"""The circuit breaker of a Redis: if Redis fails or is slow, nothing is sent to it until it answers a probe."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from shared.telemetry import metrics
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-#: Seconds that a web request waits for Redis at most, all its exchanges together.
+#: Seconds that a web request waits for one exchange. If it takes longer, the next ones fail at once.
 WEB_DEADLINE = 0.05
 #: Seconds that a worker waits for one exchange.
 WORKER_DEADLINE = 5.0
-#: Seconds between two probes at most.
+#: The most seconds between two probes.
 PAUSE_SECONDS = 1.0
-#: The first pause as a part of it; each next one is twice as long. Most failures are a late reply, and until Redis is
-#: asked again, the caches of other processes do not learn of commits.
+#: The first pause as a fraction of PAUSE_SECONDS. Each next pause is twice as long. The first is short, because most
+#: failures are a late reply, and because token changes wait until Redis is used again.
 _FIRST_PAUSE = 1 / 8
 
 
 class RedisAway(AsgilookError):
-    """Redis did not answer in time, or is left alone because it did not a moment ago."""
+    """Redis failed or did not answer in time, or its breaker is open because of that."""
 
 
 class CircuitBreaker:
-    """Guards one Redis. An exchange that fails or takes too long opens it; while it is open, exchanges fail at once.
+    """Guards one Redis. An exchange that fails or takes too long opens the breaker. Then exchanges fail at once.
 
-    `on_opening` is called when it opens. While it is open, a task probes Redis. When Redis answers, the task awaits
-    `before_closing`, which makes good what Redis missed, and then closes the breaker.
+    `on_opening` is called when the breaker opens. While it is open, a task probes Redis. When Redis answers, the task
+    awaits `before_closing`, which sends what Redis missed, and then closes the breaker.
 
     If all connections of the client are in use, an exchange waits for one within its deadline. If it gets none, the
-    breaker stays closed: this process is busy, and Redis is not to blame.
+    breaker stays closed, because this process is busy and Redis is not at fault.
     """
 
     def __init__(
@@ -76,12 +76,11 @@ class CircuitBreaker:
         may_open: bool = True,
         opens_if_busy: bool = False,
     ) -> T:
-        """Await `exchange()` within the deadline (and `extra_seconds` for large bodies). Raises RedisAway.
+        """Await `exchange()` within the deadline and `extra_seconds`. Raises RedisAway.
 
-        `deadline` takes the place of the breaker's own.
-
-        With `opens_if_busy`, the breaker also opens if no connection was free: for what Redis must know before it is
-        trusted again.
+        `deadline` replaces the breaker's own. With `even_if_open`, the exchange is tried also while the breaker is
+        open. Without `may_open`, a failure does not open the breaker. With `opens_if_busy`, the breaker also opens if
+        no connection was free: for changes that Redis must get before its copies are used again.
         """
         if self.is_open and not even_if_open:
             raise RedisAway("Redis is left alone")
@@ -95,7 +94,7 @@ class CircuitBreaker:
             raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
 
     async def watch(self, reply: Awaitable[T]) -> T:
-        """Await a reply that has a connection and a deadline of its own. Raises RedisAway."""
+        """Await a reply from a connection with its own deadline. Raises RedisAway."""
         if self.is_open:
             raise RedisAway("Redis is left alone")
         try:

@@ -1,4 +1,4 @@
-"""Clients of Redis: how each kind is made, and whether its server lets us in."""
+"""Clients of Redis: how each kind is made, and whether its server accepts us."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: Seconds beyond the deadline for the check at the start, when no request waits: a slow Redis may refuse us, too.
+#: Seconds in addition to the deadline for the check at the start: no request waits, and a slow Redis may refuse us too.
 _ACCESS_SECONDS = 2.0
 
 _DEFAULTS = Settings()
 
 
 class RedisFactory(Protocol):
-    """Makes clients. Tests pass one that makes fakes."""
+    """A function that makes clients. Tests pass one that makes fakes."""
 
     def __call__(self, url: str, **options: Any) -> Redis:
         """Return a client of the server at `url`. Nothing is connected yet."""
 
 
 def redis_from_url(url: str, **options: Any) -> Redis:
-    """Return a client of a real server. It waits for a connection if all it may have are in use.
+    """Return a client of a real server. If all its connections are in use, an exchange waits for one.
 
     The query of the address overrides `options`. Raises SettingsError.
     """
@@ -45,9 +45,9 @@ def redis_from_url(url: str, **options: Any) -> Redis:
         if options.get("connection_class") is SSLConnection:
             tls = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
             options |= {"connection_class": _TlsConnection, "context": _tls_context(**tls)}
-        # No limit to the wait for a connection: every exchange has a deadline.
+        # The wait for a connection needs no limit, because every exchange has a deadline.
         pool = Pool(timeout=None, **options)
-        # An unknown option in the address is an error now, and not only at the first command.
+        # Make a connection now: an unknown option in the address fails here, not at the first command.
         pool.make_connection()  # type: ignore[no-untyped-call] # redis-py
     except (TypeError, ValueError, RedisError, OSError) as exc:
         raise SettingsError(f"REDIS_URL, CACHE_REDIS_URL, ASGI_LOOK_REDIS_CA_CERTS: {exc}") from exc
@@ -57,9 +57,9 @@ def redis_from_url(url: str, **options: Any) -> Redis:
 def web_client(
     url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS, others: int = 1
 ) -> Redis:
-    """Return a client that never retries: a request waits, for as long as the breaker allows for a whole exchange.
+    """Return a client that never retries, because a request waits. The breaker limits each exchange.
 
-    The process needs `others` of its connections to this server for something else.
+    `others` of the connections that the process may have to this server are for other purposes.
     """
     most = settings.redis_max_connections - others
     return _client(url, factory, settings, most, retry=Retry(NoBackoff(), 0), retry_on_error=[ReadOnlyError])
@@ -68,7 +68,7 @@ def web_client(
 def worker_client(
     url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS, others: int = 0
 ) -> Redis:
-    """Return a client that retries once: no request waits, and a lost connection is no reason to hand an image back."""
+    """Return a client that retries once: no request waits, and a lost connection must not end an attempt."""
     return _client(
         url,
         factory,
@@ -82,13 +82,13 @@ def worker_client(
 
 
 def listening_client(url: str, factory: RedisFactory = redis_from_url, settings: Settings = _DEFAULTS) -> Redis:
-    """Return a client that waits for notices over one connection. Silence is no failure."""
+    """Return a client with one connection on which notices arrive. Silence on it is no failure."""
     return _client(url, factory, settings, 1, socket_connect_timeout=WORKER_DEADLINE, health_check_interval=10)
 
 
 def _client(url: str, factory: RedisFactory, settings: Settings, most: int, **options: Any) -> Redis:
-    # An error in `retry_on_error` closes its connection, even without a retry. ReadOnlyError is in it: a failover turns
-    # a master into a replica that may keep its connections, and the address leads to the new master.
+    # An error in `retry_on_error` closes the connection, even without a retry. ReadOnlyError is among them: after a
+    # failover the old master is a replica that may keep its connections, while the address leads to the new master.
     if url.startswith("rediss:"):
         options["ssl_cert_reqs"] = settings.redis_cert_reqs
         options["ssl_ca_certs"] = settings.redis_ca_certs and str(settings.redis_ca_certs)
@@ -96,10 +96,11 @@ def _client(url: str, factory: RedisFactory, settings: Settings, most: int, **op
 
 
 class Pool(BlockingConnectionPool):
-    """A pool that completes each connection, even if the exchange that asked for it is cancelled.
+    """A pool that completes each connection, even if the exchange that needs it is cancelled.
 
-    TCP, TLS, password and database are five round trips before the first command. If each takes ten milliseconds, they
-    take longer than a web request waits for Redis: cancelled with it, no connection would ever be made.
+    TCP, TLS, password and database take five round trips before the first command. At ten milliseconds each, that is
+    longer than a web request waits for Redis. If the connection were cancelled with the request, none would ever be
+    made.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -122,7 +123,7 @@ class Pool(BlockingConnectionPool):
     def _connected(self, connection: AbstractConnection, done: asyncio.Task[None]) -> None:
         del self._connecting[connection]
         if not done.cancelled():
-            done.exception()  # retrieved: if an exchange still waits, the shield raises it there
+            done.exception()  # retrieved, or asyncio would log it; a waiting exchange gets it from the shield
 
 
 async def _connect(connection: AbstractConnection) -> None:
@@ -133,8 +134,8 @@ async def _connect(connection: AbstractConnection) -> None:
 class _TlsConnection(SSLConnection):
     """A connection that shares its pool's TLS context.
 
-    redis-py makes a context for each connection. That reads all certificates of the system, and blocks the event loop
-    for 35 ms.
+    redis-py makes a context for each connection. Making one reads all certificates of the system, and blocks the event
+    loop for 35 ms.
     """
 
     def __init__(self, *, context: RedisSSLContext, **options: Any) -> None:
@@ -143,7 +144,7 @@ class _TlsConnection(SSLConnection):
 
 
 def _tls_context(**options: Any) -> RedisSSLContext:
-    # If certificates are checked, so is the name in them, unless the address says otherwise.
+    # If certificates are checked, their names are checked too, unless the address says otherwise.
     options["ssl_check_hostname"] = options.get("ssl_cert_reqs") != "none" and options.get("ssl_check_hostname", True)
     context = RedisSSLContext(**{name.removeprefix("ssl_"): value for name, value in options.items()})
     context.get()
@@ -151,12 +152,12 @@ def _tls_context(**options: Any) -> RedisSSLContext:
 
 
 def arq_client(client: Redis, **options: Any) -> ArqRedis:
-    """Return arq's kind of client over the same connections. arq's own `create_pool` sets no time-outs."""
+    """Return an arq client with the same connections. arq's own `create_pool` sets no time-outs."""
     return ArqRedis(pool_or_conn=client.connection_pool, **options)
 
 
 def ask_once(settings: Settings) -> None:
-    """Return when Redis has answered. Call it outside of any event loop. Raises RedisAway."""
+    """Wait until Redis has answered. Raises RedisAway. Call this outside of an event loop."""
 
     async def ask() -> None:
         client = worker_client(settings.redis_url, settings=settings)
@@ -170,7 +171,7 @@ def ask_once(settings: Settings) -> None:
 
 
 async def memory_of(client: Redis) -> dict[str, Any]:
-    """Return what Redis says of its memory; nothing where it does not allow INFO, as some services do not."""
+    """Return Redis' INFO about memory, or an empty map if it does not allow INFO, as some services do not."""
     try:
         memory: dict[str, Any] = await client.info("memory")
     except ResponseError:
@@ -179,7 +180,7 @@ async def memory_of(client: Redis) -> dict[str, Any]:
 
 
 async def check_access(client: Redis, breaker: CircuitBreaker, variable: str) -> None:
-    """Raise RedisRefuses if the Redis that `variable` names does not let us in. One that is away is no error."""
+    """Raise RedisRefuses if the Redis that `variable` names refuses us. A Redis that is away is no error."""
     context = client.connection_pool.connection_kwargs.get("context")
     if context is not None and context.cert_reqs is ssl.CERT_NONE:
         logger.warning("the certificate of redis is not checked: any is taken", extra={"variable": variable})
@@ -191,7 +192,7 @@ async def check_access(client: Redis, breaker: CircuitBreaker, variable: str) ->
 
 
 def refusal_in(error: BaseException) -> str | None:
-    """Return in words why Redis refuses us, or None if the error may pass with time."""
+    """Return a text about why Redis refuses us, or None if the error may pass with time."""
     cause: BaseException | None = error
     while cause is not None:
         match cause:

@@ -1,4 +1,4 @@
-"""Every connection to Redis of one process: `open_redis` makes them for either role."""
+"""All connections of one process to Redis. `open_redis` makes them for a web process or a worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shared.settings import Settings
 
 @dataclass(frozen=True)
 class RedisConnections:
-    """The queue's client and the response cache's, each with its breaker. Both are the same where one server does."""
+    """The clients of the queue and of the response cache, with their breakers. With one server, both are the same."""
 
     queue: Redis
     queue_breaker: CircuitBreaker
@@ -31,7 +31,7 @@ class RedisConnections:
     cache_breaker: CircuitBreaker
     #: For notices, which only a web process needs.
     listening: Redis
-    #: For exchanges of the response cache, in a web process with three connections at least.
+    #: For exchanges of the response cache, in a web process that may have at least three connections.
     shared: SharedConnection | None
 
     @property
@@ -39,7 +39,7 @@ class RedisConnections:
         return self.cache is self.queue
 
     async def check(self) -> None:
-        """Raise RedisRefuses if a server does not let us in."""
+        """Raise RedisRefuses if a server refuses us."""
         await check_access(self.queue, self.queue_breaker, "REDIS_URL")
         if not self.is_one_server:
             await check_access(self.cache, self.cache_breaker, "CACHE_REDIS_URL")
@@ -65,11 +65,11 @@ def open_redis(
 ) -> RedisConnections:
     """Make the clients and breakers of a process. Nothing is connected yet.
 
-    `before_closing` is awaited before the response cache's breaker closes: changed tokens that Redis missed.
+    `before_closing` is awaited before the response cache's breaker closes. It changes the tokens that Redis missed.
     """
     is_web, is_one_server = role == "web", settings.cache_redis_url == settings.redis_url
-    # A web process listens over a connection of its own to the queue's server. It also has a shared one to the cache's,
-    # if it may have a third.
+    # A web process uses one connection to the queue's server for notices. If it may have a third one, it has a shared
+    # connection to the cache's server.
     listens, shares = int(is_web), int(is_web and settings.redis_max_connections > 2)
     make_client, deadline = (web_client, WEB_DEADLINE) if is_web else (worker_client, WORKER_DEADLINE)
     if is_one_server:

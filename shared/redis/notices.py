@@ -1,4 +1,4 @@
-"""Notices: by Redis pub/sub, a request that waits for an image learns that its row has changed."""
+"""Notices by Redis pub/sub: they tell waiting requests and caches that an image's row has changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def channel_of(ledger_name: str) -> str:
-    """Return the channel on which a ledger's notices go out."""
+    """Return the channel of a ledger's notices."""
     return f"asgilook:{ledger_name}:notices"
 
 
@@ -31,7 +31,7 @@ class Announcer:
         self._ledger_name = ledger_name
 
     async def announce(self, *image_ids: str, even_if_open: bool = False) -> None:
-        """Send a notice of each image that has changed. Raises RedisAway."""
+        """Send a notice for each image that has changed. Raises RedisAway."""
 
         async def exchange() -> None:
             async with self._client.pipeline(transaction=False) as pipe:
@@ -45,8 +45,8 @@ class Announcer:
 class Listener:
     """Receives notices, over one connection for the whole process.
 
-    At each notice it calls `on_change` with the image's id, wakes the waiting requests, and then awaits `after_change`.
-    It calls `on_gap` whenever notices may have been missed: at every subscription, the first one included.
+    Each notice calls `on_change` with the image's id, wakes the waiting requests, and then awaits `after_change`. Each
+    subscription, also the first one, calls `on_gap`, because notices may have been missed before it.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Listener:
 
     @contextlib.contextmanager
     def listen(self, image_id: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set at each notice of this image, and whenever one may have been missed."""
+        """Yield an event that is set at each notice of this image, and whenever a notice may have been missed."""
         heard = asyncio.Event()
         self._waiting[image_id].add(heard)
         try:
@@ -78,7 +78,7 @@ class Listener:
                 del self._waiting[image_id]
 
     async def run(self) -> None:
-        """Listen until cancelled, subscribing again whenever the connection is lost."""
+        """Listen until cancelled. Subscribes again whenever the connection is lost."""
         while True:
             try:
                 async with self._client.pubsub() as pubsub:
@@ -91,7 +91,7 @@ class Listener:
                 logger.debug("notices are not heard", extra={"reason": f"{type(exc).__name__}: {exc}"})
             except Exception:
                 logger.exception("listening for notices failed")
-            # Meanwhile waiting requests read the ledger every second.
+            # During this time waiting requests read the ledger every second.
             await asyncio.sleep(0.5)
 
     async def _pass_on(self, message: dict[str, object]) -> None:

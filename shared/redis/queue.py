@@ -21,19 +21,19 @@ WORK = "work"
 
 #: Seconds without a heartbeat after which a worker counts as dead.
 ALIVE_SECONDS = 6
-#: Follows the name of a worker whose children run without a system-call filter.
+#: Suffix of the name of a worker whose children run without a system-call filter.
 _UNFILTERED = " unfiltered"
 
 #: Seconds after which a job that no worker took expires. The sweep then enqueues a row that still waits once more.
 _DAY_SECONDS = 86_400
-#: Seconds that a consumer waits for a command's reply. It is not to notice much later that Redis answers nothing.
+#: Seconds that a consumer waits for a command's reply. Short, so that a silent Redis is noticed soon.
 _CONSUMER_SECONDS = 2.0
-#: More than any turn in milliseconds. Four lanes of them are whole numbers in Redis, which counts in doubles.
+#: More than any turn in milliseconds. Redis stores scores as doubles, which hold the scores of all four lanes exactly.
 _LANE_SCORE = 10**13
 
 
 def pack(value: Any) -> bytes:
-    """Serialize a job or a result. What msgpack cannot serialize (an exception) becomes text."""
+    """Serialize a job or a result. An object that msgpack cannot serialize, such as an exception, becomes text."""
     packed: bytes = msgpack.packb(value, default=str)
     return packed
 
@@ -44,7 +44,7 @@ def unpack(data: bytes) -> Any:
 
 
 def score_of(image: Image) -> int:
-    """Return the score of a job: jobs are taken in the order of lane and turn, as the ledger has it."""
+    """Return the score of an image's job. Scores have the ledger's order: by lane, then by turn."""
     return (image.lane or 0) * _LANE_SCORE + round((image.turn or 0) * 1000)
 
 
@@ -54,7 +54,7 @@ def lane_of(score: float) -> Lane | None:
 
 
 class Queue:
-    """The queue of one ledger. Methods raise RedisAway. A lost job is found in the ledger by the sweep."""
+    """The queue of one ledger. Methods raise RedisAway. If a job is lost, the sweep finds its work in the ledger."""
 
     def __init__(self, client: Redis, breaker: CircuitBreaker, ledger_name: LedgerName) -> None:
         self._client = client
@@ -63,7 +63,7 @@ class Queue:
 
     @property
     def name(self) -> str:
-        # Release 0.1 takes its jobs from another one.
+        # Release 0.1 uses another queue.
         return f"arq:queue2:{self._ledger_name()}"
 
     @property
@@ -80,7 +80,7 @@ class Queue:
         enqueued = round(time.time() * 1000)
 
         async def exchange() -> None:
-            # arq's own `enqueue_job` takes three round trips, since it checks for such a job first.
+            # arq's own `enqueue_job` takes three round trips, because it first checks for an equal job.
             async with self._client.pipeline(transaction=False) as pipe:
                 for job_id, image in jobs.items():
                     job = serialize_job(WORK, (image.id,), {}, None, enqueued, serializer=pack)
@@ -100,7 +100,7 @@ class Queue:
 
     @property
     def is_away(self) -> bool:
-        """Whether Redis is left alone at this moment."""
+        """Whether the breaker is open at this moment."""
         return self._breaker.is_open
 
     async def take(self, seconds: float) -> str | None:
@@ -129,7 +129,7 @@ class Queue:
         return [image for image, score in zip(images, scores, strict=True) if score != score_of(image)]
 
     async def beat(self, worker: str, *, is_filtered: bool = True) -> None:
-        """Record, by Redis' clock, that this worker is alive, and whether a system-call filter holds its children."""
+        """Record, by Redis' clock, that this worker is alive, and whether its children have a system-call filter."""
 
         async def exchange() -> None:
             seconds, _ = await self._client.time()
@@ -150,7 +150,7 @@ class Queue:
         return sorted({name.removesuffix(_UNFILTERED) for name in await self._beating()})
 
     async def workers_unfiltered(self) -> list[str]:
-        """Return the names of those of them whose children run without a system-call filter."""
+        """Return the names of live workers whose children run without a system-call filter."""
         return [name.removesuffix(_UNFILTERED) for name in await self._beating() if name.endswith(_UNFILTERED)]
 
     async def _beating(self) -> list[str]:

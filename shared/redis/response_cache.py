@@ -1,8 +1,8 @@
-"""Redis copies of HTTP responses. A copy counts only while its token is the one in Redis.
+"""Copies of HTTP responses in Redis. A copy is valid only while its token equals the token in Redis.
 
-To invalidate is to set a new random token after the commit: there is no delete, so no fill can come after it.
+A commit invalidates copies by setting a new random token. A late fill has the old token, so its copy is invalid too.
 
-Longer than 250 lines: what a copy is, where it lies and when it counts are one protocol.
+This module is longer than 250 lines: the format, the place and the validity of a copy are one protocol.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shared.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that copies of lists and records, and of renditions, live.
+#: Seconds that copies live: of lists and records, and of renditions.
 RECORD_SECONDS = 60
 RENDITION_SECONDS = 600
 #: Bytes of the largest body that is copied; larger ones are streamed from storage.
@@ -38,31 +38,31 @@ MOST_BODY_BYTES = 8 * 1024 * 1024
 #: The topic of every list of ready images. The topic of a record or a rendition is its image's id.
 LIST_TOPIC = "list"
 
-#: The name of the tasks that fill.
+#: The name of the background tasks that store copies.
 BACKGROUND = "response-cache"
 
-#: A token outlives every copy made under it; one that is gone makes its copies worthless, never wrong.
+#: A token lives longer than every copy made under it. If a token is lost, its copies are invalid, never wrong.
 _TOKEN_SECONDS = 3600
 _MEMORY_SAMPLE_SECONDS = 5.0
-#: Fills that may be under way at once. The next ones are skipped: each may hold megabytes.
+#: The most fills at once. Further ones are skipped, because each may hold megabytes.
 _MOST_FILLS = 64
-#: What one byte of body may add to the deadline of a fill: a slow but honest 25 MB/s.
+#: Seconds that each byte of body adds to the deadline of a fill: 25 MB/s, which is slow but healthy.
 _SECONDS_PER_BYTE = 1 / 25_000_000
-#: What a rendition adds to the deadline of a read. A Redis that is away costs a request at most 100 ms: 80 of waiting,
-#: and what it takes to answer without it.
+#: Seconds that a rendition adds to the deadline of a read. A Redis that is away costs a request at most 100 ms: 80 ms
+#: of waiting, and the time to answer without Redis.
 _RENDITION_EXTRA_SECONDS = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a response has its copy: its canonical path (with query), its topic, and how long a copy lives."""
+    """The place of a response's copy: its canonical path (with query), its topic, and the seconds that a copy lives."""
 
     path: str
     topic: str
     seconds: int
-    #: The copy may be of megabytes: it is not sent over the connection that everybody shares.
+    #: Whether the copy may have megabytes. It then does not use the shared connection.
     is_large: bool = False
-    #: Whether Redis holds the copy: not where a proxy in front sends the file, so that our answer has no body.
+    #: Whether Redis holds the copy. False if the proxy in front sends the file, so that our answer has no body.
     is_in_redis: bool = True
 
     @property
@@ -70,8 +70,8 @@ class Slot:
         return self.seconds == RENDITION_SECONDS
 
 
-#: Header lines (RFC 9110, section 5): names that are tokens, values without control characters. Headers that the server
-#: or the middleware sets at each answer are not allowed in a copy.
+#: Header lines (RFC 9110, section 5): names are tokens, values have no control characters. Headers that the server or
+#: the middleware sets for each answer are not allowed in a copy.
 _HEADER_LINES = re.compile(
     rb"(?:(?!(?:connection|content-length|transfer-encoding|x-asgilook-cache|x-accel-redirect|x-sendfile):)"
     rb"[!#$%&'*+.^_`|~0-9a-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*",
@@ -82,7 +82,7 @@ _MOST_HEADER_BYTES = 2048
 
 @dataclass(slots=True)
 class Copy:
-    """A response as it is sent: status, header lines in their order, body."""
+    """A response: status, header lines in their order, body."""
 
     status: int
     lines: bytes
@@ -101,7 +101,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Lookup:
-    """What a read found: the copy, if there is one, and the token under which a fill would count."""
+    """The result of a read: the copy, if there is a valid one, and the token for a fill."""
 
     copy: Copy | None
     token: bytes
@@ -123,18 +123,18 @@ class ResponseCache:
         self._connection = connection
         self._may_fill = True
         self._sampled_at = -_MEMORY_SAMPLE_SECONDS
-        #: Fills under way, which nobody waits for.
+        #: The running fills. No request waits for them.
         self._fills: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Cancel the fills that are under way."""
+        """Cancel the running fills."""
         await cancel(*self._fills)
 
     async def read(self, slot: Slot) -> Lookup:
-        """Return the copy in this slot, and the token that counts now, made if there was none: one exchange.
+        """Return the copy in this slot, and the present token, in one exchange. Makes a token if there is none.
 
-        Call it before the source is read: the token vouches for no later state. It is empty where Redis is too full
-        to take one.
+        Call this before the source is read: a fill under this token is valid only if its source is no older. The token
+        is empty if Redis is too full to store one.
         """
         token_key = self._token_key(slot.topic)
         commands = (
@@ -151,7 +151,7 @@ class ResponseCache:
         return Lookup(copy, token or b"")
 
     def fill(self, slot: Slot, token: bytes, copy: Copy) -> None:
-        """Begin to keep a copy under the token that `read` returned. It may fail: nobody waits for it."""
+        """Start to store a copy under the token that `read` returned. This runs in the background and may fail."""
         if not token or len(copy.body) > MOST_BODY_BYTES or len(self._fills) >= _MOST_FILLS:
             return
         task = asyncio.create_task(self._fill(slot, token, copy), name=BACKGROUND)
@@ -161,7 +161,7 @@ class ResponseCache:
     async def _fill(self, slot: Slot, token: bytes, copy: Copy) -> None:
         entry = msgpack.packb([token, slot.path, copy.status, copy.lines, copy.body])
         command = ("SET", self._entry_key(slot), entry, "EX", slot.seconds)
-        # A fill that overstays says more about its size than about Redis: a read would find Redis away as well.
+        # A late fill does not open the breaker: the reason is rather its size. If Redis is away, a read will notice.
         extra = len(entry) * _SECONDS_PER_BYTE
         with contextlib.suppress(RedisAway):
             if not await self._has_room():
@@ -173,7 +173,7 @@ class ResponseCache:
                 metrics.RESPONSE_CACHE.add("fill")
 
     async def _has_room(self) -> bool:
-        """Return whether Redis is less than half full: on a shared one, a full cache makes enqueues fail."""
+        """Return whether Redis is less than half full. If the queue is in this Redis, a full one refuses enqueues."""
         if time.monotonic() - self._sampled_at >= _MEMORY_SAMPLE_SECONDS:
             self._sampled_at = time.monotonic()
             try:
@@ -185,7 +185,7 @@ class ResponseCache:
         return self._may_fill
 
     async def change_tokens(self, *image_ids: str, even_if_open: bool = False) -> None:
-        """Make every copy worthless that these images' last commits made stale: their own, and the lists'."""
+        """Invalidate the copies that these images' last commits made stale: of the images, and of all lists."""
         keys = [self._token_key(topic) for topic in (*image_ids, LIST_TOPIC)]
 
         async def exchange() -> None:
@@ -195,7 +195,7 @@ class ResponseCache:
                         pipe.set(key, _new_token(), ex=_TOKEN_SECONDS)
                     await pipe.execute()
             except OutOfMemoryError:
-                # A full Redis takes no new token, but without one no copy counts either.
+                # A full Redis stores no new token. Without any token the copies are invalid, too.
                 await self._client.delete(*keys)
 
         await self._breaker.call(exchange, even_if_open=even_if_open, opens_if_busy=True)
@@ -203,9 +203,9 @@ class ResponseCache:
     async def _exchange(
         self, commands: Sequence[Command], is_large: bool, extra_seconds: float, *, may_open: bool = True
     ) -> list[Any]:
-        """Return the replies. Of refusals only that of a full Redis is among them; others raise RedisAway.
+        """Return the replies. The refusal of a full Redis is a reply; any other refusal raises RedisAway.
 
-        They go over the connection that everybody shares if it is free: it costs a quarter of the client's CPU time.
+        Small exchanges use the shared connection if it is free, which takes a quarter of the client's CPU time.
         """
         connection = self._connection
         if connection is not None and connection.is_free and not is_large and not self._breaker.is_open:
@@ -219,7 +219,7 @@ class ResponseCache:
                 try:
                     return await _accepted(pipe.execute(raise_on_error=False))
                 except ReadOnlyError:
-                    # A failover made a replica of it: the address leads to another server by now.
+                    # After a failover this server is a replica. The address now leads to another server.
                     await self._client.connection_pool.disconnect()
                     raise
 
@@ -237,7 +237,7 @@ def _new_token() -> bytes:
 
 
 async def _accepted(replies: Awaitable[list[Any]]) -> list[Any]:
-    """Return the replies; raise the first refusal, but for want of memory, which reads do not need."""
+    """Return the replies. Raises the first refusal, except for lack of memory: reads work without it."""
     accepted = await replies
     for reply in accepted:
         if isinstance(reply, RedisError) and not isinstance(reply, OutOfMemoryError):
@@ -256,7 +256,7 @@ def _unpack(entry: bytes, token: bytes, path: str) -> Copy | None:
             return None
         if type(status) is not int or type(lines) is not bytes or type(body) is not bytes:
             raise TypeError("a status, headers or a body of another type")
-        # Anybody with access to Redis may have written it.
+        # Anybody with access to Redis may have written this entry.
         if status != 200 or len(lines) > _MOST_HEADER_BYTES or not _HEADER_LINES.fullmatch(lines):
             raise ValueError("what no answer of ours can be")
         return Copy(status, lines, body)

@@ -1,6 +1,6 @@
-"""One connection to Redis for all requests of a process: commands of one turn of the event loop are sent together.
+"""One connection to Redis for all requests of a process. Commands of one turn of the event loop are sent together.
 
-A client of redis-py holds a connection from each command to its reply, and spends four times as much CPU time on it.
+A client of redis-py occupies a connection from each command to its reply, and takes four times as much CPU time.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from shared.stalls import Deadline
 
 logger = logging.getLogger(__name__)
 
-#: Exchanges that may be under way. Redis keeps in memory what it has answered and we have not read, and the last
-#: exchange waits for all of it. Large copies do not come this way.
+#: The most exchanges at once. Redis holds unread replies in memory, and the last exchange waits for all replies before
+#: its own. Large copies do not use this connection.
 _MOST_EXCHANGES = 128
-#: Seconds between the end of a connection and the next attempt, doubled after each attempt that fails.
+#: Seconds between the end of a connection and the next attempt. The pause doubles after each attempt that fails.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1 / 8, 1.0
 
 Command = tuple[bytes | str | int, ...]
 
 
 def connection_beside(client: Redis) -> SharedConnection | None:
-    """Return a connection to the client's server that is not one of the client's; None beside a fake."""
+    """Return a connection to the client's server in addition to the client's own, or None for a fake client."""
     pool = client.connection_pool
     return SharedConnection(pool.make_connection) if isinstance(pool, Pool) else None
 
@@ -49,15 +49,15 @@ class _Exchange:
 
 
 class SharedConnection:
-    """Keeps a connection, while `run` runs.
+    """Keeps a connection while `run` runs.
 
-    Replies belong to commands by their order alone. So a reply that is overdue, or that no command asked for, ends the
-    connection and every exchange on it. An exchange whose caller is cancelled keeps its place.
+    Only their order assigns replies to commands. So an overdue reply, or a reply without a command, ends the connection
+    and every exchange on it. An exchange whose caller is cancelled keeps its place.
     """
 
     def __init__(self, make_connection: Callable[[], AbstractConnection]) -> None:
         self._make_connection = make_connection
-        #: Done when the connection is lost; None while there is none.
+        #: Done when the connection is lost. None without a connection.
         self._lost: asyncio.Future[None] | None = None
         self._exchanges: deque[_Exchange] = deque()
         self._unsent: list[bytes] = []
@@ -69,10 +69,10 @@ class SharedConnection:
         return self._lost is not None and len(self._exchanges) < _MOST_EXCHANGES
 
     def execute(self, *commands: Command, seconds: float) -> asyncio.Future[list[Any]]:
-        """Send commands, and return a future of their replies, in order. A refusal is a reply, too: a ResponseError.
+        """Send commands and return a future of their replies, in order. A refusal is a reply, too: a ResponseError.
 
-        If the replies take longer than `seconds`, the connection is lost. If it is lost, awaiting the future raises
-        TimeoutError or RedisError. Call this only if the connection `is_free`.
+        If the replies take longer than `seconds`, the connection is dropped. If the connection is lost, awaiting the
+        future raises TimeoutError or RedisError. Call this only if the connection `is_free`.
         """
         if self._lost is None:
             raise ConnectionLost("there is no connection")
@@ -85,7 +85,7 @@ class SharedConnection:
         return exchange.replies
 
     def drop(self, kind: type[Exception] = ConnectionLost, why: str = "Redis is left alone") -> None:
-        """End the connection, and every exchange by an error of this kind. The next one is made by the address."""
+        """End the connection, and every exchange with an error of this kind. `run` then makes a new connection."""
         if self._lost is None:
             return
         self._lost.set_result(None)
@@ -96,15 +96,15 @@ class SharedConnection:
             exchange.deadline.stop()
             if not exchange.replies.done():
                 exchange.replies.set_exception(kind(why))
-                exchange.replies.exception()  # retrieved: a caller that is being cancelled does not ask for it
+                exchange.replies.exception()  # retrieved, or asyncio would log it if the caller is cancelled
 
     async def run(self) -> None:
-        """Keep a connection, until cancelled."""
+        """Keep a connection until cancelled."""
         pause = _FIRST_PAUSE
         while True:
             reason = "the process ends"
             connection = self._make_connection()
-            # Nothing arrives between two exchanges, and each has a deadline of its own.
+            # No time-out for reads: nothing arrives between two exchanges, and each exchange has its own deadline.
             connection.socket_timeout = None
             try:
                 async with asyncio.timeout(WORKER_DEADLINE):
@@ -123,7 +123,7 @@ class SharedConnection:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _use(self, connection: AbstractConnection) -> None:
-        """Return, or raise the reason, when the connection is lost."""
+        """Use the connection until it is lost. Then return, or raise the reason."""
         self._lost = asyncio.get_running_loop().create_future()
         tasks = [asyncio.create_task(each) for each in (self._read(connection), self._write(connection))]
         try:
@@ -159,8 +159,8 @@ async def _reply_from(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response()
     except ReadOnlyError:
-        # A failover has made a replica of the server, which keeps its connections but sees no changed token any more.
-        # Every read begins with a write, so the first one finds out; the address leads to the new master.
+        # After a failover this server is a replica. It keeps its connections, but gets no changed tokens any more.
+        # Every read begins with a write, so the first read notices. The address leads to the new master.
         raise
     except ResponseError as refusal:
         return refusal

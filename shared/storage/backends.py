@@ -1,4 +1,4 @@
-"""Opens the storage that the settings name."""
+"""Makes the storage that the settings name."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from shared.storage.disk import DiskStorage
 
 
 def open_storage(settings: Settings, *, cached: bool = False) -> Storage:
-    """Return the storage that the settings name: an object store if they name one, else the disk.
+    """Return the storage that the settings name: an object store if they name one, otherwise the disk.
 
     With `cached`, renditions of an object store are read through copies on this machine's disk.
     """
     if settings.storage_url is None:
         return DiskStorage(settings.storage_path)
-    # Imported here only: the library takes memory and time that a disk does not need.
+    # Imported here, because the library takes memory and time that a disk does not need.
     from shared.storage.objects import ObjectStorage
 
     storage = ObjectStorage(settings.storage_url, settings.storage_path)
     if not cached or not settings.local_cache_bytes:
         return storage
-    # Twice the floor: copies that filled the disk to the floor itself would have every upload refused.
+    # Twice the floor: if copies filled the disk down to the floor itself, every upload would be refused.
     folder = settings.storage_path / "cache"
     return CachedStorage(storage, folder, settings.local_cache_bytes, 2 * settings.free_disk_floor)

@@ -1,7 +1,7 @@
 """A storage whose renditions are read through copies on this machine's disk.
 
-A rendition never changes under its key, so a copy is never stale. Whether an image may be served is a question for the
-ledger, which is always asked first.
+A rendition never changes under its key, so a copy is never stale. The ledger decides whether an image may be served,
+and is always asked first.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from shared.storage.local_cache import LocalCache
 
 logger = logging.getLogger(__name__)
 
-#: Images about which the ledger is asked at a time.
+#: Images for which the ledger is asked at a time.
 _PAGE = 500
 
 
 class CachedStorage:
-    """Any storage, with at most `bound` bytes of copies of its renditions in `folder`.
+    """Adds copies of renditions to any storage: at most `bound` bytes in `folder`.
 
-    `floor` bytes of the disk stay free: uploads need them for drafts.
+    The copies leave `floor` bytes of the disk free, which uploads need for drafts.
     """
 
     def __init__(self, storage: Storage, folder: Path, bound: int, floor: int = 0) -> None:
@@ -40,9 +40,9 @@ class CachedStorage:
         self._cache = LocalCache(folder, bound)
         self._floor = floor
         self._fills: dict[str, asyncio.Task[Path | None]] = {}
-        #: Keys whose copies, still under way, are not wanted any more.
+        #: Keys whose copies are being written, but are not wanted any more.
         self._unwanted: set[str] = set()
-        # All that copies have no part in is the storage's own.
+        # Methods that do not concern copies are those of the storage.
         self.draft, self.drafts, self.sweep_drafts = storage.draft, storage.drafts, storage.sweep_drafts
         self.keep, self.keep_new, self.delete = storage.keep, storage.keep_new, storage.delete
         self.exists, self.open_local, self.free_bytes = storage.exists, storage.open_local, storage.free_bytes
@@ -55,7 +55,7 @@ class CachedStorage:
         await in_thread(self._folder, self._cache.open)
 
     async def close(self) -> None:
-        # No copy may be written once the next process owns the folder.
+        # No copy may be written after the next process owns the folder.
         await cancel(*self._fills.values())
         self._cache.close()
         await self._storage.close()
@@ -66,7 +66,7 @@ class CachedStorage:
             try:
                 return await asyncio.to_thread(path.read_bytes)
             except OSError:
-                # It has just made room for another copy, or this disk is in trouble.
+                # The copy has just made room for another one, or this disk is in trouble.
                 self._cache.forget(key)
         return await self._storage.read(key)
 
@@ -100,20 +100,20 @@ class CachedStorage:
                 await self.forget_copies(image_id)
 
     async def _drop(self, prefix: str) -> None:
-        # Copies under way are removed when they are written; the caller does not wait for them.
+        # Copies that are being written are removed when they are complete. The caller does not wait for that.
         self._unwanted.update(key for key in self._fills if key.startswith(f"{prefix}/"))
         if paths := self._cache.forget_below(prefix):
             await in_thread(self._folder, lambda: _remove(paths))
 
     async def _copy_of(self, key: str) -> Path | None:
-        """Return the place of a copy, which is made if need be, or None if there can be none. Raises NoSuchKey."""
+        """Return the path of a key's copy, or None if no copy can be made. Makes a missing copy. Raises NoSuchKey."""
         if not key.startswith("renditions/"):
             return None
         if (path := self._cache.path_of(key)) is not None:
             return path
         fill = self._fills.get(key)
         if fill is None:
-            # Concurrent readers share one fill. It is shielded, so a reader that is cancelled does not end it.
+            # Concurrent readers share one fill. The shield below keeps a cancelled reader from ending it.
             fill = self._fills[key] = asyncio.create_task(self._fill(key))
             fill.add_done_callback(lambda done: self._filled(key, done))
         return await asyncio.shield(fill)
@@ -122,7 +122,7 @@ class CachedStorage:
         del self._fills[key]
         self._unwanted.discard(key)
         if not fill.cancelled():
-            fill.exception()  # retrieved, or asyncio would log it if all readers have gone
+            fill.exception()  # retrieved, or asyncio would log it if no reader waits any more
 
     async def _fill(self, key: str) -> Path | None:
         free = await in_thread(self._folder, lambda: shutil.disk_usage(self._folder).free)

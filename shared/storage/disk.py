@@ -1,4 +1,4 @@
-"""Storage on a local or shared disk: every put is fsynced, renamed into place, and its folder fsynced."""
+"""Storage on a local or shared disk. Every put is fsynced and renamed into place, and its folder is fsynced."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from shared.storage.disk_draft import DiskDraft
 from shared.storage.files import fsync_path, in_thread, stream_file
 
 _FANNED_OUT = ("originals", "renditions")
-#: Folders between the root and an image: the kind of its key, then two by its time.
+#: Folders between the root and an image: one for the kind of key, then two for the time in the id.
 _FAN_OUT_DEPTH = 3
 
-#: Threads for fsyncs that wait for the disk at the same time.
+#: Threads for fsyncs that run at the same time.
 _fsync_threads = ThreadPoolExecutor(16, thread_name_prefix="fsync")
 
 
@@ -39,7 +39,7 @@ class DiskStorage:
             self._drafts.mkdir(parents=True, exist_ok=True)
             fsync_path(self._root)
             for folder in self._root.absolute().parents:
-                # The folders above may be new as well, made by anybody. Those that this user may not open are older.
+                # The parent folders may be new too. A folder that this user may not open is older than this process.
                 with contextlib.suppress(OSError):
                     fsync_path(folder)
             probe = self._drafts / f"probe-{secrets.token_hex(8)}"
@@ -61,7 +61,7 @@ class DiskStorage:
         try:
             await in_thread(self._drafts, begin)
         except BaseException:
-            # Also on a cancellation: the caller never gets them.
+            # Also after a cancellation: the caller does not get the drafts.
             for draft in drafts:
                 await draft.discard()
             raise
@@ -78,12 +78,12 @@ class DiskStorage:
         for key, draft in drafts.items():
             assert isinstance(draft, DiskDraft)  # noqa: S101 - a draft of another storage is a programming error
             targets[self._path(key)] = draft
-        # One thread for all steps: each change between loop and thread costs more than most of them.
+        # One thread for all steps: each change between event loop and thread costs more than most steps.
         await in_thread(self._root, lambda: self._put(targets, move))
 
     def _put(self, targets: Mapping[Path, DiskDraft], move: Callable[[DiskDraft, Path], None]) -> None:
         folders = {target.parent for target in targets}
-        # All bytes and folders are durable before the first rename.
+        # Make all bytes and folders durable before the first rename.
         _run_together([draft.sync for draft in targets.values()] + self._make_folders(folders))
         for target, draft in targets.items():
             move(draft, target)
@@ -119,7 +119,7 @@ class DiskStorage:
                 yield stored
 
     async def _places(self, prefix: str) -> AsyncIterator[Path]:
-        """Yield the places of the keys at or below `prefix`. Of a whole kind they are folders of 65 s each."""
+        """Yield the paths of the keys at or below `prefix`. For a whole kind, they are folders of 65 s each."""
         if prefix not in _FANNED_OUT:
             yield self._path(prefix)
             return
@@ -132,7 +132,7 @@ class DiskStorage:
             return [stored for below in _in_order(place) for stored in self._stored_below(below)]
         kind, *rest = place.relative_to(self._root).parts
         key = "/".join([kind, *rest[_FAN_OUT_DEPTH - 1 :]] if kind in _FANNED_OUT else [kind, *rest])
-        # A file that is not at its key's place is not ours.
+        # A file that is not at the path of its key is not ours.
         if key != kind and self._path(key) == place:
             with contextlib.suppress(FileNotFoundError):
                 status = place.stat()
@@ -145,9 +145,9 @@ class DiskStorage:
         def remove() -> None:
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                 path.unlink()
-                # The folder first, then the file without a name. While it is open, its blocks go to no other file.
-                # Without a journal the disk may still have it under its draft's name, and a repair after a power cut
-                # would then take another file's blocks for this one's.
+                # Fsync the folder first, then the unlinked file. While the file is open, no other file gets its blocks.
+                # Without a journal, the disk may still list the file under its draft's name. A repair after a power cut
+                # would then take blocks of another file for those of this file.
                 fsync_path(path.parent)
                 os.fsync(file.fileno())
 
@@ -155,7 +155,7 @@ class DiskStorage:
 
     async def delete_folder(self, prefix: str) -> None:
         def remove() -> None:
-            # A late attempt may add a file meanwhile. Two more passes cost nothing.
+            # A late attempt may add a file meanwhile, so try up to three times.
             for _ in range(2):
                 shutil.rmtree(self._path(prefix), ignore_errors=True)
             with contextlib.suppress(FileNotFoundError):
@@ -179,14 +179,14 @@ class DiskStorage:
         return await in_thread(self._drafts, sweep)
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file stays open."""
 
     def _make_folders(self, folders: Iterable[Path]) -> list[Callable[[], None]]:
-        """Make folders; return the fsyncs that make their entries durable, up to the root; blocks."""
+        """Make folders. Returns the fsyncs that make their entries durable, up to the root. Blocks."""
         above: set[Path] = set()
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            # Also for folders that were there: the process that made them may not have fsynced them yet.
+            # Also for folders that existed: the process that made them may not have fsynced them yet.
             above.update(self._root / parent for parent in folder.relative_to(self._root).parents)
         return [functools.partial(fsync_path, folder) for folder in above]
 
@@ -198,7 +198,7 @@ def place_below(key: str) -> str:
     """Return the path of a key's file, or of a prefix's folder, below the storage's root."""
     kind, _, rest = key.partition("/")
     if kind in _FANNED_OUT and rest:
-        # Ids begin with their time (UUIDv7): one folder every three days, below it one every 65 s.
+        # Ids begin with their time (UUIDv7). One folder covers three days, and each folder in it 65 s.
         return f"{kind}/{rest[:5]}/{rest[5:8]}/{rest}"
     return key
 
@@ -210,11 +210,11 @@ def _in_order(folder: Path) -> list[Path]:
 
 
 def _run_together(fsyncs: Sequence[Callable[[], None]]) -> None:
-    """Run all fsyncs at the same time; blocks.
+    """Run all fsyncs at the same time. Blocks.
 
-    They share one write of the disk's journal. Six files in a row take four times as long.
+    They share one write of the disk's journal. Six files one after the other take four times as long.
     """
-    # Each runs to its end, also if one fails: none may run while the caller cleans up.
+    # Wait for all of them, also if one fails: none may run while the caller cleans up.
     running = [_fsync_threads.submit(contextvars.copy_context().run, fsync) for fsync in fsyncs]
     for failure in [each.exception() for each in running]:
         if failure is not None:

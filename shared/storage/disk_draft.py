@@ -1,4 +1,4 @@
-"""Bytes on their way into storage, in a temporary file of a local disk."""
+"""Drafts as temporary files on a local disk."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ WRITTEN_AT_ONCE = 256 * 1024
 
 
 class DiskDraft:
-    """A temporary file. It is in the storage's own file system, so a rename keeps it."""
+    """A temporary file in the storage's own file system, so that a rename keeps it."""
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
         self._file = file
         self._is_kept = False
-        #: What is not written yet, and its bytes of memory. A list takes less than one buffer that grows.
+        #: Chunks that are not written yet, and their bytes of memory. A list costs less than a growing buffer.
         self._collected: deque[bytes] = deque()
         self._collected_bytes = 0
         self._digest = hashlib.sha256()
@@ -33,13 +33,13 @@ class DiskDraft:
 
     @classmethod
     def begin(cls, folder: Path) -> DiskDraft:
-        """Make a temporary file in `folder`; blocks."""
+        """Make a temporary file in `folder`. Blocks."""
         path = folder / secrets.token_hex(16)
         return cls(path, path.open("x+b", buffering=0))
 
     async def write(self, chunk: bytes) -> None:
         self._collected.append(chunk)
-        # With its object's size: a hostile client may send one byte at a time.
+        # Count the size of the object: a hostile client may send one byte at a time.
         self._collected_bytes += sys.getsizeof(chunk)
         if self._collected_bytes >= WRITTEN_AT_ONCE:
             await self.flush()
@@ -62,7 +62,7 @@ class DiskDraft:
             self.path.unlink(missing_ok=True)
 
     async def flush(self) -> None:
-        """Write what is collected, so that it can be read from the file."""
+        """Write the collected chunks to the file."""
         if self._collected:
             await in_thread(self.path, self._flush)
 
@@ -77,17 +77,17 @@ class DiskDraft:
                 rest = rest[self._file.write(rest) or 0 :]
 
     def sync(self) -> None:
-        """Make the file's bytes survive a power cut, still under the temporary name; blocks."""
+        """Make the file's bytes survive a power cut, still under the temporary name. Blocks."""
         self._flush()
         os.fsync(self._file.fileno())
 
     def rename(self, target: Path) -> None:
-        """Move the file to its place, which replaces what is there; blocks."""
+        """Move the file to `target` and replace what is there. Blocks."""
         self.path.rename(target)
         self.path, self._is_kept = target, True
 
     def link(self, target: Path) -> None:
-        """Move the file to its place unless something is there; blocks. Raises StorageConflict."""
+        """Move the file to `target`. Raises StorageConflict if something is there. Blocks."""
         try:
             target.hardlink_to(self.path)
         except FileExistsError:
@@ -96,5 +96,5 @@ class DiskDraft:
         self.path, self._is_kept = target, True
 
     def close(self) -> None:
-        """Close the file; blocks."""
+        """Close the file. Blocks."""
         self._file.close()

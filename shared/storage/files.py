@@ -1,4 +1,4 @@
-"""Files of a local disk: work on them in threads, and their OSErrors as errors of ours."""
+"""Files of a local disk: work on them in threads, and translation of their OSErrors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def stream_file(path: Path, first: int, last: int) -> AsyncIterator[bytes]
         async with aiofiles.open(path, "rb") as file:
             while first <= last:
                 length = min(PIECE_BYTES, last - first + 1)
-                # A copy out of the page cache takes less time than the way to a thread and back: without this a stream
+                # A copy from the page cache takes less time than a change to a thread and back. Without this, a stream
                 # of 12 MB takes 2.5 times as long.
                 piece = read_cached(file.fileno(), first, length)
                 if piece is None:
@@ -42,7 +42,7 @@ async def stream_file(path: Path, first: int, last: int) -> AsyncIterator[bytes]
 
 
 def read_cached(descriptor: int, first: int, length: int) -> bytes | None:
-    """Return a part of an open file if all of it is in the system's page cache, else None."""
+    """Return a part of an open file if all of the part is in the system's page cache, otherwise None."""
     part = bytearray(length)
     try:
         got = os.preadv(descriptor, [part], first, _NOWAIT) if _NOWAIT else 0
@@ -52,7 +52,7 @@ def read_cached(descriptor: int, first: int, length: int) -> bytes | None:
 
 
 def fsync_path(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, survive a power cut; blocks."""
+    """Make a file's bytes, or a folder's entries, survive a power cut. Blocks."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,10 +61,10 @@ def fsync_path(path: Path) -> None:
 
 
 async def in_thread(path: Path, work: Callable[[], T], absent: type[AsgilookError] = StorageUnavailable) -> T:
-    """Run `work`, which blocks and is about `path`, in a thread. Raises StorageUnavailable, StorageFull or `absent`.
+    """Run `work`, which blocks, in a thread. Raises StorageUnavailable, StorageFull, or `absent` if a file is missing.
 
-    It returns only once the thread has ended, also if it is cancelled: the thread must not write after its caller has
-    cleaned up.
+    Error messages name `path`. A cancellation is raised only after the thread has ended: the thread must not write
+    after its caller has cleaned up.
     """
     with translated(path, absent):
         return await to_the_end(asyncio.to_thread(work))
@@ -72,7 +72,7 @@ async def in_thread(path: Path, work: Callable[[], T], absent: type[AsgilookErro
 
 @contextlib.contextmanager
 def translated(path: Path, absent: type[AsgilookError] = StorageUnavailable) -> Iterator[None]:
-    """Raise StorageFull or StorageUnavailable for an OSError; `absent` for a missing file, if `path` is a key's."""
+    """Raise StorageFull or StorageUnavailable for an OSError, and `absent` for a missing file."""
     try:
         yield
     except FileNotFoundError as exc:

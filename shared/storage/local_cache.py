@@ -1,10 +1,10 @@
-"""Which copies of renditions are on this machine's disk, and which of them make room for a new one.
+"""The index of copies of renditions on this machine's disk. It decides which copies make room for a new one.
 
-Each process has a folder of its own, in which no other process counts, evicts or removes. It begins empty: copies are
-not fsynced, so a power cut may have torn those of an earlier process.
+Each process has its own folder, in which no other process counts, evicts or removes. The folder is empty at the start:
+copies are not fsynced, so a power cut may have torn those of an earlier process.
 
     cache/{number}/lock                         locked by the process that owns the folder
-    cache/{number}/{x}/{id}.{attempt}.{name}    a copy; its name begins with a point until it is whole
+    cache/{number}/{x}/{id}.{attempt}.{name}    a copy; its name begins with a dot until it is whole
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import IO
 
 #: File systems use whole blocks of this length.
 _BLOCK_BYTES = 4096
-#: The most that a name takes in its folder.
+#: The most bytes that a name takes in its folder.
 _NAME_BYTES = 128
 #: Folders of copies, by the last digit of the image's id, which is random.
 _FOLDERS = 16
-#: What the folders take on the disk besides copies.
+#: Bytes that the folders take on the disk in addition to the copies.
 FIXED_BYTES = (_FOLDERS + 3) * _BLOCK_BYTES
 
 
@@ -45,7 +45,7 @@ class LocalCache:
         return self._copied + self._under_way
 
     def open(self) -> None:
-        """Take the first folder that no process owns, and remove the copies in all of those; blocks."""
+        """Take the first folder that no process owns, and remove the copies in all folders without an owner. Blocks."""
         number = 0
         while self._lock is None:
             self._folder = self._root / str(number)
@@ -61,27 +61,27 @@ class LocalCache:
         return list(self._keys_of)
 
     def close(self) -> None:
-        """Give the folder up, for the next process."""
+        """Release the folder for the next process."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def path_of(self, key: str) -> Path | None:
-        """Return the place of a key's copy, which counts as a use, or None if there is no copy."""
+        """Return the path of a key's copy, or None if there is no copy. Counts as a use of the copy."""
         if key not in self._bytes:
             return None
         self._bytes.move_to_end(key)
         return self.place_of(key)
 
     def place_of(self, key: str) -> Path:
-        """Return the place at which a key's copy belongs."""
+        """Return the path for a key's copy."""
         _, image_id, attempt, name = key.split("/")
         return self._folder / image_id[-1] / f"{image_id}.{attempt}.{name}"
 
     def make_room(self, length: int, spare: int | None = None) -> list[Path] | None:
-        """Reserve room for a copy of `length` bytes; return the copies to remove for it, or None if it cannot fit.
+        """Reserve room for a copy of `length` bytes. Returns the copies to remove for it, or None if it cannot fit.
 
-        `spare` is how many bytes of disk the copies may take in addition; if it is negative, how many they must free.
+        `spare` is how many more bytes of disk the copies may take. If it is negative, they must free so many.
         """
         most = self._bound if spare is None else min(self._bound, self._copied + spare)
         if self._under_way + _on_disk(length) > most:
@@ -115,7 +115,7 @@ class LocalCache:
             del self._keys_of[_image_of(key)]
 
     def forget_below(self, prefix: str) -> list[Path]:
-        """Stop counting the copies below an image's or an attempt's prefix; return their places."""
+        """Stop counting the copies below an image's or an attempt's prefix. Returns their paths."""
         keys = [key for key in self._keys_of.get(_image_of(prefix), ()) if key.startswith(f"{prefix}/")]
         for key in keys:
             self.forget(key)
@@ -123,7 +123,7 @@ class LocalCache:
 
 
 def _emptied(folder: Path) -> IO[bytes] | None:
-    """Lock a folder and remove the copies in it; return the lock, or None if another process owns the folder."""
+    """Lock a folder and remove the copies in it. Returns the lock, or None if another process owns the folder."""
     lock = (folder / "lock").open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
 """Storage in an object store, by obstore: S3 and compatible stores, Google's, Azure's. Drafts are on a local disk.
 
-Every exchange has a time limit, retries included. Of the library's errors only a status and a code are passed on: their
-texts repeat requests, which may hold secrets.
+Every exchange has a time limit, which includes retries. Our errors contain only the status and the code of the
+library's errors. The library's texts repeat requests, which may hold secrets.
 
-Longer than 250 lines: each operation of the interface is a few lines, and all share one way of limits and errors.
+This module is longer than 250 lines: it has all operations of the interface, with one treatment of limits and errors.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from shared.storage.files import PIECE_BYTES, in_thread, translated
 if TYPE_CHECKING:
     from obstore import GetResult, ObjectMeta, PutMode
 
-#: Seconds that one exchange may take, with its retries, besides the time for its bytes.
+#: Seconds that one exchange may take, with its retries, in addition to the time for its bytes.
 PATIENCE_SECONDS = 5.0
-#: Bytes a second that a put must reach beyond that.
+#: Bytes per second that a put must reach after those seconds.
 LEAST_RATE = 1024 * 1024
-#: A longer put is made of parts of this length.
+#: A longer put is sent in parts of this length.
 PART_BYTES = 5 * 1024 * 1024
-#: Parts of one put that are sent at the same time.
+#: The most parts of one put that are sent at the same time.
 _PARTS_AT_A_TIME = 2
-#: Puts of this process at the same time. Each takes up to 20 MB of memory; the others wait as files.
+#: The most puts of this process at the same time. Each takes up to 20 MB of memory. Others wait as files.
 PUTS_AT_A_TIME = 6
-#: Seconds from a part's first byte to its answer.
+#: Seconds from the first byte of a part to its reply.
 _PART_SECONDS = 15.0
 _DRAFT_SECONDS = 3600.0
 
 _CLIENT: dict[str, Any] = {
     "connect_timeout": timedelta(seconds=2),
     "read_timeout": timedelta(seconds=_PART_SECONDS),
-    # For a whole request with its body. Our own limits are shorter and follow the length.
+    # The limit of a whole request with its body. Our own limits are shorter and depend on the length.
     "timeout": timedelta(hours=1),
 }
 _BACKOFF: dict[str, Any] = {
@@ -59,11 +59,11 @@ _BACKOFF: dict[str, Any] = {
     "base": 2,
 }
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-#: Our keys. Listings leave everything else in the bucket out.
+#: Our keys. Listings skip everything else in the bucket.
 _OURS = re.compile(rf"originals/{_UUID}|renditions/{_UUID}/.+|uploads/{_UUID}/\d+|markers/\w+")
-#: What stores answer if the bucket does not exist.
+#: In a store's reply: the bucket does not exist.
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)<")
-#: What stores answer if their space, or the account's, is used up.
+#: In a store's reply: the space of the store or of the account is used up.
 _FULL = re.compile(r"status code: 507|<Code>(QuotaExceeded|XMinioStorageFull|InsufficientStorage)")
 
 
@@ -78,11 +78,11 @@ class ObjectStorage:
         self._drafts = local / "drafts"
         client, config = dict(_CLIENT), {}
         if url.startswith("s3://"):
-            # An address without TLS is used as it is set: it is one of this machine or of a private network.
+            # An address without TLS is allowed: it is on this machine or in a private network.
             client["allow_http"] = _s3_endpoint(env).startswith("http://")
-            # The store checks what it has received before it acknowledges it.
+            # With a checksum, the store checks the bytes before it acknowledges them.
             config["checksum_algorithm"] = env.get("AWS_CHECKSUM_ALGORITHM") or "SHA256"
-        # A little less than our own limit, so that the last refusal is reported and not a time-out.
+        # A little less than our own limit, so that the error is the last refusal and not a time-out.
         retry: dict[str, Any] = {
             "max_retries": 10,
             "retry_timeout": timedelta(seconds=patience * 0.8),
@@ -91,7 +91,7 @@ class ObjectStorage:
         try:
             self._store: Any = from_url(url, config=config or None, client_options=client, retry_config=retry)  # type: ignore[call-overload] # one of three kinds
         except (BaseError, ValueError) as exc:
-            # Only the name of the library's error: its text may repeat the values that were set.
+            # Pass on only the name of the library's error: its text may repeat the values of variables.
             name = re.search(r"source: ([A-Z]\w+)", str(exc))
             raise SettingsError(
                 "ASGI_LOOK_STORAGE: the store's own variables (AWS_…, GOOGLE_…, AZURE_STORAGE_…) do not suffice: "
@@ -103,7 +103,7 @@ class ObjectStorage:
 
     async def prepare(self) -> None:
         await self._local.prepare()
-        # On a machine without workers there is no sweep that removes the drafts of a crash.
+        # A machine without workers has no sweep to remove the drafts of a crash.
         await self._local.sweep_drafts(_DRAFT_SECONDS)
         try:
             async for _ in self._listed("markers"):
@@ -135,7 +135,7 @@ class ObjectStorage:
         media_type = "image/jpeg" if key.startswith("renditions/") else "application/octet-stream"
         with translated(draft.path):
             length = draft.path.stat().st_size
-        # As long as the running puts may take: a long queue does not mean that the store is away.
+        # Wait as long as the running puts may take: a long queue does not mean that the store is away.
         waits = self._patience + (length + max(self._under_way, default=0)) / LEAST_RATE
         try:
             async with asyncio.timeout(waits):
@@ -176,7 +176,7 @@ class ObjectStorage:
             yield piece
 
     async def _get(self, key: str, first: int = 0, last: int | None = None) -> AsyncIterator[bytes]:
-        """Begin to read the bytes from `first` to `last`, by default all. Raises NoSuchKey."""
+        """Begin to read the bytes from `first` to `last` (both included), by default all. Raises NoSuchKey."""
         options: Any = {} if last is None else {"range": (first, last + 1)}
         async with _told(key, self._patience, absent=NoSuchKey):
             return self._pieces(key, await obstore.get_async(self._store, key, options=options))
@@ -214,7 +214,7 @@ class ObjectStorage:
                 await in_thread(self._drafts, lambda piece=piece: file.write(piece))  # type: ignore[misc] # a default is no argument
             return await in_thread(self._drafts, reopened)
         finally:
-            # It removes the name. The bytes stay until the caller closes its own descriptor.
+            # Closing removes the name. The bytes stay until the caller closes its own descriptor.
             with contextlib.suppress(StorageUnavailable):
                 await in_thread(self._drafts, file.close)
 
@@ -225,7 +225,7 @@ class ObjectStorage:
 
     async def listing(self, prefix: str) -> AsyncIterator[Stored]:
         if prefix.startswith("originals/") and (meta := await self._head(prefix)) is not None:
-            # An object is not in the listing of its own name: stores list below whole folders only.
+            # The listing of an object's own name does not contain it: stores list only below whole folders.
             yield _stored(meta)
         async for meta in self._listed(prefix):
             if _OURS.fullmatch(meta["path"]):
@@ -249,7 +249,7 @@ class ObjectStorage:
         await to_the_end(self._delete_folder(prefix))
 
     async def _delete_folder(self, prefix: str) -> None:
-        # A late attempt may add a file meanwhile. Two more passes cost little.
+        # A late attempt may add a file meanwhile, so make up to three passes.
         for _ in range(3):
             keys = [meta["path"] async for meta in self._listed(prefix)]
             if not keys:
@@ -260,22 +260,22 @@ class ObjectStorage:
         # Some stores answer 404 for a missing key.
         with contextlib.suppress(NoSuchKey):
             async with _told(keys[0], self._patience, absent=NoSuchKey):
-                # A single key goes without the bulk request, which some stores do not have.
+                # A single key is deleted without the bulk request, which some stores lack.
                 await obstore.delete_async(self._store, keys if len(keys) > 1 else keys[0])
 
     async def free_bytes(self) -> int:
-        # Of this machine's disk: an upload is a draft there first.
+        # The disk of this machine counts, because an upload is first a draft there.
         return await in_thread(self._drafts, lambda: shutil.disk_usage(self._drafts).free)
 
     async def sweep_drafts(self, older_than_seconds: float) -> int:
         return await self._local.sweep_drafts(older_than_seconds)
 
     async def close(self) -> None:
-        """Nothing is open: the library closes idle connections by itself."""
+        """Do nothing: the library closes idle connections by itself."""
 
 
 async def _all_of(work: Iterable[Awaitable[None]]) -> None:
-    """Wait for all of it, then raise the first error: nothing may run while the caller cleans up."""
+    """Wait for all, then raise the first error: nothing may run while the caller cleans up."""
     outcomes = await asyncio.gather(*work, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -293,7 +293,7 @@ def _stored(meta: ObjectMeta) -> Stored:
 
 @contextlib.asynccontextmanager
 async def _told(about: str, seconds: float, absent: type[AsgilookError] = StorageUnavailable) -> AsyncIterator[None]:
-    """Limit the block to `seconds`, and raise our own errors for the library's, without the request's contents."""
+    """Limit the block to `seconds`, and translate the library's errors to ours without their texts."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -305,13 +305,13 @@ async def _told(about: str, seconds: float, absent: type[AsgilookError] = Storag
         if _NO_BUCKET.search(str(exc)):
             raise StorageUnavailable(f"there is no such bucket: {about}") from None
         raise absent(f"nothing at {about}") from None
-    except Exception as exc:  # a panic of the library is of no class of its own
+    except Exception as exc:  # a panic of the library has no class of its own
         error = StorageFull if _FULL.search(str(exc)) else StorageUnavailable
         raise error(f"{_reason(exc)}: {about}") from None
 
 
 def _reason(exc: Exception) -> str:
-    """Return the parts of a library's error that are useful and certainly no secret."""
+    """Return the parts of a library's error that are useful and cannot be secret."""
     text = str(exc)
     patterns = (r"status code: (\d{3} [A-Z][A-Za-z ]*)", r"<Code>(\w{1,60})</Code>", r"- (HTTP error: [a-z ]+)")
     found = [match[1] for pattern in patterns if (match := re.search(pattern, text))]

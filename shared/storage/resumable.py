@@ -1,11 +1,11 @@
-"""Drafts that have a name and are written in several goes: any process goes on with what another one began.
+"""Drafts with a name that are written in several steps. Any process can continue a draft that another one began.
 
-A draft of this kind is nothing but pieces in the storage, each kept under the offset of its first byte:
+Such a draft consists of pieces in the storage. The key of each piece is the offset of its first byte:
 
     uploads/{name}/{offset}
 
-A piece appears whole and durable, or not at all, and none is ever replaced. So what is there is always a beginning of
-what was sent: no crash tears it, and of two writers at one offset the later one gets an error.
+A piece appears whole and durable, or not at all, and is never replaced. So the pieces are always a beginning of the
+bytes that were sent, also after a crash. If two writers write at one offset, the later one gets an error.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import AsyncIterator
 from shared.errors import StorageConflict, TooManyPieces
 from shared.storage import Draft, Storage, Stored
 
-#: Bytes after which a piece is kept and another one begun. An object store takes a piece in one request, from memory.
+#: Bytes after which a piece is kept and the next one begun. A piece is sent to an object store in one request.
 ENOUGH_BYTES = 5 * 1024 * 1024
-#: Pieces of one draft. A client that sends single bytes would else fill the storage with files.
+#: The most pieces of one draft. Otherwise a client that sends single bytes could fill the storage with files.
 MOST_PIECES = 1000
 
 
 class ResumableDraft:
-    """The draft `name`, a UUID, in any storage. One that was never written to is empty."""
+    """The draft `name`, a UUID, in any storage. A draft that was never written to is empty."""
 
     def __init__(self, storage: Storage, name: str, most_pieces: int = MOST_PIECES) -> None:
         self._storage = storage
@@ -31,14 +31,15 @@ class ResumableDraft:
         self._most_pieces = most_pieces
 
     async def length(self) -> int:
-        """Return how many bytes there are: all that `append` has returned, and perhaps more."""
+        """Return the draft's length: at least the last length that `append` returned."""
         return _end_of(await self._pieces())
 
     async def append(self, offset: int, chunks: AsyncIterator[bytes]) -> int:
-        """Append `chunks`, which are small, to a draft of `offset` bytes; return its new length, all of it durable.
+        """Append small `chunks` to a draft of `offset` bytes. Returns its new length; all of the bytes are durable.
 
-        If `chunks` raises an error, what came before is kept, and the error raised. Raises StorageConflict if the draft
-        has another length, or if another writer was faster. After any error `length` tells where to go on.
+        If `chunks` raises an error, the bytes before it are kept and the error is raised. Raises StorageConflict if the
+        draft has another length or another writer was faster, and TooManyPieces if it has too many pieces. After any
+        error, `length` returns where to continue.
         """
         pieces = await self._pieces()
         if offset != _end_of(pieces):
@@ -60,7 +61,7 @@ class ResumableDraft:
         return offset
 
     async def join(self) -> Draft:
-        """Return an ordinary draft with the same bytes, which tells their digest. This one stays until `discard`."""
+        """Return an ordinary draft with the same bytes, which has their digest. The pieces stay until `discard`."""
         joined = await self._storage.draft()
         try:
             for piece in await self._pieces():
@@ -72,31 +73,31 @@ class ResumableDraft:
         return joined
 
     async def discard(self) -> None:
-        """Remove the draft; safe to repeat."""
+        """Remove the draft. Safe to repeat."""
         await self._storage.delete_folder(f"uploads/{self._name}")
 
     async def _pieces(self) -> list[Stored]:
         pieces: list[Stored] = []
         end = 0
         async for stored in self._storage.listing(f"uploads/{self._name}"):
-            # Others are what a discard has left that was cut off.
+            # Other pieces are left over from a discard that was interrupted.
             if stored.key == self._key(end):
                 pieces.append(stored)
                 end += stored.bytes
         return pieces
 
     def _key(self, offset: int) -> str:
-        # As many digits as let listings come in order.
+        # Padded, so that listings are in the order of offsets.
         return f"uploads/{self._name}/{offset:012}"
 
 
 async def _fill(draft: Draft, chunks: AsyncIterator[bytes]) -> tuple[int, Exception | None]:
-    """Write a piece. Return its length and, if nothing follows, the error or StopAsyncIteration of `chunks`."""
+    """Write a piece. Returns its length and, if nothing follows, the error or StopAsyncIteration of `chunks`."""
     length = 0
     while length < ENOUGH_BYTES:
         try:
             chunk = await anext(chunks)
-        except Exception as exc:  # of any class: a client's trouble is told by its way in
+        except Exception as exc:  # any class: the source of `chunks` decides how it reports a client's failure
             return length, exc
         await draft.write(chunk)
         length += len(chunk)
@@ -108,7 +109,7 @@ def _end_of(pieces: list[Stored]) -> int:
 
 
 async def sweep_resumable_drafts(storage: Storage, older_than_seconds: float) -> int:
-    """Discard resumable drafts that have not been written to for so long; return how many."""
+    """Discard resumable drafts that were not written to for so long. Returns how many."""
     latest: dict[str, float] = {}
     async for stored in storage.listing("uploads"):
         name = stored.key.split("/")[1]

@@ -1,9 +1,9 @@
-"""The text of /metrics: everything that was counted, and how much work waits in the ledger at this moment.
+"""The text of `/metrics`: all counts, and how much work waits in the ledger at this moment.
 
-prometheus_client is imported here only, and only where metrics are switched on. Several web processes of one supervisor
-use its multiprocess mode: each counts into files of its own in a folder that they share, and any of them answers for
-all. The files of a process that has died stay, as the library documents it: their counts still count. The folder goes
-with its supervisor.
+prometheus_client is imported only here, and only if metrics are switched on. Several web processes of one supervisor
+use its multiprocess mode: each process counts into its own files in a shared folder, and any process answers for all.
+The files of an ended process stay, as the library documents, because their counts are still included. After the
+supervisor has ended, the processes of another one remove the folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 #: Prometheus' text format.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-#: Seconds that ledger and Redis have for their figures. Prometheus waits for ten, and wants the other figures too.
+#: Seconds that ledger and Redis have for their figures. Prometheus waits only ten seconds for all figures.
 _ASK_SECONDS = 2.0
 
 _FOLDERS = "asgilook-metrics-"
@@ -41,7 +41,7 @@ _LOCKS: list[int] = []
 
 
 class Exposition:
-    """Everything that is counted, as text. Its construction switches the counting on, for good."""
+    """All counts as text. Making an Exposition switches counting on until the process ends."""
 
     def __init__(self) -> None:
         folder = _folder_of_siblings() if multiprocessing.parent_process() else None
@@ -60,7 +60,7 @@ class Exposition:
             prometheus_client.ProcessCollector(registry=self._registry)
 
     async def text(self, ledger: Ledger, queue: Queue) -> bytes:
-        """Return all of it. Figures that ledger or Redis do not give now are left out."""
+        """Return all counts and figures. Figures that ledger or Redis do not return in time are left out."""
         waiting, workers = await asyncio.gather(_asked(ledger.figures()), _asked(queue.workers_alive()))
         gauges = []
         if waiting is not None:
@@ -72,7 +72,7 @@ class Exposition:
         if workers is not None:
             gauges.append(_gauge("asgilook_workers_alive", "Workers whose loop turns.", len(workers)))
         counted: bytes = self._prometheus.generate_latest(self._registry)
-        # Of a registry the library needs only `collect`.
+        # The library needs only the method `collect` of a registry.
         return counted + self._prometheus.generate_latest(SimpleNamespace(collect=lambda: gauges))
 
 
@@ -89,10 +89,10 @@ def _gauge(name: str, what: str, value: float) -> Any:
 
 
 def _folder_of_siblings() -> Path:
-    """Return the folder shared by the web processes of one supervisor; remove the folders of supervisors that are gone.
+    """Return the folder that the web processes of this supervisor share. Removes the folders of ended supervisors.
 
-    The name comes from multiprocessing's key, which only these processes know. Each of them holds a lock on the folder
-    while it lives.
+    The name comes from multiprocessing's key, which only these processes know. Each process locks the folder while it
+    lives.
     """
     family = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:32]
     folder = Path(tempfile.gettempdir()) / f"{_FOLDERS}{family}"

@@ -1,4 +1,4 @@
-"""JSON lines on stdout, each with its request and its image."""
+"""Logs: JSON lines on stdout, each with the ids of its request and its image."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 #: The id of the current image.
 image_id: ContextVar[str | None] = ContextVar("image_id", default=None)
 
-#: The attributes of every LogRecord. All others come from `extra`.
+#: The attributes that every LogRecord has. Any other attribute comes from `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
-#: One encoder for all lines: `json.dumps` makes another for each.
+#: One encoder for all lines: `json.dumps` would make one for each line.
 _encode = json.JSONEncoder(default=str).encode
 #: Returns a text as a JSON string.
 quoted = json.encoder.encode_basestring_ascii
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, request, image, then what `extra` gave."""
+    """Formats a record as a line of JSON: time, level, logger, message, request, image, then the fields of `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = _begun(record.created, int(record.msecs), record.levelname, record.name, record.getMessage())
@@ -84,14 +84,14 @@ def _second(seconds: int) -> str:
 
 
 def write(logger: logging.Logger, message: str, fields: str) -> None:
-    """Write a line as JsonHandler.write does. Other handlers and the filters of loggers are passed over."""
+    """Write a line by `JsonHandler.write`. Other handlers and the filters of loggers are skipped."""
     for handler in logging.root.handlers:
         if isinstance(handler, JsonHandler):
             handler.write(logger.name, message, fields)
 
 
 def configure(level: str) -> None:
-    """Send every logger's lines to stdout as JSON. Libraries speak from WARNING on."""
+    """Send the lines of every logger to stdout as JSON. Libraries log from WARNING on."""
     root = logging.getLogger()
     root.handlers[:] = [JsonHandler(sys.stdout)]
     root.setLevel(logging.WARNING)

@@ -1,6 +1,6 @@
-"""Every counter and histogram of /metrics, in one place. Off, and nearly free, until switched on.
+"""All counters and histograms of `/metrics`. Until they are switched on, they count nothing and cost nearly nothing.
 
-Labels have few values: routes and not paths, types and not details.
+Labels have few values: routes, not paths; types, not details.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from shared.errors import RenderFailure
 
 
 class _Metric:
-    """A metric of the library's class of the same name, once counting is on."""
+    """A metric. When counting is switched on, it uses the class of prometheus_client with the same name."""
 
     def __init__(
         self, name: str, what: str, *labels: str, known: Iterable[tuple[str, ...]] = (), **options: Any
@@ -59,8 +59,8 @@ class Histogram(_Metric):
 
 _ALL: list[_Metric] = []
 
-# From a cached answer to a rendering at its time limit; the short ones from a read of a local copy to a locked ledger.
-# The long bounds lie past round numbers: a client that asks to wait for 10 or 20 s is answered right after that.
+# From a cached answer to a rendering at its time limit. The short ones are from a read of a local copy to a locked
+# ledger. The long bounds are above round numbers: a client that asks to wait for 10 or 20 s is answered right after.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5.5, 11, 21, 31, 61)
 _SHORT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _BYTES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000)
@@ -119,6 +119,6 @@ STORAGE_SECONDS = Histogram("asgilook_storage_seconds", "Seconds in storage.", "
 
 
 def switch_on(prometheus: Any, registry: Any) -> None:
-    """Count everything above in `registry` from now on. `prometheus` is the library."""
+    """Count all metrics in `registry` from now on. `prometheus` is the module prometheus_client."""
     for metric in _ALL:
         metric.switch_on(prometheus, registry)

@@ -1,7 +1,8 @@
-"""Traces by OpenTelemetry: one from an upload's POST, through the ledger's row, to the publication in a worker.
+"""Traces by OpenTelemetry. A trace runs from an upload's POST, through the ledger's row, to the worker's publication.
 
-Off, and free, unless the usual OTEL_* variables name a receiver. The library is imported here only, and only then. A
-thread of the library sends the spans that have ended: no request, rendering or shutdown waits for a receiver.
+Tracing is off, and costs nothing, unless the usual OTEL_* variables name a receiver. The library is imported only here,
+and only then. A thread of the library sends ended spans. No request or rendering waits for a receiver, and a shutdown
+waits at most a second.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a process may spend at its end on sending its last spans.
+#: Seconds that an ending process may take to send its last spans.
 _FLUSH_SECONDS = 1.0
-#: Requests with these methods are traced only if they bring a traceparent: there are many, and they are short.
+#: Requests with these methods are traced only if they have a traceparent, because they are many and short.
 _READING = ("GET", "HEAD", "OPTIONS")
 #: Outcomes of an attempt that are errors of the service, not of the file.
 _TROUBLE = ("lost", "left to the sweep")
@@ -47,7 +48,7 @@ class _Tracing:
         resource = Resource.create()
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": f"asgilook-{process}"}))
-        # At exit the library would wait for a receiver that is gone.
+        # By default the library waits at exit, also for a receiver that is gone.
         self.provider: Any = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self.tracer: Any = self.provider.get_tracer("asgilook")
@@ -57,7 +58,7 @@ class _Tracing:
 
     @contextmanager
     def continuing(self, carrier: Mapping[str, str]) -> Iterator[None]:
-        """Run the block in the trace that the W3C headers in `carrier` name, or in none."""
+        """Run the block in the trace that the W3C headers in `carrier` name, or without a trace."""
         token = self._context.attach(self._w3c.extract(carrier, context=self._context.Context()))
         try:
             yield
@@ -67,7 +68,7 @@ class _Tracing:
     @contextmanager
     def span(self, name: str, **options: Any) -> Iterator[None]:
         """Run the block in a span."""
-        # A span has an error's class only. The library would send the texts of all exceptions in its chain.
+        # Store only an error's class. By default the library sends the texts of all exceptions in the chain.
         quiet = {"record_exception": False, "set_status_on_exception": False}
         with self.tracer.start_as_current_span(name, **quiet, **options) as span:
             try:
@@ -79,10 +80,10 @@ class _Tracing:
 
     @contextmanager
     def request(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[None]:
-        """Run the block as the answer to a request; jobs that it enqueues continue its trace."""
+        """Run the block as the answer to a request. Work that the request queues continues its trace."""
         wanted = (b"traceparent", b"tracestate")
         carrier = {name.decode(): value.decode("latin-1") for name, value in headers if name in wanted}
-        # Always: a pipelined request starts in the context of the request before it.
+        # Reset always: a pipelined request starts in the context of the request before it.
         _traceparent.set(None)
         with self.continuing(carrier):
             if method in _READING and "traceparent" not in carrier:
@@ -102,12 +103,12 @@ class _Tracing:
             self.continuing({"traceparent": image.trace} if image.trace else {}),
             self.span("attempt", kind=self.trace.SpanKind.CONSUMER, start_time=began, attributes=about),
         ):
-            # Added now: only the claimed row tells which trace the claim belongs to.
+            # The claim's span is added after the claim: only the claimed row names its trace.
             self.tracer.start_span("claim", start_time=began).end()
             yield
 
     def current(self) -> Any:
-        """Return the current span if it is recorded, else None."""
+        """Return the current span if it is recorded, otherwise None."""
         span = self.trace.get_current_span()
         return span if span.is_recording() else None
 
@@ -119,7 +120,7 @@ _traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 
 def switch_on(process: str) -> None:
-    """Trace from now on. If that fails, the process logs it and works without."""
+    """Trace from now on. If that fails, the process logs a warning and runs without traces."""
     global _tracing
     try:
         _tracing = _Tracing(process)
@@ -130,16 +131,16 @@ def switch_on(process: str) -> None:
 
 
 async def close() -> None:
-    """Send the spans that are left, for at most a second."""
+    """Send the remaining spans, for at most a second."""
     if _tracing is not None:
-        # Not a thread of the event loop's executor: asyncio waits for those at its end, and a receiver may be silent.
+        # A daemon thread: asyncio waits at its end for the threads of its executor, and a receiver may be silent.
         sending = threading.Thread(target=_tracing.provider.shutdown, daemon=True)
         sending.start()
         await asyncio.to_thread(sending.join, _FLUSH_SECONDS)
 
 
 def request(method: str, headers: Iterable[tuple[bytes, bytes]]) -> AbstractContextManager[None]:
-    """Trace the block as the answer to a request, if it writes or brings a traceparent."""
+    """Trace the block as the answer to a request, if the request writes or has a traceparent."""
     return _NOTHING if _tracing is None else _tracing.request(method, headers)
 
 
@@ -156,7 +157,7 @@ def answered(method: str, route: str, status: int | None) -> None:
 
 
 def attempt(image: Image, began: int) -> AbstractContextManager[None]:
-    """Trace the block as an attempt at this image. Its claim `began` then, in nanoseconds since the epoch."""
+    """Trace the block as an attempt at this image. Its claim `began` at this time, in nanoseconds since the epoch."""
     return _NOTHING if _tracing is None else _tracing.attempt(image, began)
 
 
@@ -185,9 +186,9 @@ def traceparent() -> str | None:
 
 
 def traced(part: T, name: str, seconds: Histogram | None = None) -> T:
-    """Make each public coroutine method of `part` a span, and time it in `seconds`; return `part`.
+    """Make each public coroutine method of `part` a span, and time it in `seconds`. Returns `part`.
 
-    Where neither traces nor metrics are on, the methods stay as they are.
+    If neither traces nor metrics are on, the methods stay as they are.
     """
     if _tracing is not None or (seconds is not None and seconds.is_on):
         for method, operation in inspect.getmembers(part, inspect.iscoroutinefunction):
@@ -213,6 +214,6 @@ def _traced(
 
 
 def _subject() -> dict[str, str]:
-    """Return the image and the request, as log lines have them."""
+    """Return the ids of the image and the request that log lines have."""
     about = {"asgilook.image": logs.image_id.get(), "asgilook.request": logs.request_id.get()}
     return {name: value for name, value in about.items() if value is not None}

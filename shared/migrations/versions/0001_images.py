@@ -1,4 +1,4 @@
-"""The images, and the ledger's one row about itself."""
+"""The table of images, and the table with one row about the ledger itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trace that an image's upload belongs to."""
+"""A column for the trace of an image's upload."""
 
 from __future__ import annotations
 

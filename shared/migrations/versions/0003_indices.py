@@ -1,4 +1,4 @@
-"""Indices that PostgreSQL takes whatever its statistics say; the one of what is owed serves each kind of debt."""
+"""Indices that PostgreSQL uses whatever its statistics say. One index serves every kind of debt."""
 
 from __future__ import annotations
 

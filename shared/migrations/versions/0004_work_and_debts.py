@@ -1,7 +1,7 @@
-"""Work, its order, and debts in columns and tables of their own: the step from release 0.1, without a way back.
+"""Separate columns and tables for work, its order, and debts: the step from release 0.1, without a way back.
 
-It makes `images` anew. Release 0.1 then refuses to start, since `ledger` has another name, and each of its writes
-fails, since it names a column that is gone. Files stay where they are.
+The migration makes a new table `images`. Processes of release 0.1 then refuse to start, because the table `ledger` has
+another name. Each of their writes fails, because it names a column that is gone. Files stay where they are.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def upgrade() -> None:
     is_postgresql = dialect == "postgresql"
     now = _NOW[dialect]
     if is_postgresql:
-        # An image that is uploaded after it was copied, and before the table is dropped, would be lost. On SQLite
-        # the transaction keeps all writers out.
+        # Without this lock, an image that is uploaded between the copy and the drop of the table would be lost. On
+        # SQLite the transaction excludes all writers.
         op.execute("LOCK TABLE images, ledger IN ACCESS EXCLUSIVE MODE")
 
     _create_tables()
     op.execute(_MAKE_IMAGES.format(now=now, definition=_definition()))
-    # In the order of 0.1, which paid tokens first.
+    # In the order in which release 0.1 paid them.
     for kind, owed in (
         ("tokens", "'tokens'"),
         ("notice", "'tokens'"),
@@ -87,8 +87,8 @@ def upgrade() -> None:
 
 
 def _definition() -> str:
-    """Return the digest of what 0.1's JPEGs were made by, as `shared.definitions` writes it."""
-    # Its values are written here once more: what later releases make is no longer what 0.1 has made.
+    """Return the definition of 0.1's JPEGs, as `shared.definitions` computes it."""
+    # The settings are repeated here, because later releases may change theirs.
     background = context.config.attributes["settings"].background
     made_by = {"format": "jpeg", "background": background, "settings": {"quality": 85, "subsampling": "4:2:0"}}
     return sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
