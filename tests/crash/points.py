@@ -119,7 +119,7 @@ UPLOADING = _here(
     _upload("the original is kept", "after", f"{_STORAGE}.keep", _KEPT),
     _upload("its row is inserted, not committed", "before", _COMMIT, _KEPT, within=f"{_LEDGER}.add"),
     _upload("its row is committed", "after", _COMMIT, _KEPT, within=f"{_LEDGER}.add", ends="ready"),
-    _upload("the bell is rung", "after", _ENQUEUE, _ORIGINAL, within=_SERVE, ends="ready"),
+    _upload("it is enqueued", "after", _ENQUEUE, _ORIGINAL, within=_SERVE, ends="ready"),
     Point(
         "upload: the answer's start is with the server",
         "after",

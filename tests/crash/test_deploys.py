@@ -204,7 +204,7 @@ def test_a_worker_told_to_stop_takes_nothing_new_and_hands_back_what_it_cannot_f
     service.until(lambda: lines_of(service, message="the worker takes nothing new"))
     os.kill(children[0], signal.SIGCONT)
     service.until(lambda: any(status_of(service, image_id) == "ready" for image_id in both), what="one that is done")
-    # It has a slot free now, and hears the bell.
+    # It has a slot free now.
     new = str(service.upload(small_picture()).json["id"])
     other = service.start_worker()
 

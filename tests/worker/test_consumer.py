@@ -1,4 +1,4 @@
-"""The consumer on a real server: it starts at the bell, leaves nothing lying, and works on without its Redis."""
+"""The consumer on a real server: it starts at once, leaves nothing lying, and works on without its Redis."""
 
 from __future__ import annotations
 
@@ -197,18 +197,6 @@ Start = Callable[..., Running]
 def is_listening(redis: Redis) -> Callable[[], Any]:
     async def ask() -> bool:
         return bool((await redis.info("clients"))["blocked_clients"])
-
-    return ask
-
-
-async def looks(redis: Redis) -> int:
-    """Return how often anybody has looked into a queue of this Redis."""
-    return int((await redis.info("commandstats")).get("cmdstat_zpopmin", {"calls": 0})["calls"])
-
-
-def has_looked(redis: Redis, times: int) -> Callable[[], Any]:
-    async def ask() -> bool:
-        return await looks(redis) >= times
 
     return ask
 
