@@ -1,1 +1,1 @@
-"""What ./run executes."""
+"""The launcher, which `./run` executes."""

@@ -1,4 +1,4 @@
-"""What ./run executes: `python launch`, from any folder."""
+"""The entry point of `./run`: `python launch`, from any folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-# Python has put this folder first. The packages are beside it.
+# Python puts this folder first. The packages are in its parent.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from launch.launcher import Launcher, say  # noqa: E402 - found by the line above
@@ -15,7 +15,7 @@ from launch.processes import LaunchError, Signals  # noqa: E402
 
 
 def main() -> int:
-    """Run the service; return the exit code."""
+    """Run the service. Returns the exit code."""
     signals = Signals()
     try:
         Launcher(Options.read(sys.argv[1:], os.environ), signals).run()
@@ -26,5 +26,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: a Ctrl-C while Python shuts down would change the exit code.
+    # Not sys.exit: a Ctrl-C during Python's shutdown would change the exit code.
     os._exit(main())

@@ -1,4 +1,4 @@
-"""The launcher: starts Valkey, the migrations and the Procfile's parts, restarts what ends, and ends them all."""
+"""The launcher: starts Valkey, the migrations and the Procfile's parts, restarts parts that end, and ends all parts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launch.valkey import is_valkey_up, set_aside, valkey_command
 REDIS_SECONDS = 5.0
 READY_SECONDS = 60.0
 RESTART_SECONDS = 1.0
-#: Beyond the grace, for handing back what was running.
+#: Seconds after the grace in which workers hand their images back.
 HAND_BACK_SECONDS = 1.5
 VALKEY_GRACE_SECONDS = 1.0
 
@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 
 class Launcher:
-    """One run of the service, from the first check to the last process's end."""
+    """One run of the service, from the first check to the end of the last process."""
 
     def __init__(self, options: Options, signals: Signals) -> None:
         self.options = options
@@ -50,7 +50,7 @@ class Launcher:
         }
 
     def run(self) -> None:
-        """Serve until asked to stop. Raises LaunchError where the service cannot be started."""
+        """Serve until asked to stop. Raises LaunchError if the service cannot be started."""
         check_port(self.options.host, self.options.port)
         with lock_folder(self.options.storage):
             try:
@@ -79,7 +79,7 @@ class Launcher:
         self._await_ready()
 
     def _await_redis(self) -> None:
-        # These imports take half of the start-up time: only where there is a Redis to wait for.
+        # Imported here, because these imports take half of the start-up time, and only this method needs them.
         from shared.errors import AsgilookError
         from shared.redis.clients import ask_once, refusal_in
         from shared.settings import Settings
@@ -115,12 +115,12 @@ class Launcher:
                     return
                 self._pause(0.02)
             if valkey.is_running:
-                # Its port is not taken and its file is readable: another start would not help.
+                # Valkey runs, so its port and its file are not the cause. Another start would not help.
                 raise LaunchError(f"Valkey does not answer after {READY_SECONDS:.0f} s, see {folder}/valkey.log")
         raise LaunchError(f"Valkey {valkey.end}, see {folder}/valkey.log; or set REDIS_URL to a Redis of yours")
 
     def _await_ready(self) -> None:
-        # The address at which this machine reaches a server that listens on all.
+        # If the server listens on all addresses, ask it at the loopback address.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.options.host, self.options.host)  # noqa: S104 - compared
         deadline = time.monotonic() + READY_SECONDS
         while (answer := ask_readyz(host, self.options.port)) != "ok":
@@ -138,7 +138,7 @@ class Launcher:
             ended = [part for part in (*self.valkey, *self.parts) if not part.is_running]
             for part in ended:
                 say(f"asgilook: {part.name} {part.end}; starting it again", sys.stderr)
-            # Without the wait, a part that ends at once would be started without end.
+            # The pause keeps a part that ends at once from being started in a tight loop.
             self._pause(RESTART_SECONDS if ended else None)
             for part in ended:
                 part.start()
@@ -166,7 +166,7 @@ class Launcher:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise LaunchError unless this process could listen there now."""
+    """Raise LaunchError if this process cannot listen on this host and port."""
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as listener:
@@ -193,7 +193,7 @@ def lock_folder(folder: Path) -> IO[bytes]:
 
 
 def ask_readyz(host: str, port: int) -> str:
-    """Return "ok" when /readyz says so, else what is wrong."""
+    """Return "ok" if /readyz says so, otherwise a text about the fault."""
     try:
         with closing(http.client.HTTPConnection(host, port, timeout=2)) as connection:
             connection.request("GET", "/readyz")
@@ -206,11 +206,11 @@ def ask_readyz(host: str, port: int) -> str:
 
 
 def reason(exc: Exception) -> str:
-    """Return what happened, without the number and the path of an OSError."""
+    """Return the text of an error, for an OSError without its number and path."""
     return (exc.strerror or str(exc)) if isinstance(exc, OSError) else str(exc)
 
 
 def say(line: str, stream: IO[str] = sys.stdout) -> None:
-    """Print a line. A reader that is gone is no error."""
+    """Print a line. A closed stream is no error."""
     with suppress(OSError):
         os.write(stream.fileno(), f"{line}\n".encode())

@@ -1,4 +1,4 @@
-"""What ./run itself reads from its arguments and the environment."""
+"""The options that `./run` itself reads from its arguments and the environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launch.processes import HERE, LaunchError
 
 @dataclass(frozen=True)
 class Options:
-    """The settings of a launcher. All others go from the environment to the parts as they are."""
+    """The launcher's settings. The parts read all other settings from the environment."""
 
     host: str
     port: int
@@ -22,7 +22,7 @@ class Options:
 
     @classmethod
     def read(cls, arguments: Sequence[str], env: Mapping[str, str]) -> Options:
-        """Read arguments and environment. Raises LaunchError with the variable's name and what is wrong."""
+        """Read arguments and environment. Raises LaunchError with the variable's name and the fault."""
 
         def text(name: str, default: str) -> str:
             return env.get(name, "").strip() or default
@@ -37,11 +37,11 @@ class Options:
             env = {**env, "ASGI_LOOK_WORKERS": arguments[1]}
         elif arguments:
             raise LaunchError("usage: ./run [--workers N]; the rest is set in the environment, see README.md")
-        number("WEB_CONCURRENCY", "1", 1_000)  # uvicorn's own setting; uvicorn would answer with a traceback
+        number("WEB_CONCURRENCY", "1", 1_000)  # uvicorn reads this itself, and prints a traceback for a bad value
         return cls(
             host=text("HOST", "127.0.0.1"),
             port=number("PORT", "8000", 65_535),
-            # A relative folder is meant from where ./run was called. The parts run in the checkout.
+            # A relative path is relative to the folder in which ./run was called. The parts run in the checkout.
             storage=Path(text("ASGI_LOOK_STORAGE_PATH", str(HERE / "data"))).expanduser().absolute(),
             redis_url=text("REDIS_URL", ""),
             workers=number("ASGI_LOOK_WORKERS", "1", 1_000),

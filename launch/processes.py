@@ -1,4 +1,4 @@
-"""Processes that never outlive the one that starts them: the lines of the Procfile."""
+"""The processes of the Procfile's lines. They end with the process that starts them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
-#: On other systems the parts outlive a launcher that was killed with SIGKILL.
+#: None on other systems: there the parts outlive a launcher that is killed by SIGKILL.
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class LaunchError(Exception):
-    """The service cannot be started. The message is the one line that its user sees."""
+    """The service cannot be started. The message is the one line that is printed."""
 
 
 class Signals:
-    """Counts the requests to stop, and wakes `pause` for them and for each process that ends."""
+    """Counts the requests to stop. A request, or the end of a process, ends a `pause`."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -40,20 +40,20 @@ class Signals:
             signal.signal(signal.SIGHUP, self._request)
 
     def _request(self, *_: object) -> None:
-        # A terminal that closes, or timeout(1), signals twice in a row. Both are one request.
+        # A closing terminal, or timeout(1), signals twice in a row. Both signals are one request.
         if (now := time.monotonic()) > self._counted + 0.2:
             self._counted = now
             self.requests += 1
 
     def pause(self, seconds: float | None) -> None:
-        """Return after `seconds`, or as soon as a signal comes."""
+        """Wait for `seconds`, or until a signal comes."""
         if select.select([self._wakeups], [], [], seconds)[0]:
             os.read(self._wakeups, 4096)
 
 
 @dataclass
 class Part:
-    """One process of the service, and how to start it again."""
+    """One process of the service, with its command to start it again."""
 
     name: str
     command: Sequence[str]
@@ -61,13 +61,13 @@ class Part:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Part:
-        """Start it in a session of its own, so that a terminal's Ctrl-C reaches only the launcher."""
+        """Start the process in its own session, so that a terminal's Ctrl-C reaches only the launcher."""
         launcher = os.getpid()
 
         def end_with_launcher() -> None:
             if LIBC is not None:
                 LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-                if os.getppid() != launcher:  # it ended before the line above
+                if os.getppid() != launcher:  # the launcher ended before the line above
                     os._exit(1)
 
         self.process = subprocess.Popen(  # noqa: S603 - our own Procfile
@@ -86,13 +86,13 @@ class Part:
 
     @property
     def end(self) -> str:
-        """How it ended, in words."""
+        """How the process ended, for messages."""
         code = self.process.returncode if self.process else 0
         return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
 def read_procfile() -> dict[str, Sequence[str]]:
-    """Return the commands of the Procfile's lines by their names."""
+    """Return the Procfile's commands by name."""
     split = (line.partition(":") for line in (HERE / "Procfile").read_text().splitlines())
     return {name.strip(): ("/bin/sh", "-c", f"exec {line.strip()}") for name, colon, line in split if colon}
 

@@ -1,4 +1,4 @@
-"""The Valkey of ./run and of the tests."""
+"""The Valkey that `./run` and the tests start."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def valkey_command(folder: Path, port: int) -> Sequence[str]:
         "save": "",
         "appendonly": "yes",
         "appendfsync": "everysec",
-        "maxmemory": "256mb",  # the response cache stops at half of it
+        "maxmemory": "256mb",  # the response cache uses half of it at most
         "maxmemory-policy": "noeviction",  # an eviction would take queued jobs too
     }
     return [str(binary), *(word for name, value in settings.items() for word in (f"--{name}", value))]
 
 
 def is_valkey_up(port: int, pid: int) -> bool:
-    """Tell whether the process `pid`, and no other, answers on this port and has read its file."""
+    """Return whether the process `pid`, and no other, answers on this port and has read its file."""
     import redis
 
     try:
@@ -47,10 +47,10 @@ def is_valkey_up(port: int, pid: int) -> bool:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Move the append-only file away, so that Valkey starts empty. Return where it is now, if there was one.
+    """Move the append-only file away, so that Valkey starts empty. Returns its new path, or None if there was none.
 
-    A power cut may leave zeros at the end of the file, which Valkey refuses to read. Nothing is lost without it: what
-    was queued is in the ledger, and the sweep enqueues it again.
+    A power cut may leave zeros at the end of the file. Valkey refuses to read such a file. Nothing is lost without it:
+    the ledger holds all work, and the sweep enqueues the work again.
     """
     kept, aside = folder / "appendonlydir", folder / "unreadable"
     if not kept.exists():
