@@ -41,7 +41,7 @@ class Collaborators:
         self.memory = Memory(settings.memory_cache_bytes, clock)
         keeps_copies = self.storage if isinstance(self.storage, KeepsCopies) else None
         self._local_copies = None if keeps_copies is None else LocalCopies(self.ledger, keeps_copies)
-        # After an outage the cache lacks the token changes of the commits meanwhile. Make them before it is used again.
+        # After an outage the cache lacks the token changes of commits during it. Make them before the cache is used.
         self.redis = redis = open_redis(
             settings, "web", redis_from_url, before_closing=lambda: self.settling.settle_all_tokens(even_if_open=True)
         )

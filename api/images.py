@@ -85,7 +85,7 @@ class ImageList:
         enqueued, wait = False, wait_of(req.get_header("Prefer"))
         try:
             enqueued = await self._queue.try_enqueue(image)
-            # A grace that ends during the commit cancels nothing but the wait.
+            # If the grace ended during the commit, skip only the wait.
             if wait is not None and not _is_cancelled():
                 resp.set_header("Preference-Applied", f"wait={wait}")
                 latest = await self._waiter.until_final(image.id, wait)

@@ -18,7 +18,7 @@ _LOOK_EVERY_SECONDS = 1.0
 
 
 def wait_of(prefer: str | None) -> int | None:
-    """Return the seconds that a `Prefer` header (RFC 7240) asks to wait, at most 20, or None without such a wish."""
+    """Return the seconds that a `Prefer` header (RFC 7240) asks to wait, at most 20, or None if it asks for none."""
     for preference in (prefer or "").split(","):
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "wait" and re.fullmatch(r'\s*("?)[0-9]+\1\s*', value):

@@ -83,7 +83,7 @@ class Image:
     #: The place of the work in the order of work: its lane, then its turn. None without work.
     lane: Lane | None
     turn: float | None
-    #: The file names of the renditions to make. None means the JPEG and its ladder.
+    #: The file names of the renditions to make. None means the JPEG, its ladder, and all thumbnails that the row names.
     wanted: tuple[str, ...] | None
     #: The number of the last attempt. The number only rises: it is the fence against attempts that lost their image.
     attempt: int

@@ -149,7 +149,8 @@ class Intake:
     async def commit(self, draft: Draft, media_type: str, request: str | None = None) -> Image:
         """Keep a complete draft as the original of a new image, and commit the image. The caller discards the draft.
 
-        A cancellation is not raised: the image is committed, so its client must hear of it. `Task.cancelling` tells.
+        A cancellation is not raised, because the client must learn that the image is committed. `Task.cancelling` shows
+        it.
         """
         storing = asyncio.ensure_future(self._store(draft, media_type, request))
         with contextlib.suppress(asyncio.CancelledError):

@@ -41,7 +41,7 @@ def thumbnail_name(size: Size) -> str:
 
 
 def size_named(file: str, full: Size) -> Size:
-    """Return the size that a file name stands for: that of the image for `image.jpeg`, its own for `320x240.jpeg`."""
+    """Return the size that a file name stands for: `image.jpeg` has the image's size, `320x240.jpeg` names its own."""
     stem = file.rpartition(".")[0]
     if stem == FULL.rpartition(".")[0]:
         return full

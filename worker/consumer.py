@@ -32,7 +32,7 @@ from worker.slots import Slot, Slots
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that the consumer waits for a job or for a free slot, before its loop turns.
+#: The most seconds that a turn of the consumer's loop waits for a job or for a free slot.
 _WAIT_SECONDS = 0.5
 #: Seconds between two requests to the ledger for work, while Redis is away.
 _ASK_SECONDS = 0.3
@@ -117,7 +117,7 @@ class Consumer:
             await asyncio.sleep(_AGAIN_SECONDS)
 
     def stop(self) -> None:
-        """Take no more work. A request for a job that is under way may still return one."""
+        """Take no more work. A running request for a job may still return one."""
         self._is_stopping = True
 
     async def _consume(self) -> None:
@@ -146,7 +146,7 @@ class Consumer:
             return
         with self._slots.reserve() as slot:
             job_id = await self._queue.take(_WAIT_SECONDS)
-            if job_id is not None and job_id not in self._slot_of_job:  # else it was enqueued again before its claim
+            if job_id is not None and job_id not in self._slot_of_job:  # otherwise enqueued again before its claim
                 self._slot_of_job[job_id] = slot
                 self._begin(self._run_job(job_id), slot)
 
@@ -205,7 +205,7 @@ class Consumer:
                 await self._queue.beat(self._worker, is_filtered=not self._children.unfiltered_for)
 
     async def _wait_for_slot(self, seconds: float) -> None:
-        """Wait until a slot is free, so long at the most."""
+        """Wait until a slot is free, at most for `seconds`."""
         if self._takes_new and not self._slots.free and self._slots.may_become_preemptible():
             seconds = min(seconds, _PREEMPT_SECONDS)
         with contextlib.suppress(TimeoutError):

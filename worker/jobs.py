@@ -85,7 +85,8 @@ class Jobs:
         files = image.wanted
         if files is None:
             rungs = (thumbnail_name(rung) for rung in ladder(size, self._settings.min_thumb_size))
-            # The row may name more: of a ladder that was longer. A lost one would be asked for again and again.
+            # The row may also name thumbnails of a longer ladder, from a former setting. Make them too: otherwise a
+            # missing one would be requested again and again.
             files = tuple(dict.fromkeys((FULL, *rungs, *(thumbnail.file for thumbnail in image.thumbnails))))
         outputs = [Output(file, file.rpartition(".")[2], size_named(file, size)) for file in files]
         if image.work is Work.CONVERT:

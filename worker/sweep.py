@@ -20,7 +20,7 @@ from shared.telemetry import metrics
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
-#: So many jobs of the first work in order are in the queue. Further ones may be in the ledger alone.
+#: Each pass checks that the first so many pieces of work are in the queue. Further work may be in the ledger only.
 FIRST_IN_ORDER = 300
 _DRAFTS_EVERY_SECONDS = 600.0
 _DRAFT_SECONDS = 3600.0
@@ -69,7 +69,7 @@ class Sweep:
             metrics.SWEPT.add("lost", "served")
 
     async def _fill_queue(self) -> None:
-        """Enqueue the first work in order, as far as the queue does not have it."""
+        """Enqueue the first work in order, if it is not in the queue."""
         lost = await self._queue.not_enqueued(await self._ledger.waiting(FIRST_IN_ORDER))
         await self._queue.enqueue(*lost)
         metrics.SWEPT.add("waiting", "served", by=len(lost))

@@ -102,6 +102,6 @@ class Reader:
         # The kernel takes more bytes only after it has sent 128 KiB. A slow client may need longer for that than the
         # deadline. So the bytes in the kernel do not count as read.
         in_system = bytes(4)
-        with contextlib.suppress(OSError):  # this system does not tell
+        with contextlib.suppress(OSError):  # this system cannot report it
             in_system = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, in_system)
         return self._transport.bytes - waiting - int.from_bytes(in_system, sys.byteorder)

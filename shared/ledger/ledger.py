@@ -249,7 +249,7 @@ class Ledger:
         return await self._change(_CLAIM, {"of_id": image_id, "of_worker": worker})
 
     async def claim_next(self, worker: str) -> Image | None:
-        """Claim the first work in order that may be claimed."""
+        """Claim the first work in the order of work that may be claimed."""
         if not await self.is_waiting(Lane.BULK):
             return None  # without SQLite's write lock
         return await self._change(_CLAIM_NEXT, {"of_worker": worker})
@@ -330,7 +330,7 @@ class Ledger:
     # More renditions of a ready image, which stays ready meanwhile
 
     async def request_renditions(self, image: Image, lane: Lane, wanted: Sequence[str] | None = None) -> Image | None:
-        """Request renditions of a ready image: the files `wanted`, or by default its JPEG and its ladder.
+        """Request renditions of a ready image: the files `wanted`, or by default its JPEG and its thumbnails.
 
         The caller enqueues the image. Nothing happens if `image` has work, if an attempt has begun since `image` was
         read, or during the pause after renditions were given up.

@@ -1,4 +1,4 @@
-"""arq's queue for both of its sides: names, serializer, enqueueing, taking. It carries ids, never files."""
+"""arq's queue, for web and worker: names, serializer, enqueueing, taking. The queue carries ids, never files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALIVE_SECONDS = 6
 #: Suffix of the name of a worker whose children run without a system-call filter.
 _UNFILTERED = " unfiltered"
 
-#: Seconds after which a job that no worker took expires. The sweep then enqueues a row that still waits once more.
+#: Seconds after which a job that no worker took expires. If its row still waits, the sweep enqueues it again.
 _DAY_SECONDS = 86_400
 #: Seconds that a consumer waits for a command's reply. Short, so that a silent Redis is noticed soon.
 _CONSUMER_SECONDS = 2.0
@@ -49,7 +49,7 @@ def score_of(image: Image) -> int:
 
 
 def lane_of(score: float) -> Lane | None:
-    """Return the lane of a job by its score, or None if the score is none of ours."""
+    """Return the lane of a job by its score, or None for a score that is not ours."""
     return next((lane for lane in Lane if lane.value == score // _LANE_SCORE), None)
 
 
@@ -68,14 +68,14 @@ class Queue:
 
     @property
     def _beats(self) -> str:
-        # A worker of release 0.1 that goes on beside this one is not counted as one that does our work.
+        # Another name than in release 0.1: a worker of that release does not do our work, so it must not be counted.
         return f"asgilook:{self._ledger_name()}:workers2"
 
     def _job_id(self, image: Image) -> str:
         return f"{WORK}:{self._ledger_name()}:{image.id}:{image.attempt}"
 
     async def enqueue(self, *images: Image) -> None:
-        """Wake workers for the work of these images. To enqueue it again only changes its place."""
+        """Enqueue the work of these images. If work is already in the queue, only its place changes."""
         jobs = {self._job_id(image): image for image in images}
         enqueued = round(time.time() * 1000)
 
@@ -104,9 +104,9 @@ class Queue:
         return self._breaker.is_open
 
     async def take(self, seconds: float) -> str | None:
-        """Take the first job in order out of the queue, and return its id: no other worker can get it.
+        """Remove the first job in order from the queue and return its id. No other worker can get this job.
 
-        Waits for a job, so long at the most, and then returns None.
+        Waits for a job, at most for `seconds`, and then returns None.
         """
         found = await self._breaker.call(
             lambda: self._client.bzpopmin([self.name], timeout=seconds), deadline=_CONSUMER_SECONDS + seconds
@@ -121,7 +121,7 @@ class Queue:
         return lane_of(first[0][1]) if first else None
 
     async def not_enqueued(self, images: Sequence[Image]) -> list[Image]:
-        """Return those images whose job is not in the queue, or not in the place that it has in the ledger."""
+        """Return the images whose job is not in the queue, or has another place there than in the ledger."""
         if not images:
             return []
         jobs = [self._job_id(image) for image in images]

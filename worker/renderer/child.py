@@ -37,7 +37,7 @@ class Child:
         self.process = process
         self.is_idle = False
         self.is_taken = False
-        #: Whether it is killed because its render was cancelled: nothing is wrong with it.
+        #: Whether the child is killed only because its rendering was cancelled.
         self.is_cancelled = False
         self._connection = connection
         self._killed = False

@@ -18,7 +18,7 @@ from worker.renderer.session import RenderSession
 
 #: Seconds for which an image with a turn waits for a child. A new child is warm within one second.
 _CHILD_SECONDS = 15.0
-#: Seconds to wait after a failed start of a child. Doubled after each further failure, at most 64 times as long.
+#: Seconds to wait after a failed start of a child. Doubled after each further failure, up to 64 times as long.
 _AGAIN_SECONDS = 1.0
 
 # The lines are about the child, so they have its name, not the parent's.
