@@ -74,7 +74,10 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
 
 async def take_turn(connection: AsyncConnection) -> None:
     """Wait for the lock of the release step, and hold it until this transaction ends."""
-    await connection.exec_driver_sql(_set_locally(idle_in_transaction_session_timeout=60.0, lock_timeout=600.0))
+    # A statement_timeout that the server or the role sets would end a long migration each time.
+    await connection.exec_driver_sql(
+        _set_locally(idle_in_transaction_session_timeout=60.0, lock_timeout=600.0, statement_timeout=0.0)
+    )
     await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({RELEASE_LOCK})")
     # A migration that waits for a table blocks every later statement on that table. So let it fail soon.
     await connection.exec_driver_sql(_set_locally(lock_timeout=LOCK_SECONDS))

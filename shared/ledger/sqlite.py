@@ -25,21 +25,31 @@ from shared.cancellation import to_the_end
 from shared.settings import Settings
 
 #: Seconds that a writer waits for another process's transaction.
-_BUSY_SECONDS = 10.0
+BUSY_SECONDS = 10.0
+#: Seconds that a release waits for another one.
+_RELEASE_SECONDS = 600.0
 
 
-def create_engine(settings: Settings, existing: bool = False) -> AsyncEngine:
-    """Create the engine of a ledger on SQLite. With `existing`, a missing file is not created."""
+def create_engine(settings: Settings, existing: bool = False, migrating: bool = False) -> AsyncEngine:
+    """Create the engine of a ledger on SQLite. With `existing`, a missing file is not created.
+
+    With `migrating`, a writer waits as long as another release may take.
+    """
     url = make_url(settings.database_url).set(drivername="sqlite+aiosqlite")
     database = url.database or ""
+    busy_seconds = _RELEASE_SECONDS if migrating else BUSY_SECONDS
     engine = create_async_engine(
-        url, async_creator=lambda: _connected(database, existing), pool_size=4, max_overflow=0, pool_timeout=10
+        url,
+        async_creator=lambda: _connected(database, existing, busy_seconds),
+        pool_size=4,
+        max_overflow=0,
+        pool_timeout=10,
     )
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_pragmas(connection: Any, record: object) -> None:
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -52,12 +62,12 @@ def create_engine(settings: Settings, existing: bool = False) -> AsyncEngine:
     return engine
 
 
-async def _connected(database: str, existing: bool) -> _Connection:
+async def _connected(database: str, existing: bool, busy_seconds: float) -> _Connection:
     def connect() -> _SqliteConnection:
         return sqlite3.connect(
             f"file:{quote(database)}?mode=rw" if existing else database,
             uri=existing,
-            timeout=_BUSY_SECONDS,
+            timeout=busy_seconds,
             isolation_level=None,
             check_same_thread=False,
             factory=_SqliteConnection,
@@ -86,7 +96,7 @@ class RowReader:
     async def read(self, *parameters: Any) -> Any | None:
         """Return the row, or None. Raises sqlite3.Error."""
         if self._connecting is None or (self._connecting.done() and self._connecting.exception() is not None):
-            self._connecting = asyncio.create_task(_connected(self._database, existing=True))
+            self._connecting = asyncio.create_task(_connected(self._database, True, BUSY_SECONDS))
         connection = await asyncio.shield(self._connecting)
         rows = (await connection.run(self._statement, parameters)).rows
         return self._row(*rows[0]) if rows else None

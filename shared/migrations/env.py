@@ -23,7 +23,10 @@ async def _migrate() -> None:
     settings: Settings = context.config.attributes["settings"]
     engine = create_engine(settings, migrating=True)
     try:
-        await release_0_1.wait_for_workers(engine)
+        if not settings.is_on_postgresql:
+            # Before the transaction: it locks all writers out, so a worker that is alive could not renew its lease.
+            async with engine.execution_options(reading=True).connect() as connection:
+                await release_0_1.wait_for_workers(connection)
         # If two release steps run at once, one waits and then finds nothing to do. On SQLite BEGIN IMMEDIATE makes it
         # wait.
         async with engine.begin() as connection:
@@ -31,6 +34,7 @@ async def _migrate() -> None:
                 from shared.ledger import postgresql
 
                 await postgresql.take_turn(connection)
+                await release_0_1.wait_for_workers(connection)
             await connection.run_sync(_run)
     finally:
         await engine.dispose()

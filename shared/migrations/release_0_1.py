@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, column, func, make_url, select, table
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.errors import ReleaseStillRunning
 from shared.images import Status
@@ -49,9 +49,9 @@ class _Lease:
     due: float
 
 
-async def wait_for_workers(engine: AsyncEngine) -> None:
+async def wait_for_workers(connection: AsyncConnection) -> None:
     """Wait until no worker of release 0.1 holds an image. Raises ReleaseStillRunning if a worker is alive."""
-    leases = await _leases_of(engine)
+    leases = await connection.run_sync(_leases_of)
     if not leases:
         return
     logger.info("waiting until the leases of release 0.1 are over", extra={"leases": len(leases)})
@@ -65,7 +65,7 @@ async def wait_for_workers(engine: AsyncEngine) -> None:
                 "Stop all its workers and web processes, then migrate again"
             )
         await asyncio.sleep(_LOOK_SECONDS)
-        leases = await _leases_of(engine)
+        leases = await connection.run_sync(_leases_of)
 
 
 async def plan(settings: Settings) -> str:
@@ -84,7 +84,7 @@ async def plan(settings: Settings) -> str:
             return f"The ledger is at revision {revision}, which this code does not know. A newer release made it."
         rows = await _read(engine, _rows_of)
         size = await _read(engine, _size_of)
-        workers = sorted({lease.worker for lease in await _leases_of(engine)})
+        workers = sorted({lease.worker for lease in await _read(engine, _leases_of)})
     finally:
         await engine.dispose()
     return _plan(revision, rows, size, workers)
@@ -120,14 +120,11 @@ def _plan(revision: str, rows: dict[tuple[str, str | None], int], size: int, wor
     return "\n".join([*lines, "", "Nothing has been changed now."])
 
 
-async def _leases_of(engine: AsyncEngine) -> list[_Lease]:
-    def leases_of(connection: Connection) -> list[_Lease]:
-        if _revision(connection) not in _REVISIONS:
-            return []
-        held = select(_images.c.worker, _images.c.due).where(_images.c.worker.is_not(None), _images.c.due > now())
-        return [_Lease(row.worker, row.due) for row in connection.execute(held)]
-
-    return await _read(engine, leases_of)
+def _leases_of(connection: Connection) -> list[_Lease]:
+    if _revision(connection) not in _REVISIONS:
+        return []
+    held = select(_images.c.worker, _images.c.due).where(_images.c.worker.is_not(None), _images.c.due > now())
+    return [_Lease(row.worker, row.due) for row in connection.execute(held)]
 
 
 def _revision(connection: Connection) -> str | None:

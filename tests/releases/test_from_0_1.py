@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from shared.ledger.postgresql import RELEASE_LOCK
 from shared.ledger.schema import REVISION
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
@@ -147,6 +150,58 @@ def test_a_migration_that_is_killed_at_any_step_is_finished_by_the_next(
     assert finished == never_killed
 
 
+#: A release that gives up after half a second where one gives up after seconds.
+IMPATIENT = """
+import sys
+from shared.ledger import postgresql, sqlite
+postgresql.LOCK_SECONDS = sqlite.BUSY_SECONDS = 0.5
+from shared.migrations.__main__ import main
+sys.exit(main())
+"""
+
+
+async def test_releases_at_once_wait_for_one_that_takes_longer_than_a_commit_may_wait(settings: Settings) -> None:
+    """On PostgreSQL no time limit of the server's ends them either."""
+    await asyncio.to_thread(left_by_0_1, settings)
+    if settings.is_on_postgresql:
+        name = settings.database_url.rpartition("/")[2]
+        execute(settings.database_url, f"ALTER DATABASE {name} SET statement_timeout = '1s'")
+
+    async with at_work(settings) as waited_for:
+        releases = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-c", IMPATIENT,
+                cwd=ROOT, env=environment(settings), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        await until(lambda: waited_for() == 2 or any(release.returncode is not None for release in releases))
+    ends = [((await release.communicate())[0], release.returncode) for release in releases]
+
+    assert [code for _, code in ends] == [0, 0], ends
+    assert read(settings, "SELECT * FROM alembic_version") == [{"version_num": REVISION}]
+
+
+@asynccontextmanager
+async def at_work(settings: Settings) -> AsyncIterator[Callable[[], int]]:
+    """Hold what a release that_is at work holds; yields a count of the releases that have waited for too long."""
+    if settings.is_on_postgresql:
+        waiting = """SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+            AND clock_timestamp() - query_start > interval '1.2 s'"""
+        other = await asyncpg.connect(settings.database_url)
+        async with other.transaction():
+            await other.execute(f"SELECT pg_advisory_xact_lock({RELEASE_LOCK})")
+            await other.execute("LOCK TABLE images IN ACCESS EXCLUSIVE MODE")
+            yield lambda: len(execute(settings.database_url, waiting))
+        await other.close()
+        return
+    with closing(sqlite3.connect(settings.storage_path / "ledger.sqlite3", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        # SQLite tells of nobody who waits. A process that_is slow to start only waits for a shorter time.
+        enough = time.monotonic() + 4
+        yield lambda: 2 * (time.monotonic() > enough)
+
+
 async def test_an_image_that_is_uploaded_while_the_migration_begins_is_migrated(postgresql: Postgresql) -> None:
     settings = Settings(database_url=postgresql.database(template="template0"))
     (last,) = list(rows_of(1, BEGAN))
@@ -262,8 +317,10 @@ def test_a_migration_refuses_while_a_worker_is_alive(settings: Settings, meanwhi
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(work)
-        migration = run(settings, "shared.migrations")
-        stopped.set()
+        try:
+            migration = run(settings, "shared.migrations")
+        finally:
+            stopped.set()
 
     assert migration.returncode == 1
     assert f"a worker of release 0.1 is still running: {worker}. Stop all its workers and web" in migration.stderr
