@@ -40,9 +40,10 @@ class Waiter:
         self._look_every = look_every
 
     async def until_final(self, image_id: str, seconds: float) -> Image | None:
-        """Return the image once it is neither queued nor processing, or after `seconds`. None if there is none.
+        """Return the image once it is neither queued nor processing, or after `seconds`.
 
-        The image's debts of cache tokens are paid before it is returned, if Redis can be reached.
+        Returns None if there is no such image. The image's debts of cache tokens are paid before it is returned, if
+        Redis can be reached.
         """
         deadline = time.monotonic() + seconds
         # Subscribe before the first read, or a notice between the two would be missed.

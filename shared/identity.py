@@ -1,4 +1,4 @@
-"""Checks that storage, ledger and Redis belong together. A process for which they do not must not run."""
+"""Checks that storage, ledger and Redis belong together. A process must not run if they do not."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Content:
         return chunk
 
     def check_digests(self) -> None:
-        """Raise DigestMismatch if the content has not the expected digests."""
+        """Raise DigestMismatch if the content does not have the expected digests."""
         for name, digest in self._hashes.items():
             if digest.digest() != self._expected[name]:
                 raise DigestMismatch(f"Its {name} is another one.")
@@ -149,8 +149,8 @@ class Intake:
     async def commit(self, draft: Draft, media_type: str, request: str | None = None) -> Image:
         """Keep a complete draft as the original of a new image, and commit the image. The caller discards the draft.
 
-        A cancellation is not raised, because the client must learn that the image is committed. `Task.cancelling` shows
-        it.
+        A cancellation is not raised, because the client must learn that the image is committed. The caller can find it
+        by `Task.cancelling`.
         """
         storing = asyncio.ensure_future(self._store(draft, media_type, request))
         with contextlib.suppress(asyncio.CancelledError):

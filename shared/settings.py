@@ -96,7 +96,7 @@ class Settings:
 
     @property
     def ledger_variable(self) -> str:
-        """The variable that sets the place of the ledger. A ledger in the storage folder is set by that folder's."""
+        """The variable that sets the place of the ledger: the storage folder's if the ledger is a file in it."""
         is_in_storage = self.database_url == _ledger_in(self.storage_path) and self.storage_url is None
         return "ASGI_LOOK_STORAGE_PATH" if is_in_storage else "DATABASE_URL"
 
@@ -277,7 +277,7 @@ def _is_on_heroku(env: Mapping[str, str]) -> bool:
 
 
 def _storage_url(text: str) -> str:
-    # The error does not repeat the value: a password in it, by mistake, must not get into a log.
+    # The error does not repeat the value: a password that was put into it by mistake must not get into a log.
     # A segment of dots only would mean the parent folder.
     if not re.fullmatch(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/(?!\.+(/|$))[A-Za-z0-9._-]+)*/?", text):
         raise ValueError(

@@ -26,7 +26,7 @@ _LARGEST_PART = 8
 #: Upper estimates: an entry without its body, or a row; and each rendition that a row names.
 _ENTRY_BYTES = 4096
 _RENDITION_BYTES = 512
-#: Images whose last change is remembered. A read that began before a forgotten change is not kept.
+#: The most images whose last change is remembered. A read that began before a forgotten change is not kept.
 _MOST_CHANGES = 1000
 
 #: Header lines that name a file to the proxy. A 304 sends no file, so they are removed from it.

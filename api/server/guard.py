@@ -128,7 +128,7 @@ class Guard:
         for name, value in headers:
             if name in _READ_HEADERS:
                 read.setdefault(name, value)
-                # RFC 9112, section 6.3: a request without both headers has no body.
+                # RFC 9112, section 6.3: a request with neither of these headers has no body.
                 is_announced |= name == b"transfer-encoding" or (name == b"content-length" and bool(value.strip(b" 0")))
                 asks_to_wait |= name == b"prefer" and b"wait" in value.lower()
         logs.request_id.set(access_log.request_id_of(read.get(b"x-request-id")))

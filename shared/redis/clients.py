@@ -87,8 +87,8 @@ def listening_client(url: str, factory: RedisFactory = redis_from_url, settings:
 
 
 def _client(url: str, factory: RedisFactory, settings: Settings, most: int, **options: Any) -> Redis:
-    # An error in `retry_on_error` closes the connection, even without a retry. ReadOnlyError is among them: after a
-    # failover the old master is a replica that may keep its connections, while the address leads to the new master.
+    # An error in `retry_on_error` closes the connection, even without a retry. ReadOnlyError is one of these errors:
+    # after a failover the old master is a replica that may keep its connections. The address leads to the new master.
     if url.startswith("rediss:"):
         options["ssl_cert_reqs"] = settings.redis_cert_reqs
         options["ssl_ca_certs"] = settings.redis_ca_certs and str(settings.redis_ca_certs)

@@ -60,7 +60,7 @@ class Slot:
     path: str
     topic: str
     seconds: int
-    #: Whether the copy may have megabytes. It then does not use the shared connection.
+    #: Whether the copy may take megabytes. Such a copy does not use the shared connection.
     is_large: bool = False
     #: Whether Redis holds the copy. False if the proxy in front sends the file, so that our answer has no body.
     is_in_redis: bool = True
@@ -161,7 +161,7 @@ class ResponseCache:
     async def _fill(self, slot: Slot, token: bytes, copy: Copy) -> None:
         entry = msgpack.packb([token, slot.path, copy.status, copy.lines, copy.body])
         command = ("SET", self._entry_key(slot), entry, "EX", slot.seconds)
-        # A late fill does not open the breaker: the reason is rather its size. If Redis is away, a read will notice.
+        # A late fill does not open the breaker: its size is the likely reason. If Redis is away, a read will notice.
         extra = len(entry) * _SECONDS_PER_BYTE
         with contextlib.suppress(RedisAway):
             if not await self._has_room():

@@ -159,8 +159,8 @@ async def _reply_from(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response()
     except ReadOnlyError:
-        # After a failover this server is a replica. It keeps its connections, but gets no changed tokens any more.
-        # Every read begins with a write, so the first read notices. The address leads to the new master.
+        # After a failover this server is a replica that keeps its connections, but tokens are changed at the new
+        # master. Every read begins with a write, so the first read notices. The address leads to the new master.
         raise
     except ResponseError as refusal:
         return refusal

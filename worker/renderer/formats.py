@@ -1,6 +1,6 @@
 """The output formats on the parent's side: the check of a file that a child has written, and its largest length.
 
-To add a format, add it here, its encoder in `worker.child.encoders`, and its settings in `shared.definitions`.
+To add a format, add its check here, its encoder in `worker.child.encoders`, and its settings in `shared.definitions`.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ _SIDES = struct.Struct(">HH")
 _COMPONENTS = b"\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
 #: One scan of all three components, each with the Huffman tables of its kind, from first to last coefficient.
 _SCAN_HEADER = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
-#: The scan header is searched in so many bytes. In our files it begins at byte 609.
+#: The scan header is searched for in the first so many bytes. In our files it begins at byte 609.
 _MOST_HEADER = 4096
-#: Within a scan, 00 always follows FF. Any other byte begins another segment.
+#: Within a scan, an FF is always followed by 00. FF and any other byte begin another segment.
 _NO_SCAN = re.compile(rb"\xff[^\0]")
 #: Bytes of a scan that are searched at a time: a search holds the interpreter's lock, and other threads wait.
 _SEARCHED_AT_ONCE = 1024 * 1024

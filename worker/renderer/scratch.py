@@ -29,7 +29,7 @@ class Scratch:
     def copy_to(self, target: int) -> tuple[int, str]:
         """Check the rendition and write it to the descriptor `target`. Returns its length and SHA-256 (hex). Blocks.
 
-        Raises NotOurs if the rendition has not the output's format and size, and OSError if `target` fails.
+        Raises NotOurs if the rendition does not have the output's format and size, and OSError if `target` fails.
         """
         # Read once: the checked bytes are then the written ones, even if the child changes the file meanwhile.
         content = os.pread(self.descriptor, self.bytes, 0)
