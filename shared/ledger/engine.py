@@ -11,8 +11,8 @@ from shared.settings import Settings
 def create_engine(settings: Settings, *, existing: bool = False, migrating: bool = False) -> AsyncEngine:
     """Create the engine of the ledger that the settings name. The engine connects when a connection is needed.
 
-    With `existing`, a missing SQLite file is not created. With `migrating`, commands have no time limit, and
-    a writer waits for other releases.
+    With `existing`, a missing SQLite file is not created. With `migrating`, commands on PostgreSQL have no time limit,
+    and a writer on SQLite waits up to ten minutes for another release step.
     """
     if settings.is_on_postgresql:
         # Imported here, so that a ledger on SQLite does not load PostgreSQL's driver.

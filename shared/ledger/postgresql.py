@@ -74,7 +74,7 @@ def create_engine(settings: Settings, migrating: bool = False) -> AsyncEngine:
 
 async def take_turn(connection: AsyncConnection) -> None:
     """Wait for the lock of the release step, and hold it until this transaction ends."""
-    # A statement_timeout that the server or the role sets would end a long migration each time.
+    # A statement_timeout of the server or the role would end every long migration.
     await connection.exec_driver_sql(
         _set_locally(idle_in_transaction_session_timeout=60.0, lock_timeout=600.0, statement_timeout=0.0)
     )

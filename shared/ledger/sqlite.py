@@ -26,14 +26,14 @@ from shared.settings import Settings
 
 #: Seconds that a writer waits for another process's transaction.
 BUSY_SECONDS = 10.0
-#: Seconds that a release waits for another one.
+#: Seconds that a release step waits for another one.
 _RELEASE_SECONDS = 600.0
 
 
 def create_engine(settings: Settings, existing: bool = False, migrating: bool = False) -> AsyncEngine:
     """Create the engine of a ledger on SQLite. With `existing`, a missing file is not created.
 
-    With `migrating`, a writer waits as long as another release may take.
+    With `migrating`, a writer waits up to ten minutes for another release step.
     """
     url = make_url(settings.database_url).set(drivername="sqlite+aiosqlite")
     database = url.database or ""

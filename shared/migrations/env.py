@@ -24,7 +24,7 @@ async def _migrate() -> None:
     engine = create_engine(settings, migrating=True)
     try:
         if not settings.is_on_postgresql:
-            # Before the transaction: it locks all writers out, so a worker that is alive could not renew its lease.
+            # Wait before the transaction begins: it excludes all writers, so a live worker could not renew its lease.
             async with engine.execution_options(reading=True).connect() as connection:
                 await release_0_1.wait_for_workers(connection)
         # If two release steps run at once, one waits and then finds nothing to do. On SQLite BEGIN IMMEDIATE makes it

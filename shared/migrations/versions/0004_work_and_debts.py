@@ -1,8 +1,8 @@
 """Separate columns and tables for work, its order, and debts: the step from release 0.1, without a way back.
 
 The migration makes a new table `images`. Processes of release 0.1 then refuse to start, because the table `ledger` has
-another name. Their writes fail, because they name a column that is gone. One names none (`give_back`), and finds no
-row, because the migration sets every `due` anew. Files stay where they are.
+another name. Their writes fail, because they name a column that is gone. Only the write `give_back` names no such
+column. It finds no row, because the migration sets every `due` anew. Files stay where they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ down_revision = "0003"
 
 _NOW = {
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
-    # now() is when the transaction began, perhaps ten minutes before: it may have waited.
+    # Not now(), which is the time when the transaction began: it may have waited ten minutes since then.
     "postgresql": "extract(epoch FROM statement_timestamp())::double precision",
 }
 _KEPT = (
@@ -89,7 +89,7 @@ def upgrade() -> None:
 
 
 def _definition() -> str:
-    """Return the definition of 0.1's JPEGs, as `shared.definitions` computes it. Takes today's background for 0.1's."""
+    """Return the definition of 0.1's JPEGs, as `shared.definitions` computes it, with the present background."""
     # The settings are repeated here, because later releases may change theirs.
     background = context.config.attributes["settings"].background
     made_by = {"format": "jpeg", "background": background, "settings": {"quality": 85, "subsampling": "4:2:0"}}
