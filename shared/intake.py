@@ -130,7 +130,7 @@ class Intake:
                 async for _ in content:
                     pass
                 content.check_digests()
-            image = await self.commit(draft, media_type, request)
+            image = await self.commit(draft, media_type, request, owner)
             metrics.UPLOAD_SECONDS.observe(time.monotonic() - began)
             return image
         finally:
@@ -146,13 +146,15 @@ class Intake:
         if self._waiting >= self._settings.max_waiting:
             raise TooManyWaiting
 
-    async def commit(self, draft: Draft, media_type: str, request: str | None = None) -> Image:
+    async def commit(
+        self, draft: Draft, media_type: str, request: str | None = None, owner: str | None = None
+    ) -> Image:
         """Keep a complete draft as the original of a new image, and commit the image. The caller discards the draft.
 
         A cancellation is not raised, because the client must learn that the image is committed. The caller can find it
         by `Task.cancelling`.
         """
-        storing = asyncio.ensure_future(self._store(draft, media_type, request))
+        storing = asyncio.ensure_future(self._store(draft, media_type, request, owner))
         with contextlib.suppress(asyncio.CancelledError):
             await to_the_end(storing)
         image = storing.result()
@@ -161,7 +163,7 @@ class Intake:
         logs.image_id.set(image.id)
         return image
 
-    async def _store(self, draft: Draft, media_type: str, request: str | None) -> Image:
+    async def _store(self, draft: Draft, media_type: str, request: str | None, owner: str | None) -> Image:
         image_id = str(self._uuid_generator())
         logs.image_id.set(image_id)
         key = original_key(image_id)
@@ -173,7 +175,7 @@ class Intake:
             raise
         try:
             # The original is durable before its row exists: an image without an original could never become ready.
-            image = await self._ledger.add(image_id, original, request)
+            image = await self._ledger.add(image_id, original, request, owner=owner)
         except NothingCommitted:
             await self._storage.delete(key)
             raise

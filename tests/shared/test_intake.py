@@ -106,10 +106,10 @@ async def traces(ledger: Ledger, storage: DiskStorage) -> list[str]:
 
 async def test_what_was_received_is_stored_and_committed(intake: Intake, ledger: Ledger, storage: DiskStorage) -> None:
     """Promise 1: the original is durable, and its row is committed."""
-    image = await intake.receive(content_of(JPEG), request="request-17")
+    image = await intake.receive(content_of(JPEG), request="request-17", owner="owner-3")
 
     assert image == await ledger.get(image.id)
-    assert (image.status, image.request) == (Status.QUEUED, "request-17")
+    assert (image.status, image.request, image.owner) == (Status.QUEUED, "request-17", "owner-3")
     assert image.original == Original("image/jpeg", len(JPEG), hashlib.sha256(JPEG).hexdigest())
     assert await storage.read(original_key(image.id)) == JPEG
     assert await kept(storage, "drafts") == []
