@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -23,6 +24,8 @@ from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 
 from shared.images import Status
+
+T = TypeVar("T")
 
 #: The migration that this code needs. An older ledger is refused at start.
 REVISION = "0004"
@@ -127,37 +130,37 @@ Index("debts_due", debts.c.kind, debts.c.due)
 Index("debts_of_image", debts.c.image_id)
 
 
-class now(FunctionElement[float]):
+class _Expression(FunctionElement[T]):
+    """An expression that each database writes in its own SQL."""
+
+    sql: ClassVar[Mapping[str, str]]
+
+
+@compiles(_Expression)
+def _sql_of(element: _Expression[Any], compiler: Any, **kw: Any) -> str:
+    return element.sql[compiler.dialect.name]
+
+
+class now(_Expression[float]):
     """The database's clock in seconds since the epoch. The clocks of other machines may differ."""
 
     type = Double()
     inherit_cache = True
+    sql = {
+        # unixepoch('subsec') is NULL before SQLite 3.42, and Debian 12 has an older version.
+        "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+        # A subquery is evaluated once per statement. The bare function would be evaluated for every row, without an
+        # index.
+        "postgresql": "(SELECT extract(epoch FROM clock_timestamp())::double precision)",
+    }
 
 
-@compiles(now, "sqlite")
-def _sqlite_now(element: now, compiler: Any, **kw: Any) -> str:
-    # unixepoch('subsec') is NULL before SQLite 3.42, and Debian 12 has an older version.
-    return "((julianday('now') - 2440587.5) * 86400.0)"
-
-
-@compiles(now, "postgresql")
-def _postgresql_now(element: now, compiler: Any, **kw: Any) -> str:
-    # A subquery is evaluated once per statement. The bare function would be evaluated for every row, without an index.
-    return "(SELECT extract(epoch FROM clock_timestamp())::double precision)"
-
-
-class debts_of_image(FunctionElement[str]):
+class debts_of_image(_Expression[str]):
     """The debts of each row of `images`, as `kind:id,kind:id`; null for none."""
 
     type = Text()
     inherit_cache = True
-
-
-@compiles(debts_of_image, "sqlite")
-def _sqlite_debts_of_image(element: debts_of_image, compiler: Any, **kw: Any) -> str:
-    return "(SELECT group_concat(kind || ':' || id) FROM debts WHERE debts.image_id = images.id)"
-
-
-@compiles(debts_of_image, "postgresql")
-def _postgresql_debts_of_image(element: debts_of_image, compiler: Any, **kw: Any) -> str:
-    return "(SELECT string_agg(kind || ':' || id, ',') FROM debts WHERE debts.image_id = images.id)"
+    sql = {
+        "sqlite": "(SELECT group_concat(kind || ':' || id) FROM debts WHERE debts.image_id = images.id)",
+        "postgresql": "(SELECT string_agg(kind || ':' || id, ',') FROM debts WHERE debts.image_id = images.id)",
+    }
