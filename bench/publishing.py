@@ -42,7 +42,9 @@ async def publish(settings: Settings, number: int, begin: Barrier) -> tuple[floa
             claimed.append(there(await ledger.claim(image.id, f"host:{number}")))
         await asyncio.to_thread(begin.wait, 300)
         began = time.time()
-        published = [there(await ledger.publish(image, SIZE, like_a_photograph(image.attempt))) for image in claimed]
+        published = [
+            there(await ledger.publish(image, SIZE, like_a_photograph(image.attempt), seconds=0.1)) for image in claimed
+        ]
         ended = time.time()
         for image in published:
             await ledger.paid(image.debts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -15,8 +14,6 @@ from shared.redis.response_cache import ResponseCache
 from shared.renditions import attempt_prefix, original_key, rendition_key, renditions_prefix
 from shared.storage import Storage
 from shared.telemetry import metrics
-
-logger = logging.getLogger(__name__)
 
 
 class Settling:
@@ -102,7 +99,8 @@ class Settling:
 
     async def _announce(self, images: Sequence[Image], *, even_if_open: bool = False) -> None:
         if owed := _owed(images, DebtKind.NOTICE):
-            await self._announcer.announce(*(image.id for image in images), even_if_open=even_if_open)
+            owing = [image.id for image in images if image.owes(DebtKind.NOTICE)]
+            await self._announcer.announce(*owing, even_if_open=even_if_open)
             await self._ledger.paid(owed)
             metrics.SETTLED.add("notice", by=len(owed))
 

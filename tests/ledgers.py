@@ -117,7 +117,7 @@ async def claimed(ledger: Ledger, image: Image | None = None, worker: str = "hos
 async def published(ledger: Ledger, image: Image | None = None) -> Image:
     """Return a ready image that owes what its publication left to be done."""
     attempt = await claimed(ledger, image)
-    row = await ledger.publish(attempt, SIZE, made_by(attempt))
+    row = await ledger.publish(attempt, SIZE, made_by(attempt), seconds=0.1)
     assert row is not None
     return row
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from shared.ledger.ledger import (
+    DELETED_SECONDS,
     LEASE_SECONDS,
     MOST_LOSSES,
     PAUSE_SECONDS,
     SETTLE_SECONDS,
     TAKE_AT_MOST,
+    Figures,
     Identity,
     Ledger,
     LedgerName,
-    Waiting,
 )
 
 __all__ = [
+    "DELETED_SECONDS",
     "LEASE_SECONDS",
     "MOST_LOSSES",
     "PAUSE_SECONDS",
     "SETTLE_SECONDS",
     "TAKE_AT_MOST",
+    "Figures",
     "Identity",
     "Ledger",
     "LedgerName",
-    "Waiting",
 ]

@@ -9,6 +9,7 @@ This module is longer than 250 lines on purpose: the guards are only correct tog
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,11 +36,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.errors import LedgerNotMigrated, NothingCommitted
+from shared.errors import LedgerNotMigrated, LedgerUnavailable, NothingCommitted
 from shared.images import Debt, DebtKind, Image, Lane, Original, Status, Work
 from shared.ledger.database import Database, has_no_table
 from shared.ledger.engine import create_engine
-from shared.ledger.rows import image_of, renditions_text
+from shared.ledger.rows import image_of, image_with_debts, renditions_text
 from shared.ledger.schema import REVISION, debts, debts_of_image, deployment, images, inline, now, owners
 from shared.renditions import Rendition, Size
 from shared.settings import Settings
@@ -54,9 +55,14 @@ LEASE_SECONDS = 12.0
 SETTLE_SECONDS = 1.0
 #: Seconds after which a debt that was taken but not paid is due again.
 AGAIN_SECONDS = 10.0
-#: Seconds for which renditions that were given up are not requested again. Also the least time between a DELETE and
-#: the removal of its row.
+#: Seconds that the committing process has to remove leftovers. It does so after it has paid its other debts.
+LEFTOVERS_SECONDS = 10.0
+#: Seconds for which renditions that were given up are not requested again.
 PAUSE_SECONDS = 60.0
+#: The least time in seconds between a DELETE and the removal of its row.
+DELETED_SECONDS = 60.0
+#: Seconds that rendering may take more than expected before it moves the owner's next turn.
+LATE_SECONDS = 1.0
 #: Losses after which a conversion fails, or more renditions of a ready image are given up.
 MOST_LOSSES = 20
 #: The most rows of one kind that one pass of the sweep takes.
@@ -79,6 +85,7 @@ _waits = and_(images.c.turn.is_not(None), images.c.worker.is_(None))
 _in_order = (images.c.lane, images.c.turn, images.c.id)
 _rows = select(images, debts_of_image().label("debts"))
 
+_NEW_WORK: Mapping[str, Any] = {"due": now(), "failures": 0, "losses": 0}
 _WITHOUT_WORK: Mapping[str, Any] = dict.fromkeys(("work", "lane", "turn", "wanted", "due", "worker"))
 
 
@@ -91,7 +98,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class Figures:
     """The work at this moment: images queued, images processing, and the age of the oldest queued one in seconds."""
 
     queued: int
@@ -150,7 +157,7 @@ class Ledger:
     async def get(self, image_id: str) -> Image | None:
         """Return the image, also one that is `deleting`, or None."""
         row = await self._database.row(image_id)
-        return None if row is None else image_of(row)
+        return None if row is None else image_with_debts(row)
 
     async def which_are_ready(self, image_ids: Sequence[str]) -> set[str]:
         """Return the ids among `image_ids` whose image is ready."""
@@ -162,24 +169,28 @@ class Ledger:
         return await self._database.read(work)
 
     async def list_ready(self, after: int | None, limit: int, newest_first: bool) -> list[Image]:
-        """Return ready images in the order of their sequence, starting after `after`, which need not exist."""
+        """Return ready images in the order of their sequence, starting after `after`, which need not exist.
+
+        Images of a list come without their debts, but for `list_all` and `owing_tokens`.
+        """
         # Every ready image has a sequence. The condition only makes the database use the partial index.
-        rows = _rows.where(_ready, images.c.sequence.is_not(None))
+        rows = select(images).where(_ready, images.c.sequence.is_not(None))
         return await self._page(rows, images.c.sequence, after, limit, newest_first)
 
     async def list_with_status(self, status: Status, after: str | None, limit: int, newest_first: bool) -> list[Image]:
         """Return images of one status in the order of their ids, starting after `after`, which need not exist."""
-        return await self._page(_rows.where(images.c.status == inline(status)), images.c.id, after, limit, newest_first)
+        rows = select(images).where(images.c.status == inline(status))
+        return await self._page(rows, images.c.id, after, limit, newest_first)
 
     async def list_all(self, after: str | None, limit: int) -> list[Image]:
         """Return images of every status in the order of their ids, starting after `after`, which need not exist."""
-        return await self._page(_rows, images.c.id, after, limit, newest_first=False)
+        return await self._page(_rows, images.c.id, after, limit, False, image_with_debts)
 
     async def count_queued(self, at_most: int) -> int:
         """Count the queued images, up to `at_most`."""
         return await self._count(_queued, (images.c.id,), at_most)
 
-    async def figures(self) -> Waiting:
+    async def figures(self) -> Figures:
         """Return how much work waits. An autoscaler can derive the number of workers from these figures."""
         # Ids are in the order of age. An image that was queued again counts as waiting since its last claim.
         oldest = select(images.c.modified).where(_queued).order_by(images.c.id).limit(100).subquery()
@@ -189,9 +200,9 @@ class Ledger:
             now() - select(func.min(oldest.c.modified)).scalar_subquery(),
         )
 
-        async def work(connection: AsyncConnection) -> Waiting:
+        async def work(connection: AsyncConnection) -> Figures:
             queued, processing, seconds = (await connection.execute(query)).one()
-            return Waiting(queued, processing, max(0.0, seconds or 0.0))
+            return Figures(queued, processing, max(0.0, seconds or 0.0))
 
         return await self._database.read(work)
 
@@ -207,7 +218,7 @@ class Ledger:
 
     async def waiting(self, at_most: int) -> list[Image]:
         """Return images whose work waits and may be claimed, in the order of work."""
-        return await self._select(_rows.where(_waits, _is_due).order_by(*_in_order).limit(at_most))
+        return await self._select(select(images).where(_waits, _is_due).order_by(*_in_order).limit(at_most))
 
     async def is_waiting(self, lane: Lane) -> bool:
         """Return whether work of this lane, or of a more urgent one, waits and may be claimed."""
@@ -219,8 +230,7 @@ class Ledger:
         """Commit a queued image. From this commit on, the service must finish it. The caller enqueues it."""
 
         async def work(connection: AsyncConnection) -> Image:
-            stores = {"stored": original.bytes, "images_more": 1}
-            turn = await _next_turn(connection, owner, Lane.UPLOAD, original.bytes, **stores)
+            turn = await _next_turn(connection, owner, Lane.UPLOAD, original.bytes, is_new=True)
             values = _new(image_id, original, request, owner) | {"turn": turn}
             return image_of((await connection.execute(_ADD, values)).one())
 
@@ -259,12 +269,12 @@ class Ledger:
         return await self._change(_RENEW, _as(attempt))
 
     async def publish(
-        self, attempt: Image, size: Size, renditions: Iterable[Rendition], *, seconds: float | None = None
+        self, attempt: Image, size: Size, renditions: Iterable[Rendition], *, seconds: float
     ) -> Image | None:
         """Add this attempt's renditions to the image's renditions. They replace those with the same file name.
 
-        The first publication takes the next sequence. If rendering took more `seconds` than expected, the owner's next
-        work gets a later turn.
+        The first publication takes the next sequence. If rendering took notably more `seconds` than expected, the
+        owner's next work gets a later turn.
         """
         made = {rendition.file: rendition for rendition in renditions}
         is_first = attempt.sequence is None
@@ -281,30 +291,35 @@ class Ledger:
             row = (await connection.execute(_PUBLISH_FIRST if is_first else _PUBLISH, values)).one_or_none()
             if row is None:
                 raise _Taken
-            # Only move the turn later. At an earlier turn, the owner's next work would overtake work that waits.
-            late = (seconds or 0.0) - _expected_seconds(attempt.original.bytes)
-            if late > 0:
-                await connection.execute(_CORRECT, {"of_owner": attempt.owner or "", "of_seconds": late})
             return image_of(row, await _owe(connection, attempt.id, self._owed_by(attempt, made)))
 
         try:
-            return await self._database.write(work)
+            published = await self._database.write(work)
         except _Taken:
             return None
+        # Only move the turn later. At an earlier turn, the owner's next work would overtake work that waits.
+        late = seconds - _expected_seconds(attempt.original.bytes)
+        if late > LATE_SECONDS:
+            await self._put_off(attempt.owner, late)
+        return published
+
+    async def _put_off(self, owner: str | None, seconds: float) -> None:
+        # In its own transaction, after the publication: a frozen upload may have locked the owner's row, and all
+        # publications wait for the counter's. If this update is lost, only the order of work changes.
+        with contextlib.suppress(LedgerUnavailable):
+            values = {"of_owner": owner or "", "of_seconds": seconds}
+            await self._database.write(lambda connection: connection.execute(_CORRECT, values))
 
     def _owed_by(self, attempt: Image, made: Mapping[str, Rendition]) -> tuple[DebtKind, ...]:
         """Return the debts of a publication. A new format of a ready image changes neither records nor old files."""
         if attempt.work is Work.CONVERT:
-            leaves = attempt.attempt > 1 or not self._keeps_originals
-            return _EVERYTHING if leaves else _COMMIT_OWES
-        replaces = bool(made.keys() & attempt.renditions.keys())
-        # The record lists the thumbnails.
-        tells = replace(attempt, renditions={**attempt.renditions, **made}).thumbnails != attempt.thumbnails
-        owes = {
-            DebtKind.TOKENS: replaces or tells,
-            DebtKind.LEFTOVERS: replaces or attempt.losses > 0 or attempt.failures > 0,
-        }
-        return tuple(kind for kind, is_owed in owes.items() if is_owed)
+            changes, leaves = True, attempt.attempt > 1 or not self._keeps_originals
+        else:
+            replaces = bool(made.keys() & attempt.renditions.keys())
+            # The record lists the thumbnails.
+            tells = replace(attempt, renditions={**attempt.renditions, **made}).thumbnails != attempt.thumbnails
+            changes, leaves = replaces or tells, replaces or attempt.losses > 0 or attempt.failures > 0
+        return _COMMIT_OWES * changes + (DebtKind.LEFTOVERS,) * leaves
 
     async def hand_back(self, attempt: Image, seconds: float) -> Image | None:
         """End an attempt without counting a failure or a loss. The work may be claimed again after `seconds`."""
@@ -332,15 +347,25 @@ class Ledger:
     async def request_renditions(self, image: Image, lane: Lane, wanted: Sequence[str] | None = None) -> Image | None:
         """Request renditions of a ready image: the files `wanted`, or by default its JPEG and its thumbnails.
 
-        The caller enqueues the image. Nothing happens if `image` has work, if an attempt has begun since `image` was
-        read, or during the pause after renditions were given up.
+        The caller enqueues the image. If its work waits in a later lane, that work moves to this lane with a new turn,
+        and makes the files of both requests. If one of these is for the JPEG and the thumbnails, it makes only those:
+        the next reader of another missing file requests it again.
+
+        Nothing happens if `image` is held or has work of this or an earlier lane, if its work or its attempt has
+        changed since `image` was read, or during the pause after renditions were given up.
         """
-        if image.work is not None:
+        if image.worker is not None or (image.lane is not None and image.lane <= lane):
             return None  # also if that work has ended meanwhile: its end does not change the attempt number
-        may_be_asked = and_(
-            _is_as_read, _ready, images.c.work.is_(None), func.coalesce(images.c.paused_until, 0.0) <= now()
-        )
-        values = {"work": Work.RENDITIONS, "wanted": None if wanted is None else json.dumps(list(wanted))}
+        if image.work is None:
+            values = {"work": Work.RENDITIONS, **_NEW_WORK}
+        else:
+            # Its counts stay: they show whether earlier attempts left files.
+            values = {}
+            wanted = None if wanted is None or image.wanted is None else sorted({*image.wanted, *wanted})
+        values["wanted"] = None if wanted is None else json.dumps(list(wanted))
+        is_paused = func.coalesce(images.c.paused_until, 0.0) > now()
+        # Each piece of work has another turn.
+        may_be_asked = and_(_is_as_read, _ready, images.c.turn.is_not_distinct_from(image.turn), ~is_paused)
         return await self._database.write(
             lambda connection: _put_in_order(connection, may_be_asked, _as(image), lane, values)
         )
@@ -378,9 +403,10 @@ class Ledger:
         """Queue a failed image again with its counts reset. The caller enqueues it."""
 
         is_failed = and_(images.c.id == image_id, images.c.status == Status.FAILED)
-        values = {"status": Status.QUEUED, "work": Work.CONVERT, "error_type": None, "error_detail": None}
+        no_error = {"error_type": None, "error_detail": None}
+        values = {"status": Status.QUEUED, "work": Work.CONVERT, "modified": now(), **no_error, **_NEW_WORK}
         return await self._database.write(
-            lambda connection: _put_in_order(connection, is_failed, {}, Lane.UPLOAD, values | {"modified": now()})
+            lambda connection: _put_in_order(connection, is_failed, {}, Lane.UPLOAD, values)
         )
 
     async def remove(self, image: Image) -> None:
@@ -390,7 +416,7 @@ class Ledger:
         """
         of_image = debts.c.image_id == image.id
         owes_more = exists().where(of_image, debts.c.kind != DebtKind.LEFTOVERS)
-        again = image.modified + PAUSE_SECONDS
+        again = image.modified + DELETED_SECONDS
 
         async def work(connection: AsyncConnection) -> None:
             gone = delete(images).where(images.c.id == image.id, images.c.status == Status.DELETING)
@@ -410,7 +436,7 @@ class Ledger:
     async def owing_tokens(self) -> list[Image]:
         """Return at most 1,000 images that owe a change of their cache tokens."""
         owing = select(debts.c.image_id).where(_is_of(DebtKind.TOKENS)).order_by(debts.c.due).limit(1000)
-        return await self._select(_rows.where(images.c.id.in_(owing)))
+        return await self._select(_rows.where(images.c.id.in_(owing)), image_with_debts)
 
     async def owe_leftovers(self, image: Image, attempt: int) -> Image | None:
         """Add a debt of leftovers to a final image without work, for the files of attempts up to `attempt`.
@@ -470,15 +496,21 @@ class Ledger:
     # Statements
 
     async def _page(
-        self, rows: Select[Any], column: Any, after: int | str | None, limit: int, newest_first: bool
+        self,
+        rows: Select[Any],
+        column: Any,
+        after: int | str | None,
+        limit: int,
+        newest_first: bool,
+        convert: Callable[[Any], Image] = image_of,
     ) -> list[Image]:
         if after is not None:
             rows = rows.where(column < after if newest_first else column > after)
-        return await self._select(rows.order_by(column.desc() if newest_first else column).limit(limit))
+        return await self._select(rows.order_by(column.desc() if newest_first else column).limit(limit), convert)
 
-    async def _select(self, query: Select[Any]) -> list[Image]:
+    async def _select(self, query: Select[Any], convert: Callable[[Any], Image] = image_of) -> list[Image]:
         async def work(connection: AsyncConnection) -> list[Image]:
-            return [image_of(row) for row in await connection.execute(query)]
+            return [convert(row) for row in await connection.execute(query)]
 
         return await self._database.read(work)
 
@@ -544,35 +576,29 @@ async def _put_in_order(
     lane: Lane,
     values: Mapping[str, Any],
 ) -> Image | None:
-    """Give work and a place in the order of work to the image that meets the condition."""
+    """Change the image that meets the condition, and give its work a place in the order of work."""
     # Lock the image's row before its owner's, as all transactions do: otherwise two of them could deadlock.
     found = select(images.c.id, images.c.owner, images.c.original_bytes).where(condition).with_for_update()
     row = (await connection.execute(found, parameters)).one_or_none()
     if row is None:
         return None
     turn = await _next_turn(connection, row.owner, lane, row.original_bytes)
-    order = {"lane": lane.value, "turn": turn, "due": now(), "failures": 0, "losses": 0, "trace": traceparent()}
+    order = {"lane": lane.value, "turn": turn, "trace": traceparent()}
     put = update(images).where(images.c.id == row.id).values(**order, **values).returning(images)
     return image_of((await connection.execute(put)).one())
 
 
 async def _next_turn(
-    connection: AsyncConnection,
-    owner: str | None,
-    lane: Lane,
-    work_bytes: int,
-    *,
-    stored: int = 0,
-    images_more: int = 0,
+    connection: AsyncConnection, owner: str | None, lane: Lane, original_bytes: int, *, is_new: bool = False
 ) -> float:
-    """Return the turn of an owner's next work, and count what the owner stores.
+    """Return the turn of an owner's next work. A new image is added to what the owner stores.
 
     An owner without waiting work starts at the first waiting turn of the lane or, without one, at the present moment.
     Each piece of work moves the owner's next turn by the expected time of its rendering. So owners with much work and
     owners with little are served in turn.
     """
-    cost = {"of_owner": owner or "", "of_lane": lane.value, "of_seconds": _expected_seconds(work_bytes)}
-    stores = {"of_bytes": stored, "of_images": images_more}
+    cost = {"of_owner": owner or "", "of_lane": lane.value, "of_seconds": _expected_seconds(original_bytes)}
+    stores = {"of_bytes": original_bytes * is_new, "of_images": int(is_new)}
     return float((await connection.execute(_turn(connection.dialect.name), cost | stores)).scalar_one())
 
 
@@ -693,8 +719,7 @@ _CORRECT = (
 
 @functools.lru_cache
 def _owing(kinds: tuple[DebtKind, ...]) -> Any:
-    # Leftovers are due later: the committing process removes them after it has changed tokens and sent the notice.
-    seconds = {DebtKind.LEFTOVERS: AGAIN_SECONDS}
+    seconds = {DebtKind.LEFTOVERS: LEFTOVERS_SECONDS}
     rows = [
         {"image_id": bindparam("of_image"), "kind": kind.value, "due": now() + seconds.get(kind, SETTLE_SECONDS)}
         for kind in kinds

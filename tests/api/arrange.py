@@ -207,7 +207,7 @@ class Worker:
             content = picture(attempt, name) if jpeg is None or name != FULL else jpeg
             length, sha256 = await self._keep(f"{attempt_prefix(attempt.id, attempt.attempt)}/{name}", content)
             renditions.append(Rendition(name, its_size, length, sha256, attempt.attempt, "0123abcd"))
-        published = certain(await self.ledger.publish(attempt, size, renditions))
+        published = certain(await self.ledger.publish(attempt, size, renditions, seconds=0.1))
         return await self.settle(published) if settle else published
 
     async def publish_again(self, image: Image, *, settle: bool = True) -> Image:
@@ -221,7 +221,9 @@ class Worker:
         attempt = await self.claim(wanted.id)
         length, sha256 = await self._keep(f"{attempt_prefix(image.id, attempt.attempt)}/{name}", picture(attempt, name))
         rendition = Rendition(name, size, length, sha256, attempt.attempt, "0123abcd")
-        return await self.settle(certain(await self.ledger.publish(attempt, certain(image.size), [rendition])))
+        return await self.settle(
+            certain(await self.ledger.publish(attempt, certain(image.size), [rendition], seconds=0.1))
+        )
 
     async def fail(self, attempt: Image, error_type: str, detail: str) -> Image:
         return await self.settle(certain(await self.ledger.fail(attempt, error_type, detail)))

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from shared.images import DebtKind, Status
-from shared.ledger import PAUSE_SECONDS
+from shared.ledger import DELETED_SECONDS
 from tests.api.arrange import UNKNOWN_ID, Service, problem_of
 from tests.ledgers import let_pass
 
@@ -57,7 +57,7 @@ async def test_the_row_stays_a_minute_for_what_a_late_attempt_may_write(service:
 
     row = await service.image(image.id)
     assert (row.status, [debt.kind for debt in row.debts]) == (Status.DELETING, [DebtKind.LEFTOVERS])
-    await let_pass(service.ledger, PAUSE_SECONDS - 5)
+    await let_pass(service.ledger, DELETED_SECONDS - 5)
     assert await service.ledger.take_debts(DebtKind.LEFTOVERS) == []
     await let_pass(service.ledger, 10)
     assert [taken.id for taken in await service.ledger.take_debts(DebtKind.LEFTOVERS)] == [image.id]
@@ -68,7 +68,7 @@ async def test_an_attempt_that_was_at_work_publishes_nothing(service: Service) -
     attempt = await service.worker.processing()
     await service.client.simulate_delete(f"/images/{attempt.id}")
 
-    published = await service.ledger.publish(attempt, (640, 360), [])
+    published = await service.ledger.publish(attempt, (640, 360), [], seconds=0.1)
     failed = await service.ledger.fail(attempt, "unreadable-image", "It is no picture.")
 
     assert (published, failed) == (None, None)

@@ -189,7 +189,7 @@ async def live(ledger: Ledger) -> None:
     assert await ledger.owe_leftovers(await latest(ledger, final), 9)
     await settled(ledger, await latest(ledger, final))
     again = await claimed_renditions(ledger)
-    assert await ledger.publish(again, SIZE, made_by(again))
+    assert await ledger.publish(again, SIZE, made_by(again), seconds=0.1)
     deleted = await ledger.delete(final.id)
     assert deleted is not None
     await settled(ledger, deleted)

@@ -18,11 +18,11 @@ from sqlalchemy import event
 
 from launch.processes import HERE, free_port
 from shared.errors import LedgerUnavailable, NothingCommitted
-from shared.images import Image, Status
+from shared.images import Image, Lane, Status
 from shared.ledger import Ledger
 from shared.migrations.__main__ import migrate
 from shared.settings import Settings
-from tests.ledgers import ORIGINAL, SIZE, claimed, latest, made_by, new_id, published, queued, ready, settled
+from tests.ledgers import ORIGINAL, SIZE, claimed, failed, latest, made_by, new_id, published, queued, ready, settled
 from tests.postgresql import Postgresql, execute, find_program, folder_of_nobody, started, unprivileged
 from tests.waiting import until
 
@@ -124,6 +124,61 @@ async def test_of_two_who_wait_for_each_other_one_is_told_so_and_nothing_of_it_i
             await changing
     await other.close()
     assert await ledger.owing_tokens() == [first, second]
+
+
+@pytest.mark.parametrize("rival", ["retry", "request_renditions"])
+async def test_a_delete_and_work_that_is_queued_lock_their_rows_in_one_order(
+    ledger: Ledger, settings: Settings, rival: str
+) -> None:
+    """Both write the image's row and its owner's. In different orders PostgreSQL would end one of them."""
+    image = await (failed if rival == "retry" else ready)(ledger)
+    other = await asyncpg.connect(settings.database_url)
+    async with other.transaction():
+        await other.execute("SELECT * FROM owners FOR UPDATE")
+        work = ledger.retry(image.id) if rival == "retry" else ledger.request_renditions(image, Lane.DEMAND)
+        queueing = asyncio.create_task(work)
+        await until(lambda: sessions(settings, "wait_event_type = 'Lock'"))
+        deleting = asyncio.create_task(ledger.delete(image.id))
+        await until(lambda: len(sessions(settings, "wait_event_type = 'Lock'")) == 2)
+    await other.close()
+
+    assert await queueing is not None
+    assert await deleting is not None
+    assert (await latest(ledger, image)).status is Status.DELETING
+
+
+async def test_a_publication_waits_for_no_upload_of_its_owner_and_holds_no_other_publication_up(
+    ledger: Ledger, settings: Settings
+) -> None:
+    """A web process that is frozen in an upload holds its owner's row."""
+    late, other_one = await claimed(ledger), await claimed(ledger)
+    other = await asyncpg.connect(settings.database_url)
+    async with other.transaction():
+        await other.execute("SELECT * FROM owners FOR UPDATE")
+        publishing = asyncio.create_task(ledger.publish(late, SIZE, made_by(late), seconds=10.0))
+        await until(lambda: sessions(settings, "wait_event_type = 'Lock'"))
+
+        assert (await latest(ledger, late)).status is Status.READY
+        assert await ledger.publish(other_one, SIZE, made_by(other_one), seconds=0.1)
+    await other.close()
+
+    assert await publishing is not None
+
+
+async def test_a_turn_that_cannot_be_moved_is_no_failure_of_the_publication(
+    ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = await claimed(ledger)
+    monkeypatch.setattr("shared.ledger.postgresql.LOCK_SECONDS", 0.1)
+    other = await asyncpg.connect(settings.database_url)
+    async with other.transaction():
+        await other.execute("SELECT * FROM owners FOR UPDATE")
+
+        image = await ledger.publish(attempt, SIZE, made_by(attempt), seconds=10.0)
+    await other.close()
+
+    assert image is not None
+    assert await latest(ledger, attempt) == image
 
 
 async def test_rows_in_another_sweeps_hands_are_passed_over_at_once(ledger: Ledger, settings: Settings) -> None:
@@ -253,7 +308,7 @@ async def test_who_gives_an_attempt_up_learns_whether_its_publication_was_cut_of
     raws = noted(ledger)
     attempt = await claimed(ledger)
     make_commits_slow(settings, "deployment", 1)
-    publishing = asyncio.create_task(ledger.publish(attempt, SIZE, made_by(attempt)))
+    publishing = asyncio.create_task(ledger.publish(attempt, SIZE, made_by(attempt), seconds=0.1))
     await in_commit(settings)
 
     cut(raws)

@@ -182,7 +182,7 @@ async def test_a_page_comes_sorted_out_of_its_index(
     [plan] = await plans_of(ledger, statements)
 
     assert plan.nodes <= {"Limit", "Index Scan", "Aggregate", *BITMAP}
-    assert plan.indices == {index, "debts_of_image"}
+    assert plan.indices - {"debts_of_image"} == {index}
     assert plan.looked_at <= 9 + 2 * 9 * 2
 
 

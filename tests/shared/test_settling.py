@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from shared.errors import AsgilookError, LedgerUnavailable, StorageUnavailable
 from shared.images import DebtKind, Image, Lane, Status
-from shared.ledger import PAUSE_SECONDS, Ledger
+from shared.ledger import DELETED_SECONDS, Ledger
 from shared.redis.circuit_breaker import RedisAway
 from shared.redis.notices import channel_of
 from shared.redis.queue import Queue
@@ -184,7 +184,7 @@ async def test_superseded_attempts_and_nothing_else_are_removed_of_a_ready_image
 ) -> None:
     attempt = await claimed_renditions(ledger, await _lost_once(ledger))
     keys = [await put_rendition(storage, attempt, number) for number in range(1, 6)]
-    image = await ledger.publish(attempt, SIZE, made_by(attempt))
+    image = await ledger.publish(attempt, SIZE, made_by(attempt), seconds=0.1)
     assert image is not None
     await put_original(storage, image)
 
@@ -214,13 +214,28 @@ async def test_of_a_folder_in_use_only_the_files_that_no_rendition_names_are_rem
     names = [*image.renditions, "not-named.jpeg"]
     former = {name: await put_rendition(storage, image, 2, name) for name in names}
     new = {name: await put_rendition(storage, image, 3, name) for name in ("320x180.jpeg", "not-named.jpeg")}
-    now_published = await ledger.publish(attempt, SIZE, [one for one in made_by(attempt) if one.file in new])
+    now_published = await ledger.publish(
+        attempt, SIZE, [one for one in made_by(attempt) if one.file in new], seconds=0.1
+    )
     assert now_published is not None
 
     await settling.settle(now_published)
 
     assert [name for name, key in former.items() if await storage.exists(key)] == ["image.jpeg", "160x90.jpeg"]
     assert [name for name, key in new.items() if await storage.exists(key)] == ["320x180.jpeg"]
+
+
+async def test_a_replaced_rendition_is_announced(
+    ledger: Ledger, settling: Settling, notices: Callable[[], Any]
+) -> None:
+    """Other processes have the superseded file in memory."""
+    attempt = await claimed_renditions(ledger)
+    image = await ledger.publish(attempt, SIZE, made_by(attempt)[:1], seconds=0.1)
+    assert image is not None
+
+    await settling.settle(image)
+
+    assert (await notices())["data"] == image.id.encode()
 
 
 async def test_files_of_the_attempt_that_holds_the_image_are_no_leftovers(
@@ -280,7 +295,7 @@ async def test_everything_of_a_deleted_image_is_removed_at_once_and_again_a_minu
     late = await put_rendition(storage, image, 2)
     await sweep.pass_once()
     still_there = await storage.exists(late)
-    await let_pass(ledger, PAUSE_SECONDS + 1)
+    await let_pass(ledger, DELETED_SECONDS + 1)
     await sweep.pass_once()
 
     assert gone_at_once == (True, [])
@@ -349,7 +364,7 @@ async def test_settling_again_with_what_was_read_before_harms_nothing(
     assert row is not None
     attempt = await claimed_renditions(ledger, row)
     key = await put_rendition(storage, attempt, attempt.attempt)
-    now_published = await ledger.publish(attempt, SIZE, made_by(attempt))
+    now_published = await ledger.publish(attempt, SIZE, made_by(attempt), seconds=0.1)
     assert now_published is not None
 
     await settling.settle(image)
@@ -425,7 +440,7 @@ async def test_the_sweep_finishes_whatever_step_the_settling_died_at(
             await settling.settle(image)
 
     for _ in range(3):
-        await let_pass(ledger, PAUSE_SECONDS + 1)
+        await let_pass(ledger, DELETED_SECONDS + 1)
         await sweep.pass_once()
 
     row = await ledger.get(image.id)
@@ -468,6 +483,18 @@ async def test_all_tokens_owed_are_paid_before_redis_is_trusted_again(
     assert None not in [await token_of(redis, image.id) for image in images]
     owed = [[debt.kind for debt in (await latest(ledger, image)).debts] for image in images]
     assert owed == [[], [], [], [DebtKind.LEFTOVERS]]
+
+
+async def test_only_images_that_owe_a_notice_are_announced(
+    ledger: Ledger, settling: Settling, notices: Callable[[], Any]
+) -> None:
+    told, untold = await published(ledger), await published(ledger)
+    await ledger.paid(told.owes(DebtKind.NOTICE))
+
+    await settling.settle_all_tokens()
+
+    assert (await notices())["data"] == untold.id.encode()
+    assert await notices() is None
 
 
 async def test_tokens_that_cannot_be_changed_keep_redis_from_being_trusted(

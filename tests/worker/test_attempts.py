@@ -602,7 +602,7 @@ class UnsureLedger(Ledger):
     commits = True
 
     async def publish(
-        self, attempt: Image, size: Size, renditions: Iterable[Rendition], *, seconds: float | None = None
+        self, attempt: Image, size: Size, renditions: Iterable[Rendition], *, seconds: float
     ) -> Image | None:
         if self.commits:
             await super().publish(attempt, size, renditions, seconds=seconds)

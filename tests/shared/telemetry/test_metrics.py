@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.errors import LedgerUnavailable
-from shared.ledger import Ledger, Waiting
+from shared.ledger import Figures, Ledger
 from shared.redis.queue import Queue
 from shared.telemetry import exposition, metrics, tracing
 from shared.telemetry.exposition import Exposition
@@ -94,7 +94,7 @@ async def test_nothing_waits_in_an_empty_ledger(ledger: Ledger) -> None:
     await ready(ledger)
     await failed(ledger)
 
-    assert await ledger.figures() == Waiting(0, 0, 0.0)
+    assert await ledger.figures() == Figures(0, 0, 0.0)
 
 
 async def test_the_oldest_waiting_image_tells_its_age(ledger: Ledger) -> None:
@@ -123,7 +123,7 @@ async def test_what_cannot_be_told_now_is_left_out(
 ) -> None:
     """A zero would say that nothing waits."""
 
-    async def fail() -> Waiting:
+    async def fail() -> Figures:
         raise LedgerUnavailable("locked")
 
     monkeypatch.setattr(ledger, "figures", fail)
@@ -141,9 +141,9 @@ async def test_who_asks_while_the_ledger_is_silent_is_told_what_was_counted(
     monkeypatch.setattr(exposition, "_ASK_SECONDS", 0.05)
     speaks = asyncio.Event()
 
-    async def wait() -> Waiting:
+    async def wait() -> Figures:
         await speaks.wait()
-        return Waiting(queued=3, processing=0, seconds=1.0)
+        return Figures(queued=3, processing=0, seconds=1.0)
 
     monkeypatch.setattr(ledger, "figures", wait)
     asked = Exposition()

@@ -88,7 +88,7 @@ def renditions_of(attempt: Image) -> list[Rendition]:
 async def ready(ledger: Ledger, storage: DiskStorage) -> Image:
     """Return a ready image whose files are what its row says, and which owes nothing."""
     attempt = await at_work(ledger, storage)
-    image = await ledger.publish(attempt, SIZE, renditions_of(attempt))
+    image = await ledger.publish(attempt, SIZE, renditions_of(attempt), seconds=0.1)
     assert image is not None
     return await settled(ledger, image)
 
@@ -112,7 +112,9 @@ async def made_again(
     assert attempt is not None
     for name in names:
         await put_old(storage, key_at(attempt, attempt.attempt, name), PICTURES[name])
-    published = await ledger.publish(attempt, SIZE, [one for one in renditions_of(attempt) if one.file in names])
+    published = await ledger.publish(
+        attempt, SIZE, [one for one in renditions_of(attempt) if one.file in names], seconds=0.1
+    )
     assert published is not None
     return published
 
