@@ -80,7 +80,17 @@ async def run(settings: Settings) -> None:
         child_bytes = capacity.child_memory(count)
         renderer = Renderer(settings, count, capacity.pixel_budget(count), child_bytes=child_bytes)
         stack.push_async_callback(renderer.close)
-        attempts = Attempts(ledger, storage, queue, settling, pause, name)
+        await renderer.start()
+        attempts = Attempts(
+            ledger,
+            storage,
+            queue,
+            settling,
+            pause,
+            name,
+            # Those of all other slots may be rendered before it, one by one: each may need the whole pixel budget.
+            work_seconds=(count + 1) * settings.render_wall_seconds + 60,
+        )
         consumer = Consumer(
             Jobs(settings, identity, storage, renderer, attempts),
             redis=redis.queue,
@@ -89,14 +99,11 @@ async def run(settings: Settings) -> None:
             attempts=attempts,
             slots=slots,
             pause=pause,
-            children=renderer,
             worker=name,
-            # Time to render this image, after the one before it in the same child.
-            job_seconds=2 * settings.render_wall_seconds + 60,
+            is_filtered=not renderer.unfiltered_for,
         )
-        await renderer.start()
+        consuming = asyncio.create_task(consumer.run())
         background = [
-            consumer.run(),
             Sweep(ledger, storage, queue, settling).run(),
             keep_standing(redis.queue, redis.queue_breaker, identity.name),
         ]
@@ -110,14 +117,11 @@ async def run(settings: Settings) -> None:
 
         logger.info("the worker takes nothing new", extra={"worker": name})
         consumer.stop()
-        waits = [
-            asyncio.ensure_future(attempts.finish(settings.grace_seconds)),
-            asyncio.ensure_future(stop_now.wait()),
-        ]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        hurry = asyncio.create_task(stop_now.wait())
+        await asyncio.wait({consuming, hurry}, timeout=settings.grace_seconds, return_when=asyncio.FIRST_COMPLETED)
         attempts.stop()
-        await attempts.finish(_HAND_BACK_SECONDS)
-        await cancel(*waits, *tasks)
+        await asyncio.wait({consuming}, timeout=_HAND_BACK_SECONDS)
+        await cancel(hurry, consuming, *tasks)
         with contextlib.suppress(RedisAway):
             await queue.forget(name)
         logger.info("the worker has ended", extra={"worker": name})
@@ -125,7 +129,7 @@ async def run(settings: Settings) -> None:
 
 async def check(settings: Settings) -> int:
     """Return 0 if a worker of this host is alive, 1 if none is. Raises AsgilookError if that cannot be found out."""
-    ledger = Ledger.connect(settings)
+    ledger = Ledger.connect(settings, existing=True)
     redis = open_redis(settings, "worker")
     try:
         identity = await ledger.identity()

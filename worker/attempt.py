@@ -13,6 +13,7 @@ from shared.errors import AsgilookError, LeaseLost, LedgerUnavailable
 from shared.images import Image, Lane
 from shared.ledger import LEASE_SECONDS, Ledger
 from shared.renditions import Rendition, Size
+from shared.stalls import Deadline
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,10 @@ RENEWED_EVERY_SECONDS = LEASE_SECONDS / 4
 
 class Interrupted(AsgilookError):
     """This worker ends an attempt early, without any fault of the image. The message is the reason in the metrics."""
+
+
+class TimedOut(AsgilookError):
+    """The attempt took longer than its rendering and all honest waiting can take. The file is not at fault."""
 
 
 class Attempt:
@@ -37,43 +42,37 @@ class Attempt:
         self.published: Image | None = None
         self._ledger = ledger
         self._limit: asyncio.Timeout | None = None
-        self._is_at_work = False
         self._reason: AsgilookError | None = None
 
     @property
     def is_preemptible(self) -> bool:
         """Whether the attempt is working, and its work makes room for more urgent work."""
-        return self._is_at_work and (self.image.lane or Lane.UPLOAD).is_preemptible
+        return self._limit is not None and (self.image.lane or Lane.UPLOAD).is_preemptible
 
     @contextlib.asynccontextmanager
-    async def lease(self) -> AsyncIterator[None]:
-        """Renew the lease while the body runs. Cancels the body and raises LeaseLost if the image was taken away."""
+    async def lease(self, seconds: float) -> AsyncIterator[None]:
+        """Renew the lease while the body runs, for at most `seconds`.
+
+        Raises LeaseLost when the image was taken away, TimedOut, or the reason that `stop` was given.
+        """
         renewing = asyncio.create_task(self._renew())
-        self._is_at_work = True
-        try:
-            async with self.stoppable():
-                yield
-        finally:
-            self._is_at_work = False
-            await cancel(renewing)
-
-    @contextlib.asynccontextmanager
-    async def stoppable(self) -> AsyncIterator[None]:
-        """Run the body until it ends or `stop` is called. Raises the reason that `stop` was given."""
-        limit = asyncio.timeout(None)
+        limit, deadline = asyncio.timeout(None), Deadline()
         try:
             async with limit:
                 self._limit = limit
+                deadline.start(seconds, lambda: self.stop(TimedOut(f"took longer than {seconds:.0f} s")))
                 yield
         except TimeoutError:
             if limit.expired() and self._reason is not None:
                 raise self._reason from None
             raise
         finally:
-            self._limit = self._reason = None
+            self._limit = None
+            deadline.stop()
+            await cancel(renewing)
 
     def stop(self, reason: AsgilookError) -> None:
-        """Cancel the running body of `lease` or `stoppable`. A second call changes nothing."""
+        """Cancel the running body of `lease`. A second call changes nothing."""
         if self._limit is not None and self._reason is None:
             self._reason = reason
             self._limit.reschedule(asyncio.get_running_loop().time())
@@ -91,8 +90,9 @@ class Attempt:
                 if await self._ledger.renew(self.image) is not None:
                     continue
                 latest = await self._ledger.get(self.image.id)
-            except LedgerUnavailable as exc:
-                logger.warning("the lease could not be renewed", extra={"reason": str(exc)})
+            except Exception as exc:  # any error: without further renewals the lease would end
+                is_unforeseen = not isinstance(exc, LedgerUnavailable)
+                logger.warning("the lease could not be renewed", extra={"reason": str(exc)}, exc_info=is_unforeseen)
                 continue
             # An attempt that has just published also has no lease, but it is not lost.
             if latest is None or not latest.has_published(self.image.attempt):

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
 
+from shared.cancellation import to_the_end
 from shared.errors import (
     AsgilookError,
     DecoderCrashed,
@@ -41,7 +42,15 @@ class Attempts:
     """
 
     def __init__(
-        self, ledger: Ledger, storage: Storage, queue: Queue, settling: Settling, pause: Pause, worker: str
+        self,
+        ledger: Ledger,
+        storage: Storage,
+        queue: Queue,
+        settling: Settling,
+        pause: Pause,
+        worker: str,
+        *,
+        work_seconds: float,
     ) -> None:
         self._ledger = ledger
         self._storage = storage
@@ -49,9 +58,8 @@ class Attempts:
         self._settling = settling
         self._pause = pause
         self._worker = worker
-        self._claims: set[asyncio.Task[Attempt | None]] = set()
+        self._work_seconds = work_seconds
         self._running: set[Attempt] = set()
-        self._ended = asyncio.Event()
         self._is_stopping = False
 
     @contextlib.asynccontextmanager
@@ -78,10 +86,11 @@ class Attempts:
         logs.image_id.set(attempt.image.id)
         logs.request_id.set(attempt.image.request)
         failure: BaseException | None = None
+        self._running.add(attempt)
         try:
             with tracing.attempt(attempt.image, attempt.claimed_ns):
                 try:
-                    async with attempt.lease():
+                    async with attempt.lease(self._work_seconds):
                         if self._is_stopping:
                             attempt.stop(Interrupted("stopping"))
                         yield
@@ -91,64 +100,44 @@ class Attempts:
                     failure = exc
                 await self._end(attempt, failure)
         finally:
-            self._remove(attempt)
-
-    async def finish(self, seconds: float) -> None:
-        """Wait until all claims and attempts have ended, at most for `seconds`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._claims or self._running:
-                    self._ended.clear()
-                    await self._ended.wait()
+            self._running.discard(attempt)
 
     def stop(self) -> None:
-        """Make every attempt hand its image back, also attempts whose claim is still running."""
+        """Make every attempt hand its image back, also attempts that have yet to be claimed."""
         self._is_stopping = True
         for attempt in self._running:
             attempt.stop(Interrupted("stopping"))
 
     async def _claimed(self, claim: Awaitable[Image | None]) -> Attempt | None:
-        claiming = asyncio.create_task(self._begin(claim))
-        self._claims.add(claiming)
+        began, claiming = time.time_ns(), asyncio.ensure_future(claim)
         try:
-            return await asyncio.shield(claiming)
+            image = await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            # The claim may be committed. Without this the image would wait until its lease ends, and a loss would be
-            # counted.
-            if (attempt := await claiming) is not None:
-                await self._ledger.hand_back(attempt.image, 0.0)
-                self._remove(attempt)
+            await to_the_end(self._give_back(claiming))
             raise
         except LedgerUnavailable as exc:
             logger.warning("nothing could be claimed", extra={"reason": str(exc)})
             self._pause.begin()
+            return None
         except Exception:
             logger.exception("nothing could be claimed because of an unforeseen error")
-        finally:
-            self._claims.discard(claiming)
-            self._ended.set()
-        return None
-
-    async def _begin(self, claim: Awaitable[Image | None]) -> Attempt | None:
-        began = time.time_ns()
-        image = await claim
-        if image is None:
             return None
-        attempt = Attempt(self._ledger, image, began)
-        self._running.add(attempt)
-        return attempt
+        return None if image is None else Attempt(self._ledger, image, began)
 
-    def _remove(self, attempt: Attempt) -> None:
-        self._running.discard(attempt)
-        self._ended.set()
+    async def _give_back(self, claiming: Awaitable[Image | None]) -> None:
+        """Hand back what a cancelled claim has committed. Its image would wait for its lease, and a loss be counted."""
+        try:
+            if (image := await claiming) is not None:
+                await self._ledger.hand_back(image, 0.0)
+        except AsgilookError as exc:
+            logger.warning("a cancelled claim was left to the sweep", extra={"reason": str(exc)})
 
     async def _end(self, attempt: Attempt, failure: BaseException | None) -> None:
         try:
-            async with attempt.stoppable():
-                row = self._published(attempt) if failure is None else await self._not_published(attempt.image, failure)
-                if row is not None:
-                    await self._follow_up(row)
-        except (Interrupted, asyncio.CancelledError):
+            row = self._published(attempt) if failure is None else await self._not_published(attempt.image, failure)
+            if row is not None:
+                await self._follow_up(row)
+        except asyncio.CancelledError:
             logger.debug("stopped after the work")
         except AsgilookError as exc:
             # The sweep continues: it settles, or takes the image when the lease is over.
@@ -191,7 +180,7 @@ class Attempts:
                 row = await self._ledger.hand_back(image, 0.0)
             case StorageUnavailable() | LedgerUnavailable() | RedisAway() | NoChild():
                 return await self._in_trouble(image, failure)
-            case AsgilookError():  # ChildLost, NoSuchKey
+            case AsgilookError():  # ChildLost, NoSuchKey, TimedOut
                 end = ("lost", type(failure).__name__)
                 about |= {"reason": f"{type(failure).__name__}: {failure}"}
                 logger.warning("an attempt was lost", extra=about)
@@ -218,7 +207,7 @@ class Attempts:
             self._pause.begin()
         latest = await self._without_own_folder(image, row, "handed back", type(trouble).__name__)
         # The sweep enqueues an image that was handed back, once it is due.
-        return None if latest is row else latest
+        return latest if row is None else None
 
     async def _without_own_folder(self, image: Image, row: Image | None, outcome: str, why: str) -> Image | None:
         """Remove this attempt's files, unless its commit succeeded after all. Returns the row to follow up."""

@@ -18,6 +18,7 @@ from arq.worker import Worker, func
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from shared.cancellation import cancel, to_the_end
 from shared.errors import LedgerUnavailable
 from shared.images import Lane
 from shared.ledger import Ledger
@@ -26,7 +27,6 @@ from shared.redis.clients import arq_client
 from shared.redis.queue import WORK, Queue, pack, unpack
 from worker.attempt import Attempt
 from worker.attempts import Attempts
-from worker.jobs import SLOTS
 from worker.pause import Pause
 from worker.slots import Slot, Slots
 
@@ -38,26 +38,23 @@ _WAIT_SECONDS = 0.5
 _ASK_SECONDS = 0.3
 #: Seconds between two checks for more urgent work, while preemptible work fills the slots.
 _PREEMPT_SECONDS = 0.05
+#: The same while Redis is away: idle workers ask for that work more often, so no child is killed for it.
+_PREEMPT_AWAY_SECONDS = 1.0
 _BEAT_EVERY_SECONDS = 2.0
 _AGAIN_SECONDS = 0.5
-#: The limit of tries that arq gets, out of reach. arq counts a job that a dead worker began as tried, but it must run.
-_ANY_NUMBER = 2**31
+#: arq's limits of tries and of seconds, out of reach. arq counts a job that a dead worker began as tried, but it must
+#: run. `Attempts` limits the time of all work, also of work that was taken without arq.
+_NO_LIMIT = 2**31
 
 
 class Jobs(Protocol):
     """The two ways in which a consumer starts work."""
 
-    async def work(self, ctx: dict[str, Any], image_id: str) -> None:
-        """Do the work that waits on an image. The slot is `ctx[SLOTS][ctx["job_id"]]`."""
+    async def work(self, image_id: str, slot: Slot) -> None:
+        """Do the work that waits on an image."""
 
     async def work_on(self, attempt: Attempt, slot: Slot) -> None:
         """Do work that is already claimed."""
-
-
-class Children(Protocol):
-    """The part of the renderer that a consumer reads."""
-
-    unfiltered_for: str
 
 
 class Consumer:
@@ -74,8 +71,7 @@ class Consumer:
         slots: Slots,
         pause: Pause,
         worker: str,
-        job_seconds: float,
-        children: Children,
+        is_filtered: bool,
     ) -> None:
         self._jobs = jobs
         self._queue = queue
@@ -84,20 +80,19 @@ class Consumer:
         self._slots = slots
         self._pause = pause
         self._worker = worker
-        self._children = children
+        #: Whether a system-call filter holds the children.
+        self._is_filtered = is_filtered
         self._is_stopping = False
-        self._was_away = False
         self._beaten_at = -_BEAT_EVERY_SECONDS
         self._tasks: set[asyncio.Task[None]] = set()
         #: The slot of each job that arq runs, by the job's id.
         self._slot_of_job: dict[str, Slot] = {}
         self._arq = Worker(
-            [func(jobs.work, name=WORK)],
+            [func(self._work, name=WORK)],
             queue_name=queue.name,
             redis_pool=arq_client(redis, job_serializer=pack, job_deserializer=unpack),
-            ctx={SLOTS: self._slot_of_job},
-            job_timeout=job_seconds,
-            max_tries=_ANY_NUMBER,
+            job_timeout=_NO_LIMIT,
+            max_tries=_NO_LIMIT,
             retry_jobs=False,
             keep_result=0,
             handle_signals=False,
@@ -106,35 +101,33 @@ class Consumer:
         )
 
     async def run(self) -> None:
-        """Consume until cancelled, with or without Redis. A cancellation does not end running jobs."""
-        while True:
-            try:
-                await self._consume()
-            except LedgerUnavailable as exc:
-                logger.warning("the ledger could not be asked for work", extra={"reason": str(exc)})
-            except Exception:
-                logger.exception("the consumer failed and begins again")
-            await asyncio.sleep(_AGAIN_SECONDS)
+        """Consume until `stop` is called and the work that was taken has ended. A cancellation also cancels that work.
+
+        Consumes with or without Redis.
+        """
+        try:
+            while not self._is_stopping or self._tasks:
+                try:
+                    await self._consume()
+                except LedgerUnavailable as exc:
+                    logger.warning("the ledger could not be asked for work", extra={"reason": str(exc)})
+                    await asyncio.sleep(_AGAIN_SECONDS)
+                except Exception:
+                    logger.exception("the consumer failed and begins again")
+                    await asyncio.sleep(_AGAIN_SECONDS)
+        finally:
+            await to_the_end(cancel(*self._tasks))
 
     def stop(self) -> None:
         """Take no more work. A running request for a job may still return one."""
         self._is_stopping = True
 
     async def _consume(self) -> None:
-        while True:
-            self._slots.freed.clear()
-            await self._beat()
-            await self._take_work()
-
-    async def _take_work(self) -> None:
+        self._slots.changed.clear()
+        await self._beat()
         try:
             await self._take_from_queue()
-            # Without a free slot, Redis may not have been asked.
-            self._was_away &= self._queue.is_away
-        except RedisAway as exc:
-            if not self._was_away:
-                logger.warning("the queue is away", extra={"reason": str(exc)})
-            self._was_away = True
+        except RedisAway:
             await self._take_from_ledger()
 
     async def _take_from_queue(self) -> None:
@@ -142,7 +135,7 @@ class Consumer:
             lane = await self._queue.first_lane()
             self._make_room(lane is not None and not lane.is_preemptible)
         if not self._may_take():
-            await self._wait_for_slot(_WAIT_SECONDS)
+            await self._wait_for_slot(_PREEMPT_SECONDS if self._may_preempt() else _WAIT_SECONDS)
             return
         with self._slots.reserve() as slot:
             job_id = await self._queue.take(_WAIT_SECONDS)
@@ -159,7 +152,7 @@ class Consumer:
                 if attempt is None:
                     break
                 self._begin(self._jobs.work_on(attempt, slot), slot)
-        await self._wait_for_slot(_ASK_SECONDS if self._may_take() else _WAIT_SECONDS)
+        await self._wait_for_slot(_ASK_SECONDS if self._may_take() else _PREEMPT_AWAY_SECONDS)
 
     def _may_take(self) -> bool:
         return self._slots.free > 0 and self._takes_new
@@ -186,6 +179,11 @@ class Consumer:
         self._tasks.discard(task)
         slot.release()
 
+    async def _work(self, ctx: dict[str, Any], image_id: str) -> None:
+        """Work for arq. The slot is free before arq records the job's end."""
+        with self._slot_of_job[ctx["job_id"]] as slot:
+            await self._jobs.work(image_id, slot)
+
     async def _run_job(self, job_id: str) -> None:
         try:
             # arq takes a job's score for a time, and logs how late the job is. Here a score is a place in the order.
@@ -202,11 +200,10 @@ class Consumer:
         if time.monotonic() - self._beaten_at >= _BEAT_EVERY_SECONDS:
             self._beaten_at = time.monotonic()
             with contextlib.suppress(RedisAway):
-                await self._queue.beat(self._worker, is_filtered=not self._children.unfiltered_for)
+                await self._queue.beat(self._worker, is_filtered=self._is_filtered)
 
     async def _wait_for_slot(self, seconds: float) -> None:
-        """Wait until a slot is free, at most for `seconds`."""
-        if self._takes_new and not self._slots.free and self._slots.may_become_preemptible():
-            seconds = min(seconds, _PREEMPT_SECONDS)
+        """Wait until a slot is free or its work is known, at most for `seconds`."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._slots.freed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._slots.changed.wait()

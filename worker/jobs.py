@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from shared.definitions import definition_of
 from shared.errors import NoSuchKey, StorageUnavailable, UnreadableImage
@@ -20,9 +20,6 @@ from worker.renderer.outputs import Output
 from worker.renderer.pool import Renderer
 from worker.slots import Slot
 
-#: The key of arq's `ctx` under which a job finds the slots by job id.
-SLOTS = "slots"
-
 
 class Jobs:
     """Does both kinds of work: an image's first renditions, and more renditions of a ready image."""
@@ -36,22 +33,21 @@ class Jobs:
         self._renderer = renderer
         self._attempts = attempts
 
-    async def work(self, ctx: dict[str, Any], image_id: str) -> None:
-        """Do the work that waits on this image, if there is any. arq calls this."""
-        with ctx[SLOTS][ctx["job_id"]] as slot:
-            async with self._attempts.claim(image_id) as attempt:
-                if attempt is not None:
-                    await self._do(attempt, slot)
+    async def work(self, image_id: str, slot: Slot) -> None:
+        """Do the work that waits on this image, if there is any."""
+        async with self._attempts.claim(image_id) as attempt:
+            if attempt is not None:
+                await self._do(attempt, slot)
 
     async def work_on(self, attempt: Attempt, slot: Slot) -> None:
-        """Do work that is already claimed. The consumer calls this while Redis is away."""
-        with slot:
-            async with self._attempts.hold(attempt):
-                await self._do(attempt, slot)
+        """Do work that is already claimed."""
+        async with self._attempts.hold(attempt):
+            await self._do(attempt, slot)
 
     async def _do(self, attempt: Attempt, slot: Slot) -> None:
         """Render, store, record."""
-        image, slot.attempt = attempt.image, attempt
+        image = attempt.image
+        slot.set_attempt(attempt)
         async with contextlib.AsyncExitStack() as stack:
             key = await self._source_of(image)
             source = stack.enter_context(await self._open(key))
@@ -63,7 +59,7 @@ class Jobs:
                 descriptors = {output: draft.fileno() for output, draft in drafts.items()}
                 await session.render(descriptors, rendered=slot.leave)
             renditions = await self._store(image, drafts, session.written)
-        await attempt.publish(session.size, renditions, seconds=slot.seconds)
+        await attempt.publish(session.size, renditions, seconds=session.seconds)
 
     async def _source_of(self, image: Image) -> str:
         """Return the key of the file that renditions are made from: the original or, if it is gone, the JPEG."""

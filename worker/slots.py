@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -16,8 +15,8 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self.storing = asyncio.Semaphore(count)
-        #: Set when there may be room for more work.
-        self.freed = asyncio.Event()
+        #: Set when a slot is free, or when it is known what renders in it.
+        self.changed = asyncio.Event()
         self._count = count
         #: The taken slots, in the order in which they were taken.
         self._taken: list[Slot] = []
@@ -45,15 +44,11 @@ class Slots:
         slots = (slot for slot in reversed(self._taken) if slot.attempt is not None and slot.attempt.is_preemptible)
         return next(slots, None)
 
-    def may_become_preemptible(self) -> bool:
-        """Return whether a taken slot holds preemptible work, or no attempt yet, so that its work is not known."""
-        return any(slot.attempt is None or slot.attempt.is_preemptible for slot in self._taken)
-
     def remove(self, slot: Slot) -> None:
         """Free a slot. A slot that is already free stays so."""
         if slot in self._taken:
             self._taken.remove(slot)
-        self.freed.set()
+        self.changed.set()
 
 
 class Slot:
@@ -64,23 +59,19 @@ class Slot:
         self.attempt: Attempt | None = None
         self.is_begun = False
         self._slots = slots
-        self._began = time.monotonic()
-        self._seconds: float | None = None
         self._is_storing = False
-
-    @property
-    def seconds(self) -> float:
-        """The seconds for which the work has held the slot, or held it until it left."""
-        return time.monotonic() - self._began if self._seconds is None else self._seconds
 
     def begin(self) -> None:
         """Keep the slot until `leave`, `preempt` or `release`."""
         self.is_begun = True
-        self._began = time.monotonic()
+
+    def set_attempt(self, attempt: Attempt) -> None:
+        """Note the attempt that renders here: `preempt` may stop it."""
+        self.attempt = attempt
+        self._slots.changed.set()
 
     async def leave(self) -> None:
         """Wait for a place to store this image, then free the slot for the next one."""
-        self._seconds = self.seconds
         # After rendering, the work is not preempted any more.
         self.attempt = None
         await self._slots.storing.acquire()

@@ -33,8 +33,10 @@ def test_what_is_uploaded_while_redis_is_gone_is_converted_meanwhile_and_once(
         """Whether enough is ready while Redis is away, and both workers have had their part in it."""
         ready = {image_id for image_id, row in rows_of(service).items() if row["status"] == "ready"}
         without_redis = [image_id for image_id in clients.acknowledged if image_id in ready]
-        noticed = lines_of(service, message="the queue is away")
-        return len(without_redis) >= 40 and len(noticed) >= len(service.workers)
+        rendering = {
+            line["pid"] for line in lines_of(service, message="rendered") if line.get("image") in without_redis
+        }
+        return len(without_redis) >= 40 and all(rendering & set(pids) for pids in started.values())
 
     absence = live_without_redis(service, is_over, emptied=emptied)
 

@@ -59,7 +59,7 @@ __all__ = ["database"]
 
 @pytest.fixture
 def attempts(ledger: Ledger, storage: Storage, queue: Queue, settling: Settling) -> Attempts:
-    return Attempts(ledger, storage, queue, settling, Pause(), "host:1")
+    return Attempts(ledger, storage, queue, settling, Pause(), "host:1", work_seconds=100.0)
 
 
 WithLedger = Callable[[type[Ledger]], Awaitable[Attempts]]
@@ -481,8 +481,27 @@ async def test_some_lanes_are_preemptible(
     assert found is is_preemptible
 
 
-async def test_a_job_that_arq_cancels_hands_back(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
-    """arq does so to a job that takes longer than any should."""
+@pytest.mark.parametrize("by_id", [True, False])
+async def test_work_that_takes_longer_than_any_should_is_lost_and_queued_again(
+    ledger: Ledger, storage: Storage, attempts: Attempts, gate: Gate, redis: Redis, by_id: bool
+) -> None:
+    attempts._work_seconds = 0.05
+    image = await queued(ledger)
+
+    if by_id:
+        await work(attempts, image, gate)
+    else:
+        attempt = await attempts.claim_next()
+        assert attempt is not None
+        async with attempts.hold(attempt):
+            await gate(attempt)
+
+    row = await latest(ledger, image)
+    assert (row.status, row.losses, row.failures, gate.cancelled) == (Status.QUEUED, 1, 0, 1)
+    assert await queue_of(redis) == [f"work:{LEDGER_NAME}:{image.id}:1".encode()]
+
+
+async def test_a_job_that_is_cancelled_hands_back(ledger: Ledger, attempts: Attempts, gate: Gate) -> None:
     image = await queued(ledger)
     running = asyncio.create_task(work(attempts, image, gate))
     await until(lambda: gate.begun)
@@ -518,6 +537,7 @@ class SlowLedger(Ledger):
         super().__init__(*arguments, **options)
         self.has_committed = asyncio.Event()
         self.may_tell = asyncio.Event()
+        self.error: AsgilookError | None = None
 
     async def claim(self, image_id: str, worker: str) -> Image | None:
         return await self._tell_late(await super().claim(image_id, worker))
@@ -528,6 +548,8 @@ class SlowLedger(Ledger):
     async def _tell_late(self, image: Image | None) -> Image | None:
         self.has_committed.set()
         await self.may_tell.wait()
+        if self.error is not None:
+            raise self.error
         return image
 
 
@@ -556,8 +578,49 @@ async def test_what_was_claimed_by_a_job_that_was_cancelled_is_handed_back(
     assert (row.status, row.attempt, row.losses, gate.begun) == (Status.QUEUED, 1, 0, [])
 
 
+async def test_a_second_cancellation_changes_nothing(ledger: Ledger, slow: tuple[SlowLedger, Attempts]) -> None:
+    """`cancel` repeats its own."""
+    slow_ledger, attempts = slow
+    image = await queued(ledger)
+    running = asyncio.create_task(work(attempts, image, Gate(attempts)))
+    await slow_ledger.has_committed.wait()
+
+    for _ in range(3):
+        running.cancel()
+        await asyncio.sleep(0)
+    slow_ledger.may_tell.set()
+    await asyncio.wait([running])
+
+    row = await latest(ledger, image)
+    assert (row.status, row.worker, row.losses) == (Status.QUEUED, None, 0)
+    assert running.cancelled()
+
+
+@pytest.mark.parametrize("fails", ["claim", "hand back"])
+async def test_a_cancelled_claim_ends_in_its_cancellation_if_the_ledger_fails_as_well(
+    ledger: Ledger, slow: tuple[SlowLedger, Attempts], monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    slow_ledger, attempts = slow
+    running = asyncio.create_task(work(attempts, await queued(ledger), Gate(attempts)))
+    await slow_ledger.has_committed.wait()
+
+    async def fail(*_: object) -> None:
+        raise LedgerUnavailable("locked")
+
+    if fails == "claim":
+        slow_ledger.error = LedgerUnavailable("the connection was lost during the commit")
+    else:
+        monkeypatch.setattr(slow_ledger, "hand_back", fail)
+    running.cancel()
+    await asyncio.sleep(0)
+    slow_ledger.may_tell.set()
+    await asyncio.wait([running])
+
+    assert running.cancelled()
+
+
 @pytest.mark.parametrize("by_id", [True, False])
-async def test_what_is_claimed_while_the_worker_stops_is_handed_back_before_it_ends(
+async def test_what_is_claimed_while_the_worker_stops_is_handed_back_at_once(
     ledger: Ledger, slow: tuple[SlowLedger, Attempts], by_id: bool
 ) -> None:
     slow_ledger, attempts = slow
@@ -571,15 +634,12 @@ async def test_what_is_claimed_while_the_worker_stops_is_handed_back_before_it_e
 
     running = asyncio.create_task(work(attempts, image, gate) if by_id else work_on_next())
     await slow_ledger.has_committed.wait()
-    await attempts.finish(0.0)
     attempts.stop()
-    finishing = asyncio.create_task(attempts.finish(30.0))
     slow_ledger.may_tell.set()
-    await finishing
+    await running
 
     row = await latest(ledger, image)
     assert (row.status, row.attempt, row.losses) == (Status.QUEUED, 1, 0)
-    await running
 
 
 # The lease
@@ -587,7 +647,7 @@ async def test_what_is_claimed_while_the_worker_stops_is_handed_back_before_it_e
 
 class CountingLedger(Ledger):
     renewals = 0
-    trouble: AsgilookError | None = None
+    trouble: Exception | None = None
 
     async def renew(self, attempt: Image) -> Image | None:
         self.renewals += 1
@@ -618,7 +678,7 @@ async def with_ledger(
 
     async def make(kind: type[Ledger]) -> Attempts:
         ledgers.append(kind.connect(settings))
-        return Attempts(ledgers[-1], storage, queue, settling, Pause(), "host:1")
+        return Attempts(ledgers[-1], storage, queue, settling, Pause(), "host:1", work_seconds=100.0)
 
     yield make
 
@@ -657,13 +717,14 @@ async def test_the_lease_is_renewed_as_long_as_the_work_goes_on_and_no_longer(
 
 
 @pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("trouble", [LedgerUnavailable("locked"), RuntimeError("a bug")])
 async def test_a_lease_that_cannot_be_renewed_for_a_moment_is_not_given_up(
-    ledger: Ledger, with_ledger: WithLedger
+    ledger: Ledger, with_ledger: WithLedger, trouble: Exception
 ) -> None:
     attempts = await with_ledger(CountingLedger)
     counting, gate = attempts._ledger, Gate(attempts)
     assert isinstance(counting, CountingLedger)
-    counting.trouble = LedgerUnavailable("locked")
+    counting.trouble = trouble
     image = await queued(ledger)
     running = asyncio.create_task(work(attempts, image, gate))
 

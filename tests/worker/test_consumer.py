@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import pickle
 from collections.abc import AsyncIterator, Callable
@@ -22,14 +23,13 @@ from shared.redis.queue import WORK, Queue
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage.disk import DiskStorage
-from tests.ledgers import SIZE, claimed, latest, made_by, new_id, queued, wanting_renditions
+from tests.ledgers import SIZE, claimed, latest, made_by, new_id, queued, ready, wanting_renditions
 from tests.services import LEDGER_NAME, ledger_name
 from tests.valkey import Valkey
 from tests.waiting import until
 from worker.attempt import Attempt
 from worker.attempts import Attempts
-from worker.consumer import _ASK_SECONDS, Consumer, Jobs
-from worker.jobs import SLOTS as SLOTS_OF_JOBS
+from worker.consumer import _ASK_SECONDS, _PREEMPT_AWAY_SECONDS, Consumer, Jobs
 from worker.pause import Pause
 from worker.slots import Slot, Slots
 
@@ -80,9 +80,8 @@ class Worked:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def work(self, ctx: dict[str, Any], image_id: str) -> None:
-        with ctx[SLOTS_OF_JOBS][ctx["job_id"]] as slot:
-            await self.do(image_id, slot)
+    async def work(self, image_id: str, slot: Slot) -> None:
+        await self.do(image_id, slot)
 
     async def work_on(self, attempt: Attempt, slot: Slot) -> None:
         raise AssertionError("no work is claimed for this job")
@@ -103,23 +102,21 @@ class Claiming(Worked):
         self.attempts = attempts
         self.errors: dict[str, BaseException] = {}
 
-    async def work(self, ctx: dict[str, Any], image_id: str) -> None:
-        with ctx[SLOTS_OF_JOBS][ctx["job_id"]] as slot:
-            async with self.attempts.claim(image_id) as attempt:
-                if attempt is not None:
-                    await self.publish(attempt, slot)
-
-    async def work_on(self, attempt: Attempt, slot: Slot) -> None:
-        with slot:
-            async with self.attempts.hold(attempt):
+    async def work(self, image_id: str, slot: Slot) -> None:
+        async with self.attempts.claim(image_id) as attempt:
+            if attempt is not None:
                 await self.publish(attempt, slot)
 
+    async def work_on(self, attempt: Attempt, slot: Slot) -> None:
+        async with self.attempts.hold(attempt):
+            await self.publish(attempt, slot)
+
     async def publish(self, attempt: Attempt, slot: Slot) -> None:
-        slot.attempt = attempt
+        slot.set_attempt(attempt)
         await self.do(attempt.image.id, slot)
         if (error := self.errors.get(attempt.image.id)) is not None:
             raise error
-        await attempt.publish(SIZE, made_by(attempt.image), seconds=slot.seconds)
+        await attempt.publish(SIZE, made_by(attempt.image), seconds=0.1)
 
 
 @pytest.fixture
@@ -134,18 +131,12 @@ async def pause() -> Pause:
 
 @pytest.fixture
 async def attempts(ledger: Ledger, storage: DiskStorage, queue: Queue, settling: Settling, pause: Pause) -> Attempts:
-    return Attempts(ledger, storage, queue, settling, pause, "host:1")
+    return Attempts(ledger, storage, queue, settling, pause, "host:1", work_seconds=100.0)
 
 
 @pytest.fixture
 async def claiming(attempts: Attempts) -> Claiming:
     return Claiming(attempts)
-
-
-class Children:
-    """Child processes as a consumer sees them."""
-
-    unfiltered_for = ""
 
 
 class Running:
@@ -154,7 +145,7 @@ class Running:
     def __init__(
         self, jobs: Jobs, redis: Redis, queue: Queue, ledger: Ledger, attempts: Attempts, pause: Pause, slots: int
     ) -> None:
-        self.slots, self.pause, self.children = Slots(slots), pause, Children()
+        self.slots, self.pause = Slots(slots), pause
         self.consumer = Consumer(
             jobs,
             redis=redis,
@@ -163,15 +154,13 @@ class Running:
             attempts=attempts,
             slots=self.slots,
             pause=pause,
-            children=self.children,
             worker="host:1",
-            job_seconds=100.0,
+            is_filtered=True,
         )
         self.task = asyncio.create_task(self.consumer.run())
 
     async def end(self) -> None:
         await cancel(self.task)
-        await cancel(*self.consumer._tasks)
 
 
 @pytest.fixture
@@ -364,7 +353,7 @@ async def test_a_job_that_a_dead_worker_had_begun_is_run(
     image = await queued(ledger)
     left = f"{WORK}:{LEDGER_NAME}:{image.id}:{image.attempt}"
     for key in (f"arq:in-progress:{left}", f"arq:retry:{left}", f"arq:result:{left}"):
-        await redis.set(key, "1")
+        await redis.set(key, "1000")
     start()
 
     await queue.enqueue(image)
@@ -459,7 +448,7 @@ async def test_a_lost_connection_leaves_the_running_job_alone_and_the_queue_goes
     await until(lambda: claiming.started == [before.id])
 
     valkey.end()
-    await until(lambda: "the queue is away" in caplog.messages)
+    await until(lambda: "redis is left alone" in caplog.messages)
     valkey.start_again()
     await until(lambda: not breaker.is_open)
     after = await queued(ledger)
@@ -496,7 +485,7 @@ async def test_a_job_that_ends_while_redis_is_away_has_ended(
     await claimed(ledger, image)
 
     valkey.end()
-    await until(lambda: "the queue is away" in caplog.messages)
+    await until(lambda: "redis is left alone" in caplog.messages)
     worked.open.set()
     await until(lambda: not running.consumer._tasks)
 
@@ -527,7 +516,6 @@ async def test_without_redis_work_is_taken_from_the_ledger_in_its_order(
     await until(lambda: all_are_ready(ledger, [bulk, *uploads, later]))
     assert claiming.started == [image.id for image in (*uploads, bulk, later)]
     assert claiming.at_once == 1
-    assert caplog.messages.count("the queue is away") == 1
 
 
 async def test_without_redis_the_next_work_begins_when_a_slot_becomes_free(
@@ -538,8 +526,8 @@ async def test_without_redis_the_next_work_begins_when_a_slot_becomes_free(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("worker.consumer._ASK_SECONDS", 3600.0)
-    monkeypatch.setattr("worker.consumer._WAIT_SECONDS", 3600.0)
+    for name in ("_ASK_SECONDS", "_WAIT_SECONDS", "_PREEMPT_AWAY_SECONDS"):
+        monkeypatch.setattr(f"worker.consumer.{name}", 3600.0)
     images = [await queued(ledger) for _ in range(5)]
     claiming.open.clear()
     valkey.end()
@@ -615,50 +603,66 @@ async def test_a_redis_that_refuses_to_be_written_to_stops_no_work(
     await until(lambda: all_are_ready(ledger, images))
 
 
-class CountingLedger(Ledger):
-    """Counts how often it is asked for work."""
+class TimingLedger(Ledger):
+    """Notes when it is asked for work, and when it is asked for urgent work."""
 
-    asked = 0
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.asked: list[float] = []
+        self.asked_for_urgent: list[float] = []
 
     async def claim_next(self, worker: str) -> Image | None:
-        self.asked += 1
+        self.asked.append(asyncio.get_running_loop().time())
         return await super().claim_next(worker)
 
+    async def is_waiting(self, lane: Lane) -> bool:
+        if lane is Lane.DEMAND:  # else it is asked by `claim_next`
+            self.asked_for_urgent.append(asyncio.get_running_loop().time())
+        return await super().is_waiting(lane)
 
-async def test_an_idle_worker_without_redis_does_not_storm_the_ledger(
-    settings: Settings,
-    storage: DiskStorage,
+
+@pytest.fixture
+async def timing(settings: Settings) -> AsyncIterator[TimingLedger]:
+    ledger = TimingLedger.connect(settings)
+    assert isinstance(ledger, TimingLedger)
+    yield ledger
+    await ledger.close()
+
+
+def least_gap(times: list[float]) -> float:
+    return min(later - earlier for earlier, later in itertools.pairwise(times))
+
+
+async def test_without_redis_a_worker_leaves_the_ledger_alone_between_two_requests(
     valkey: Valkey,
     redis: Redis,
     queue: Queue,
+    timing: TimingLedger,
+    storage: DiskStorage,
     settling: Settling,
     pause: Pause,
-    worked: Worked,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It asks once each time, and then waits."""
-    waits: list[float] = []
-    real = asyncio.wait_for
-
-    async def wait_for(work: Any, seconds: float) -> Any:
-        waits.append(seconds)
-        return await real(work, seconds / 100)
-
-    monkeypatch.setattr("worker.consumer.asyncio.wait_for", wait_for)
-    ledger = CountingLedger.connect(settings)
-    assert isinstance(ledger, CountingLedger)
+    """An idle one asks for work. A full one asks for urgent work, and less often: an idle worker is to take that."""
+    assert _PREEMPT_AWAY_SECONDS > _ASK_SECONDS
+    monkeypatch.setattr("worker.consumer._ASK_SECONDS", 0.1)
+    monkeypatch.setattr("worker.consumer._PREEMPT_AWAY_SECONDS", 0.2)
+    attempts = Attempts(timing, storage, queue, settling, pause, "host:1", work_seconds=100.0)
+    claiming = Claiming(attempts)
+    claiming.open.clear()
     valkey.end()
-    running = Running(
-        worked, redis, queue, ledger, Attempts(ledger, storage, queue, settling, pause, "host:1"), pause, SLOTS
-    )
+    running = Running(claiming, redis, queue, timing, attempts, pause, slots=1)
 
-    await until(lambda: ledger.asked >= 5)
-    asked, waited = ledger.asked, list(waits)
+    await until(lambda: len(timing.asked) >= 5)
+    idle = list(timing.asked)
+    await bulk_work(timing)
+    await until(lambda: claiming.started)
+    await until(lambda: len(timing.asked_for_urgent) >= 4)
     await running.end()
-    await ledger.close()
 
-    assert set(waited) <= {_ASK_SECONDS}
-    assert asked <= len(waited) + 1
+    # Timers are never early, but for the clock's resolution.
+    assert least_gap(idle) > 0.099
+    assert least_gap(timing.asked_for_urgent) > 0.199
 
 
 # Preemption
@@ -674,15 +678,18 @@ async def is_handed_back(ledger: Ledger, image: Image) -> bool:
 
 
 @pytest.mark.usefixtures("deaf_to_time")
+@pytest.mark.parametrize("lane", [Lane.UPLOAD, Lane.DEMAND])
 @pytest.mark.parametrize("is_redis_there", [True, False])
-async def test_bulk_work_makes_room_for_an_upload_and_is_done_later(
+async def test_bulk_work_makes_room_for_more_urgent_work_and_is_done_later(
     ledger: Ledger,
     valkey: Valkey,
     queue: Queue,
     claiming: Claiming,
     start: Start,
     is_redis_there: bool,
+    lane: Lane,
 ) -> None:
+    seen = await ready(ledger)
     bulk, waiting = await bulk_work(ledger, 2)
     claiming.open.clear()
     if is_redis_there:
@@ -692,16 +699,17 @@ async def test_bulk_work_makes_room_for_an_upload_and_is_done_later(
     start(claiming, slots=1)
     await until(lambda: claiming.started == [bulk.id])
 
-    upload = await queued(ledger)
+    urgent = await queued(ledger) if lane is Lane.UPLOAD else await ledger.request_renditions(seen, lane)
+    assert urgent is not None
     if is_redis_there:
-        await queue.enqueue(upload)
+        await queue.enqueue(urgent)
 
-    await until(lambda: claiming.started == [bulk.id, upload.id])
+    await until(lambda: claiming.started == [bulk.id, urgent.id])
     await until(lambda: is_handed_back(ledger, bulk))
     claiming.open.set()
-    await until(lambda: all_are_ready(ledger, [upload]))
+    await until(lambda: all_are_ready(ledger, [urgent]))
     # Both bulk images are done after it, in their own order.
-    await until(lambda: claiming.started == [bulk.id, upload.id, bulk.id, waiting.id])
+    await until(lambda: claiming.started == [bulk.id, urgent.id, bulk.id, waiting.id])
     await until(lambda: all_are_ready(ledger, [bulk, waiting]))
     assert (await latest(ledger, bulk)).losses == 0
 
@@ -778,6 +786,7 @@ async def test_a_worker_that_takes_nothing_new_preempts_nothing(
     await until(turns(queue, monkeypatch))
 
     assert claiming.started == [bulk.id]
+    assert running.slots.free == 0
     assert (await latest(ledger, bulk)).worker == "host:1"
 
 
@@ -819,13 +828,65 @@ async def test_who_is_told_to_stop_takes_nothing_new_and_lets_running_jobs_end(
     await until(turns(queue, monkeypatch))
     await queue.enqueue(second)
     await until(turns(queue, monkeypatch))
+    alive_meanwhile = await queue.workers_alive()
     worked.open.set()
-    await until(lambda: worked.ended)
-    await until(turns(queue, monkeypatch))
+    await running.task
 
     assert worked.started == worked.ended == [first.id]
     assert await redis.zcard(queue.name) == 1
-    assert await queue.workers_alive() == ["host:1"]
+    assert alive_meanwhile == ["host:1"]
+
+
+async def test_an_idle_worker_that_is_told_to_stop_ends(redis: Redis, start: Start) -> None:
+    running = start()
+    await until(is_listening(redis))
+
+    running.consumer.stop()
+
+    await running.task
+
+
+@pytest.mark.usefixtures("restless")
+async def test_who_is_told_to_stop_waits_for_a_job_that_is_taken_and_not_yet_claimed(
+    ledger: Ledger, queue: Queue, attempts: Attempts, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, may_claim = asyncio.Event(), asyncio.Event()
+
+    class Late(Claiming):
+        async def work(self, image_id: str, slot: Slot) -> None:
+            taken.set()
+            await may_claim.wait()
+            await super().work(image_id, slot)
+
+    running = start(Late(attempts))
+    image = await queued(ledger)
+    await queue.enqueue(image)
+    await taken.wait()
+
+    running.consumer.stop()
+    await until(turns(queue, monkeypatch))
+    has_ended_early = running.task.done()
+    may_claim.set()
+    await running.task
+
+    assert not has_ended_early
+    assert await all_are_ready(ledger, [image])
+
+
+async def test_a_consumer_that_is_cancelled_ends_after_its_work_which_is_handed_back(
+    ledger: Ledger, queue: Queue, claiming: Claiming, start: Start
+) -> None:
+    """After that its caller may close ledger and storage."""
+    claiming.open.clear()
+    running = start(claiming)
+    image = await queued(ledger)
+    await queue.enqueue(image)
+    await until(lambda: claiming.started)
+
+    await cancel(running.task)
+
+    assert await is_handed_back(ledger, image)
+    assert not running.consumer._tasks
 
 
 @pytest.mark.usefixtures("restless")
@@ -840,7 +901,12 @@ async def test_who_was_told_to_stop_takes_nothing_when_redis_is_back_either(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    start().consumer.stop()
+    worked.open.clear()
+    running = start()
+    first = await queued(ledger)
+    await queue.enqueue(first)
+    await until(lambda: worked.started)
+    running.consumer.stop()
     valkey.end()
 
     await until(lambda: "redis is left alone" in caplog.messages)
@@ -849,7 +915,7 @@ async def test_who_was_told_to_stop_takes_nothing_when_redis_is_back_either(
     await queue.enqueue(await queued(ledger))
     await until(turns(queue, monkeypatch))
 
-    assert worked.started == []
+    assert worked.started == [first.id]
     assert await redis.zcard(queue.name) == 1
 
 
@@ -905,17 +971,25 @@ async def test_arq_logs_no_traceback_however_an_attempt_ends(
     assert [record for record in caplog.records if record.name.startswith("arq") and record.levelno > 20] == []
 
 
-async def test_a_consumer_leaves_every_decision_to_the_ledger(start: Start) -> None:
-    arq = start().consumer._arq
+async def test_a_job_that_fails_is_not_run_again_and_leaves_nothing(
+    ledger: Ledger, queue: Queue, redis: Redis, start: Start
+) -> None:
+    """Only the ledger issues work again."""
 
-    names = ("retry_jobs", "keep_result_s", "keep_result_forever", "job_timeout_s")
+    class Failing(Worked):
+        async def do(self, image_id: str, slot: Slot) -> None:
+            self.started.append(image_id)
+            raise asyncio.CancelledError if len(self.started) == 1 else RuntimeError
 
-    assert [function.name for function in arq.functions.values()] == [WORK]
-    assert {function.max_tries for function in arq.functions.values()} == {None}
-    assert arq.max_tries > 10**9
-    assert {name: getattr(arq, name) for name in names} == {
-        "retry_jobs": False,
-        "keep_result_s": 0,
-        "keep_result_forever": False,
-        "job_timeout_s": 100.0,
-    }
+    failing = Failing()
+    images = [await queued(ledger) for _ in range(2)]
+    await queue.enqueue(*images)
+
+    start(failing, slots=1)
+    await until(lambda: len(failing.started) == 2)
+
+    async def nothing_is_left() -> bool:
+        return not [key for key in await redis.keys() if key.startswith(b"arq:")]
+
+    await until(nothing_is_left)
+    assert failing.started == [image.id for image in images]

@@ -29,7 +29,7 @@ from tests.services import put, put_original
 from tests.worker import toy_format
 from tests.worker.pictures import encoded, photo
 from worker.attempts import Attempts
-from worker.jobs import SLOTS, Jobs
+from worker.jobs import Jobs
 from worker.pause import Pause
 from worker.renderer.formats import FORMATS
 from worker.renderer.pool import Renderer
@@ -40,7 +40,7 @@ async def work(jobs: Jobs, image: Image) -> None:
     """Do the work that waits on an image, as arq would."""
     with Slots(1).reserve() as slot:
         slot.begin()
-        await jobs.work({SLOTS: {"work:1": slot}, "job_id": "work:1"}, image.id)
+        await jobs.work(image.id, slot)
 
 
 #: The digest of what a JPEG is made by.
@@ -57,7 +57,7 @@ async def renderer(settings: Settings) -> AsyncIterator[Renderer]:
 
 @pytest.fixture
 def attempts(ledger: Ledger, storage: Storage, queue: Queue, settling: Settling) -> Attempts:
-    return Attempts(ledger, storage, queue, settling, Pause(), "host:1")
+    return Attempts(ledger, storage, queue, settling, Pause(), "host:1", work_seconds=100.0)
 
 
 @pytest.fixture

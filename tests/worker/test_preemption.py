@@ -52,7 +52,7 @@ async def consuming(
     """A consumer of one slot that runs."""
     identity = await check_storage(ledger, storage, settings)
     pause = Pause()
-    attempts = Attempts(ledger, storage, queue, settling, pause, "host:1")
+    attempts = Attempts(ledger, storage, queue, settling, pause, "host:1", work_seconds=100.0)
     consumer = Consumer(
         Jobs(settings, identity, storage, renderer, attempts),
         redis=redis,
@@ -61,15 +61,12 @@ async def consuming(
         attempts=attempts,
         slots=Slots(1),
         pause=pause,
-        children=renderer,
         worker="host:1",
-        job_seconds=100.0,
+        is_filtered=True,
     )
     task = asyncio.create_task(consumer.run())
     yield consumer
     await cancel(task)
-    attempts.stop()
-    await attempts.finish(30.0)
 
 
 async def uploaded(ledger: Ledger, storage: DiskStorage, queue: Queue) -> Image:

@@ -56,7 +56,7 @@ def test_a_slot_is_free_again_if_no_work_was_found_for_it() -> None:
         free_meanwhile = slots.free
 
     assert (free_meanwhile, slots.free) == (0, 1)
-    assert not slots.freed.is_set()
+    assert not slots.changed.is_set()
 
 
 def test_a_slot_is_free_again_if_looking_for_work_has_failed() -> None:
@@ -140,20 +140,8 @@ async def test_it_is_told_when_a_slot_is_free(how: str) -> None:
         case "preempted":
             slot.preempt()
 
-    assert slots.freed.is_set()
+    assert slots.changed.is_set()
     assert slots.free == 1
-
-
-async def test_what_rendering_costs_is_told_without_the_time_for_storing(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr("worker.slots.time.monotonic", lambda: now)
-    slot = begun(Slots(1))
-    now = 103.0
-
-    await slot.leave()
-    now = 110.0
-
-    assert slot.seconds == 3.0
 
 
 # Preemption
@@ -179,18 +167,16 @@ def test_more_urgent_work_makes_no_room() -> None:
     assert slots.preemptible() is None
 
 
-@pytest.mark.parametrize(("lane", "may"), [(None, True), (Lane.BULK, True), (Lane.UPLOAD, False)])
-def test_work_that_has_claimed_nothing_yet_may_turn_out_to_be_preemptible(lane: Lane | None, may: bool) -> None:
+def test_it_is_told_when_the_work_in_a_slot_is_known() -> None:
     """A consumer that took it for urgent would look for uploads only half a second later."""
-    slots = Slots(2)
-    occupied(slots, Lane.DEMAND)
+    slots = Slots(1)
+    slot: Any = begun(slots)
+    slots.changed.clear()
 
-    if lane is None:
-        begun(slots)
-    else:
-        occupied(slots, lane)
+    slot.set_attempt(Attempt(Lane.BULK))
 
-    assert slots.may_become_preemptible() is may
+    assert slots.changed.is_set()
+    assert slots.preemptible() is slot
 
 
 async def test_what_is_rendered_makes_no_room_any_more() -> None:

@@ -62,6 +62,11 @@ class RenderSession:
         #: The length and SHA-256 (hex) of each rendition.
         self.written: dict[Output, tuple[int, str]] = {}
 
+    @property
+    def seconds(self) -> float:
+        """The seconds that the child has worked on the picture. To wait for the pixel budget does not count."""
+        return self._settings.render_wall_seconds - self._seconds_left
+
     async def read_header(self) -> None:
         """Set `size` and `format`. Raises RenderFailure, ChildLost or StorageUnavailable."""
         settings = self._settings
