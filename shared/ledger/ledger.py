@@ -300,15 +300,12 @@ class Ledger:
         # Only move the turn later. At an earlier turn, the owner's next work would overtake work that waits.
         late = seconds - _expected_seconds(attempt.original.bytes)
         if late > LATE_SECONDS:
-            await self._put_off(attempt.owner, late)
+            correction = {"of_owner": attempt.owner or "", "of_seconds": late}
+            # In its own transaction, after the publication: a frozen upload may have locked the owner's row, and all
+            # publications wait for the counter's. If this update is lost, only the order of work changes.
+            with contextlib.suppress(LedgerUnavailable):
+                await self._database.write(lambda connection: connection.execute(_CORRECT, correction))
         return published
-
-    async def _put_off(self, owner: str | None, seconds: float) -> None:
-        # In its own transaction, after the publication: a frozen upload may have locked the owner's row, and all
-        # publications wait for the counter's. If this update is lost, only the order of work changes.
-        with contextlib.suppress(LedgerUnavailable):
-            values = {"of_owner": owner or "", "of_seconds": seconds}
-            await self._database.write(lambda connection: connection.execute(_CORRECT, values))
 
     def _owed_by(self, attempt: Image, made: Mapping[str, Rendition]) -> tuple[DebtKind, ...]:
         """Return the debts of a publication. A new format of a ready image changes neither records nor old files."""
@@ -336,11 +333,7 @@ class Ledger:
 
     async def count_loss(self, attempt: Image) -> Image | None:
         """Count a loss. The work waits again, and the caller enqueues it. After MOST_LOSSES the work is given up."""
-
-        async def work(connection: AsyncConnection) -> Image | None:
-            return await _lose(connection, attempt)
-
-        return await self._database.write(work)
+        return await self._database.write(lambda connection: _lose(connection, attempt))
 
     # More renditions of a ready image, which stays ready meanwhile
 
@@ -403,10 +396,11 @@ class Ledger:
         """Queue a failed image again with its counts reset. The caller enqueues it."""
 
         is_failed = and_(images.c.id == image_id, images.c.status == Status.FAILED)
-        no_error = {"error_type": None, "error_detail": None}
-        values = {"status": Status.QUEUED, "work": Work.CONVERT, "modified": now(), **no_error, **_NEW_WORK}
+        values = {"status": Status.QUEUED, "work": Work.CONVERT, "error_type": None, "error_detail": None}
         return await self._database.write(
-            lambda connection: _put_in_order(connection, is_failed, {}, Lane.UPLOAD, values)
+            lambda connection: _put_in_order(
+                connection, is_failed, {}, Lane.UPLOAD, {**values, **_NEW_WORK, "modified": now()}
+            )
         )
 
     async def remove(self, image: Image) -> None:
@@ -450,13 +444,10 @@ class Ledger:
     async def paid(self, paid: Sequence[Debt]) -> None:
         """Record that debts are paid."""
         if paid:
-            # Rows are locked in the same order everywhere. With different orders, two transactions could deadlock.
-            ids = sorted(debt.id for debt in paid)
-
-            async def work(connection: AsyncConnection) -> None:
-                await connection.execute(_PAID, {"of_ids": ids})
-
-            await self._database.write(work)
+            # PostgreSQL chooses the order in which it locks the rows. If two payers deadlock, one of them raises
+            # NothingCommitted, and its debts are taken again.
+            ids = [debt.id for debt in paid]
+            await self._database.write(lambda connection: connection.execute(_PAID, {"of_ids": ids}))
 
     async def take_debts(self, kind: DebtKind) -> list[Image]:
         """Take the oldest due debts of a kind. Returns their images, each with only these debts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -24,8 +24,6 @@ from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 
 from shared.images import Status
-
-T = TypeVar("T")
 
 #: The migration that this code needs. An older ledger is refused at start.
 REVISION = "0004"
@@ -130,18 +128,18 @@ Index("debts_due", debts.c.kind, debts.c.due)
 Index("debts_of_image", debts.c.image_id)
 
 
-class _Expression(FunctionElement[T]):
+class _Expression(FunctionElement[Any]):
     """An expression that each database writes in its own SQL."""
 
     sql: ClassVar[Mapping[str, str]]
 
 
 @compiles(_Expression)
-def _sql_of(element: _Expression[Any], compiler: Any, **kw: Any) -> str:
+def _sql_of(element: _Expression, compiler: Any, **kw: Any) -> str:
     return element.sql[compiler.dialect.name]
 
 
-class now(_Expression[float]):
+class now(_Expression):
     """The database's clock in seconds since the epoch. The clocks of other machines may differ."""
 
     type = Double()
@@ -155,7 +153,7 @@ class now(_Expression[float]):
     }
 
 
-class debts_of_image(_Expression[str]):
+class debts_of_image(_Expression):
     """The debts of each row of `images`, as `kind:id,kind:id`; null for none."""
 
     type = Text()

@@ -37,10 +37,9 @@ def create_engine(settings: Settings, existing: bool = False, migrating: bool = 
     """
     url = make_url(settings.database_url).set(drivername="sqlite+aiosqlite")
     database = url.database or ""
-    busy_seconds = _RELEASE_SECONDS if migrating else BUSY_SECONDS
     engine = create_async_engine(
         url,
-        async_creator=lambda: _connected(database, existing, busy_seconds),
+        async_creator=lambda: _connected(database, existing, _RELEASE_SECONDS if migrating else BUSY_SECONDS),
         pool_size=4,
         max_overflow=0,
         pool_timeout=10,
