@@ -199,10 +199,24 @@ _PAID = delete(debts).where(
         ["tests/integration/test_preemption.py", "-k", "done_afterwards"],
     ),
     Planted(
+        "nothing makes room",
+        "worker/consumer.py",
+        "            slot.preempt()\n",
+        "            pass\n",
+        ["tests/worker/test_consumer.py", "-k", "makes_room"],
+    ),
+    Planted(
+        "a cancelled claim is not handed back",
+        "worker/attempts.py",
+        "                await self._ledger.hand_back(image, 0.0)\n",
+        "                pass\n",
+        ["tests/worker/test_attempts.py", "-k", "cancelled"],
+    ),
+    Planted(
         "workers wait for Redis",
         "worker/consumer.py",
         "            await self._take_from_ledger()\n",
-        "",
+        "            await self._wait_for_slot(_WAIT_SECONDS)\n",
         ["tests/crash/test_redis_away.py", "-k", "without_it"],
     ),
 )

@@ -288,7 +288,6 @@ CONVERTING = _here(
 #: A worker takes work from the ledger, for Redis is away. What it claims has no name before: it takes the first one.
 WITHOUT_REDIS = (
     Point("without Redis: claimed", "after", _COMMIT, f"{_LEDGER}.claim_next", about="", attempt=2, leases=1),
-    Point("without Redis: claimed, not begun", "before", "worker.jobs:Jobs.work_on", about="", attempt=2, leases=1),
     Point("without Redis: claimed, not committed", "before", _COMMIT, f"{_LEDGER}.claim_next", about=""),
 )
 

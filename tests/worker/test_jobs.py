@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from unittest.mock import ANY
 
@@ -20,7 +20,7 @@ from shared.ledger import Identity, Ledger
 from shared.redis.notices import Announcer
 from shared.redis.queue import Queue
 from shared.redis.response_cache import ResponseCache
-from shared.renditions import FULL, attempt_prefix, original_key, rendition_key, renditions_prefix
+from shared.renditions import FULL, Rendition, Size, attempt_prefix, original_key, rendition_key, renditions_prefix
 from shared.settings import Settings
 from shared.settling import Settling
 from shared.storage import Storage
@@ -28,11 +28,13 @@ from tests.ledgers import latest, queued
 from tests.services import put, put_original
 from tests.worker import toy_format
 from tests.worker.pictures import encoded, photo
+from worker.attempt import Attempt
 from worker.attempts import Attempts
 from worker.jobs import Jobs
 from worker.pause import Pause
 from worker.renderer.formats import FORMATS
 from worker.renderer.pool import Renderer
+from worker.renderer.session import RenderSession
 from worker.slots import Slots
 
 
@@ -109,6 +111,23 @@ async def test_an_upload_becomes_a_jpeg_and_its_ladder_of_thumbnails(
     assert (await stored_pictures(storage, image)).keys() == {FULL, "320x180.jpeg", "160x90.jpeg"}
     assert await storage.read(original_key(image.id)) == tutorials_picture()
     assert await storage.sweep_drafts(-1) == 0
+
+
+async def test_an_owner_is_billed_for_what_the_child_has_worked(
+    ledger: Ledger, storage: Storage, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    billed: list[float] = []
+
+    async def publish(attempt: Attempt, size: Size, renditions: Iterable[Rendition], *, seconds: float) -> None:
+        billed.append(seconds)
+        attempt.published = await ledger.publish(attempt.image, size, renditions, seconds=seconds)
+
+    monkeypatch.setattr(Attempt, "publish", publish)
+    monkeypatch.setattr(RenderSession, "seconds", 123.0)
+
+    await converted(ledger, storage, jobs)
+
+    assert billed == [123.0]
 
 
 async def test_a_small_picture_has_no_thumbnails(ledger: Ledger, storage: Storage, jobs: Jobs) -> None:

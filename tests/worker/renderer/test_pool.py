@@ -868,6 +868,21 @@ async def test_pictures_wait_for_the_pixel_budget(start_renderer: StartRenderer,
             assert (200, 150) in await second
 
 
+async def test_seconds_are_those_in_which_the_child_works(start_renderer: StartRenderer, original: Original) -> None:
+    """Owners are billed by them: not for the work that is before theirs."""
+    renderer = await start_renderer(pixel_budget=16)
+    async with renderer.open(original(GOOD)) as opened:
+        header = opened.seconds
+        with TemporaryFile() as draft:
+            async with renderer._budget.hold(16):
+                rendering = asyncio.create_task(opened.render({jpeg_of((200, 150)): draft.fileno()}))
+                await until(renderer._budget._turn.locked)
+                waiting = opened.seconds
+            await rendering
+
+        assert 0 < header == waiting < opened.seconds
+
+
 async def test_waiting_for_the_pixel_budget_does_not_count_as_rendering(
     start_renderer: StartRenderer, original: Original
 ) -> None:
