@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image as Pictures
@@ -40,7 +41,11 @@ DONE_SECONDS = 120.0
 MOST_MILLISECONDS = 200.0
 SEED = 14
 
-_NOTE_LOSSES = """
+_NOTE_WORK = """
+CREATE TABLE work_notes (id TEXT, work TEXT, at REAL);
+CREATE TRIGGER note_work AFTER UPDATE OF work ON images BEGIN
+    INSERT INTO work_notes VALUES (NEW.id, NEW.work, (julianday('now') - 2440587.5) * 86400.0);
+END;
 CREATE TABLE losses (id TEXT);
 CREATE TRIGGER note_loss AFTER UPDATE OF losses ON images WHEN NEW.losses > OLD.losses BEGIN
     INSERT INTO losses VALUES (NEW.id);
@@ -77,8 +82,17 @@ async def make_again(service: Service, folder: Path, image_ids: Sequence[str]) -
         await ledger.close()
 
 
-def measure(service: Service, ledger: sqlite3.Connection, folder: Path, uploads: int) -> tuple[list[float], int]:
-    """Return the milliseconds from each upload's row to its claim, and how often bulk work began."""
+@dataclass
+class Measured:
+    #: Milliseconds from each upload's row to its claim, and to `ready`.
+    to_claim: list[float] = field(default_factory=list)
+    to_ready: list[float] = field(default_factory=list)
+    #: Seconds from each bulk image's request to the end of its work, and how often bulk work began.
+    bulk_seconds: list[float] = field(default_factory=list)
+    begun: int = 0
+
+
+def measure(service: Service, ledger: sqlite3.Connection, folder: Path, uploads: int) -> Measured:
     moments = random.Random(SEED)  # noqa: S311 - no secret
     bulk = [service.upload(slow_picture()) for _ in range(BULK)]
 
@@ -88,20 +102,25 @@ def measure(service: Service, ledger: sqlite3.Connection, folder: Path, uploads:
     until(lambda: ids("status = 'ready'") >= {*bulk}, "an image is not ready", DONE_SECONDS)
     until(lambda: not ledger.execute("SELECT 1 FROM debts").fetchall(), "what is owed is not paid")
     asyncio.run(make_again(service, folder, bulk))
-    waits = []
+    measured = Measured()
     for _ in range(uploads):
         until(lambda: ids("worker IS NOT NULL") <= {*bulk} and ids("worker IS NOT NULL") != set(), every=0.01)
         time.sleep(moments.uniform(0.2, LATEST_SECONDS))  # into the middle of a bulk render
         image_id = service.upload(tiny_picture())
         until(lambda image_id=image_id: image_id in ids("status = 'ready'"), "an upload is not ready")  # type: ignore[misc] # a default is no argument
         noted = dict(ledger.execute("SELECT status, at FROM notes WHERE id = ?", (image_id,)).fetchall())
-        waits.append((noted["processing"] - noted["queued"]) * 1000)
+        measured.to_claim.append((noted["processing"] - noted["queued"]) * 1000)
+        measured.to_ready.append((noted["ready"] - noted["queued"]) * 1000)
     until(lambda: not ids("work IS NOT NULL"), "bulk work is not done", DONE_SECONDS)
     rows = ledger.execute("SELECT id, attempt, status FROM images").fetchall()
     if {status for _, _, status in rows} != {"ready"} or ledger.execute("SELECT 1 FROM losses").fetchall():
         raise SystemExit("an image was lost or has failed")
+    for image_id in bulk:
+        noted = dict(ledger.execute("SELECT work, max(at) FROM work_notes WHERE id = ? GROUP BY work", (image_id,)))
+        measured.bulk_seconds.append(noted[None] - noted["renditions"])
     # The first attempt was the conversion.
-    return waits, sum(attempt - 1 for image_id, attempt, _ in rows if image_id in bulk)
+    measured.begun = sum(attempt - 1 for image_id, attempt, _ in rows if image_id in bulk)
+    return measured
 
 
 def main() -> int:
@@ -110,20 +129,21 @@ def main() -> int:
         tempfile.TemporaryDirectory() as name,
         run_service(
             Path(name),
-            ledger_script=NOTE_STATUSES + _NOTE_LOSSES,
+            ledger_script=NOTE_STATUSES + _NOTE_WORK,
             PYTHONPATH=str(Path(__file__).parent / "planted"),
             ASGI_LOOK_RENDER_SLOTS="1",
             ASGI_LOOK_LOG_LEVEL="ERROR",
         ) as service,
         closing(sqlite3.connect(service.ledger_file, timeout=10)) as ledger,
     ):
-        waits, begun = measure(service, ledger, Path(name), uploads)
-    print(
-        f"an upload's row to its claim, beside bulk work of {BULK_SECONDS} s in the only slot: "
-        f"median {statistics.median(waits):.0f} ms, worst {max(waits):.0f} ms ({uploads} uploads)"
-    )
-    print(f"bulk work of {BULK} images: begun {begun} times, done, no loss counted")
-    return int(max(waits) > MOST_MILLISECONDS)
+        measured = measure(service, ledger, Path(name), uploads)
+    print(f"beside bulk work of {BULK_SECONDS} s in the only slot, {uploads} uploads:")
+    for what, milliseconds in (("its claim", measured.to_claim), ("ready", measured.to_ready)):
+        middle, worst = statistics.median(milliseconds), max(milliseconds)
+        print(f"an upload's row to {what}: median {middle:.0f} ms, worst {worst:.0f} ms")
+    took = ", ".join(f"{seconds:.0f} s" for seconds in measured.bulk_seconds)
+    print(f"bulk work of {BULK} images: begun {measured.begun} times, done {took} after its request, no loss counted")
+    return int(max(measured.to_claim) > MOST_MILLISECONDS)
 
 
 if __name__ == "__main__":
