@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import os
 import secrets
@@ -143,13 +142,18 @@ class DiskStorage:
         path = self._path(key)
 
         def remove() -> None:
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                path.unlink()
-                # Fsync the folder first, then the unlinked file. While the file is open, no other file gets its blocks.
-                # Without a journal, the disk may still list the file under its draft's name. A repair after a power cut
-                # would then take blocks of another file for those of this file.
-                fsync_path(path.parent)
-                os.fsync(file.fileno())
+            try:
+                with path.open("rb") as file:
+                    path.unlink()
+                    # Fsync the folder first, then the unlinked file. While the file is open, no other file gets its
+                    # blocks. Without a journal, the disk may still list the file under its draft's name. A repair after
+                    # a power cut would then take blocks of another file for those of this file.
+                    fsync_path(path.parent)
+                    os.fsync(file.fileno())
+            except FileNotFoundError:
+                # Another process may have removed the file and died before its fsync.
+                with contextlib.suppress(FileNotFoundError):
+                    fsync_path(path.parent)
 
         await in_thread(self._root, remove)
 
@@ -215,7 +219,7 @@ def _run_together(fsyncs: Sequence[Callable[[], None]]) -> None:
     They share one write of the disk's journal. Six files one after the other take four times as long.
     """
     # Wait for all of them, also if one fails: none may run while the caller cleans up.
-    running = [_fsync_threads.submit(contextvars.copy_context().run, fsync) for fsync in fsyncs]
+    running = [_fsync_threads.submit(fsync) for fsync in fsyncs]
     for failure in [each.exception() for each in running]:
         if failure is not None:
             raise failure

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import NoSuchKey, StorageFull, StorageUnavailable
+from shared.errors import StorageFull, StorageUnavailable
 from shared.renditions import original_key
 from shared.storage.disk import DiskStorage
 from shared.storage.disk_draft import WRITTEN_AT_ONCE, DiskDraft
@@ -148,11 +148,24 @@ async def test_what_is_deleted_is_not_brought_back_by_a_power_cut(storage: DiskS
     events.clear()
 
     await storage.delete(original_key(ID))
-    await storage.delete(original_key(ID))
 
     assert not await storage.exists(original_key(ID))
     # Then the nameless file itself: its place must not be anybody else's while the disk still has it as this one's.
     assert events == [("fsync", "originals/01890/a5d"), ("fsync", f"originals/01890/a5d/{ID} (deleted)")]
+
+
+async def test_what_another_process_was_removing_when_it_died_is_not_brought_back_either(
+    storage: DiskStorage, tmp_path: Path, events: list[Event]
+) -> None:
+    """It died between its unlink and its fsync. Its debt is paid by a second delete."""
+    await put(storage, original_key(ID), b"the original")
+    (tmp_path / "originals/01890/a5d" / ID).unlink()
+    events.clear()
+
+    await storage.delete(original_key(ID))
+    await storage.delete(original_key(new_id()))
+
+    assert events == [("fsync", "originals/01890/a5d")]
 
 
 async def test_no_folder_grows_without_bound(storage: DiskStorage, tmp_path: Path) -> None:
@@ -170,32 +183,48 @@ async def test_no_folder_grows_without_bound(storage: DiskStorage, tmp_path: Pat
     }
 
 
-@pytest.mark.parametrize("crash_at", ["fsync-1", "rename-1", "fsync-5", "rename-2", "fsync-6", "never"])
+#: Kills its process at one call of `os.fsync` and the like, which the command line names.
+CRASHING = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from shared.storage.disk import DiskStorage
+from shared.storage.resumable import ResumableDraft
+
+storage, crash_at, image_id = DiskStorage(Path(sys.argv[1])), sys.argv[2], sys.argv[3]
+calls = {"fsync": 0, "rename": 0, "link": 0, "unlink": 0}
+
+def crashing(name):
+    real = getattr(os, name)
+    def call(*arguments):
+        calls[name] += 1
+        if f"{name}-{calls[name]}" == crash_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+    return call
+
+for name in calls:
+    setattr(os, name, crashing(name))
+"""
+
+
+async def crash(program: str, folder: Path, crash_at: str) -> None:
+    """Run a program that dies at this call, or ends if it is "never"."""
+    arguments = (sys.executable, "-c", CRASHING + textwrap.dedent(program), str(folder), crash_at, ID)
+    process = await asyncio.create_subprocess_exec(*arguments, cwd=ROOT)
+    assert await process.wait() == (0 if crash_at == "never" else -signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("crash_at", "whole"),
+    [("fsync-1", 0), ("fsync-7", 0), ("rename-1", 0), ("rename-2", 1), ("fsync-8", 2), ("never", 2)],
+)
 async def test_after_a_crash_there_is_the_whole_file_or_none(
-    storage: DiskStorage, tmp_path: Path, crash_at: str
+    storage: DiskStorage, tmp_path: Path, crash_at: str, whole: int
 ) -> None:
     """A process that is killed at any step of a put leaves nothing half-written under a key."""
-    program = textwrap.dedent("""
-        import asyncio, os, signal, sys
-        from pathlib import Path
-        from shared.storage.disk import DiskStorage
-
-        crash_at, calls = sys.argv[2], {"fsync": 0, "rename": 0}
-
-        def crashing(name):
-            real = getattr(os, name)
-            def call(*arguments):
-                calls[name] += 1
-                if f"{name}-{calls[name]}" == crash_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*arguments)
-            return call
-
-        os.fsync, os.rename = crashing("fsync"), crashing("rename")
-
+    program = """
         async def main():
-            storage = DiskStorage(Path(sys.argv[1]))
-            drafts = {f"renditions/01890a5d/1/{name}": await storage.draft() for name in ("a", "b")}
+            drafts = {f"renditions/{image_id}/1/{name}": await storage.draft() for name in ("a", "b")}
             for draft in drafts.values():
                 await draft.write(b"x" * 100_000)
             await storage.keep(drafts)
@@ -203,19 +232,12 @@ async def test_after_a_crash_there_is_the_whole_file_or_none(
                 await draft.discard()
 
         asyncio.run(main())
-    """)
+    """
 
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(tmp_path), crash_at, cwd=ROOT)
+    await crash(program, tmp_path, crash_at)
 
-    assert await process.wait() == (0 if crash_at == "never" else -signal.SIGKILL)
-    whole = 0
-    for name in ("a", "b"):
-        try:
-            assert await storage.read(f"renditions/01890a5d/1/{name}") == b"x" * 100_000
-            whole += 1
-        except NoSuchKey:
-            pass
-    assert whole == {"fsync-1": 0, "rename-1": 0, "fsync-5": 0, "rename-2": 1, "fsync-6": 0, "never": 2}[crash_at]
+    kept = {stored.key: stored.bytes async for stored in storage.listing("renditions")}
+    assert kept == {f"renditions/{ID}/1/{name}": 100_000 for name in ("a", "b")[:whole]}
     assert await storage.sweep_drafts(-1) == 2 - whole
 
 
@@ -238,40 +260,21 @@ async def sent(content: bytes) -> AsyncIterator[bytes]:
 async def test_after_a_crash_a_resumable_draft_is_a_beginning_and_goes_on(
     storage: DiskStorage, tmp_path: Path, crash_at: str, length: int, drafts: int
 ) -> None:
-    program = textwrap.dedent("""
-        import asyncio, os, signal, sys
-        from pathlib import Path
-        from shared.storage.disk import DiskStorage
-        from shared.storage.resumable import ResumableDraft
-
-        crash_at, calls = sys.argv[2], {"fsync": 0, "link": 0, "unlink": 0}
-
-        def crashing(name):
-            real = getattr(os, name)
-            def call(*arguments):
-                calls[name] += 1
-                if f"{name}-{calls[name]}" == crash_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*arguments)
-            return call
-
-        os.fsync, os.link, os.unlink = crashing("fsync"), crashing("link"), crashing("unlink")
-
+    program = """
         async def sent(content):
             yield content
 
         async def main():
-            draft = ResumableDraft(DiskStorage(Path(sys.argv[1])), "01890a5d")
+            draft = ResumableDraft(storage, image_id)
             for number in range(2):
                 await draft.append(number * 100_000, sent(bytes([number]) * 100_000))
 
         asyncio.run(main())
-    """)
+    """
 
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(tmp_path), crash_at, cwd=ROOT)
+    await crash(program, tmp_path, crash_at)
 
-    assert await process.wait() == (0 if crash_at == "never" else -signal.SIGKILL)
-    draft = ResumableDraft(storage, "01890a5d")
+    draft = ResumableDraft(storage, ID)
     assert await draft.length() == length
     content = (bytes(100_000) + b"\1" * 100_000)[:length] + b"the rest"
     await draft.append(length, sent(b"the rest"))

@@ -19,7 +19,8 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import Any
@@ -155,8 +156,19 @@ class _Arming(MetaPathFinder):
                 os._exit(97)
 
 
+def _inherit_context() -> None:
+    """Have the work of thread pools run in its caller's context, as that of `asyncio.to_thread` does."""
+    submit = ThreadPoolExecutor.submit
+
+    def submit_in_context(self: ThreadPoolExecutor, work: Function, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return submit(self, copy_context().run, work, *args, **kwargs)
+
+    ThreadPoolExecutor.submit = submit_in_context  # type: ignore[assignment,method-assign] # `within` needs it
+
+
 def _install() -> None:
     try:
+        _inherit_context()
         arms = [_Arm(**arm) for arm in json.loads(os.environ["CRASH_ARMS"])]
         sys.meta_path.insert(0, _Arming(arms))
     except Exception as exc:  # Python itself only mentions it, and goes on
