@@ -97,7 +97,7 @@ class TooManyWaiting(UploadRefused):
 class RenderFailure(AsgilookError):
     """Rendering failed because of the file. `type` is the problem type in the image's record."""
 
-    type = "unreadable-image"
+    type: str
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)

@@ -136,7 +136,6 @@ class TestStorage:
         assert await storage.read(key) == content
 
     async def test_a_draft_may_be_written_through_its_descriptor(self, storage: Storage) -> None:
-        """This is how children write renditions: the parent hands them the descriptor."""
         key = f"renditions/{new_id()}/1/image.jpeg"
         draft = await storage.draft()
 
@@ -364,6 +363,11 @@ class TestResumableDrafts:
         assert await draft.length() == 0
         assert await content_of(draft) == b""
 
+    @pytest.mark.parametrize("name", ["", "..", "0a1b2c", "01890A5D-AC96-774B-BCCE-B302099A8057", "01890a5dac96"])
+    async def test_a_name_that_is_no_uuid_is_refused(self, storage: Storage, name: str) -> None:
+        with pytest.raises(ValueError, match="UUID"):
+            ResumableDraft(storage, name)
+
     async def test_a_draft_goes_on_where_it_ended_in_any_process(self, processes: Processes) -> None:
         name, content = new_id(), os.urandom(100_000)
         for end, begun in ((1, 0), (70_000, 1), (100_000, 70_000)):
@@ -492,4 +496,13 @@ class TestResumableDrafts:
         assert await draft.length() == 2
         assert await sweep_resumable_drafts(storage, -86_400) == 1
         assert await sweep_resumable_drafts(storage, -86_400) == 0
+        assert await draft.length() == 0
+
+    async def test_what_has_no_uuid_for_a_name_does_not_end_a_sweep(self, storage: Storage) -> None:
+        draft = ResumableDraft(storage, new_id())
+        await draft.append(0, sent(b"x"))
+        await put(storage, "uploads/0a1b2c/1", b"x")
+
+        await sweep_resumable_drafts(storage, -86_400)
+
         assert await draft.length() == 0
