@@ -88,7 +88,7 @@ async def compare(address: str, seconds: float, folder: Path) -> None:
     """Print the time of a thumbnail from the store and from its copy, by storage itself."""
     os.environ.update(environment(address))
     store = ObjectStorage(new_prefix(), folder)
-    storage = CachedStorage(store, folder / "cache", 1024**3)
+    storage = CachedStorage(store, folder / "cache", 1024**3, floor=0)
     await storage.prepare()
     keys = await fill(store, THUMBNAILS)
     direct = store.read

@@ -34,7 +34,7 @@ class CachedStorage:
     The copies leave `floor` bytes of the disk free, which uploads need for drafts.
     """
 
-    def __init__(self, storage: Storage, folder: Path, bound: int, floor: int = 0) -> None:
+    def __init__(self, storage: Storage, folder: Path, bound: int, floor: int) -> None:
         self._storage = storage
         self._folder = folder
         self._cache = LocalCache(folder, bound)

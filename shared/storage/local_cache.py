@@ -78,12 +78,12 @@ class LocalCache:
         _, image_id, attempt, name = key.split("/")
         return self._folder / image_id[-1] / f"{image_id}.{attempt}.{name}"
 
-    def make_room(self, length: int, spare: int | None = None) -> list[Path] | None:
+    def make_room(self, length: int, spare: int) -> list[Path] | None:
         """Reserve room for a copy of `length` bytes. Returns the copies to remove for it, or None if it cannot fit.
 
         `spare` is how many more bytes of disk the copies may take. If it is negative, they must free so many.
         """
-        most = self._bound if spare is None else min(self._bound, self._copied + spare)
+        most = min(self._bound, self._copied + spare)
         if self._under_way + _on_disk(length) > most:
             return None
         self._under_way += _on_disk(length)

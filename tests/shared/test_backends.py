@@ -52,7 +52,7 @@ async def test_what_only_some_storages_do_is_found_through_copies_and_through_me
     assert abilities(open_storage(disk, cached=True)) == (False, False)
     assert abilities(open_storage(store)) == (True, False)
     assert abilities(open_storage(store, cached=True)) == (True, True)
-    assert abilities(CachedStorage(DiskStorage(tmp_path), tmp_path / "cache", 1 << 20)) == (False, True)
+    assert abilities(CachedStorage(DiskStorage(tmp_path), tmp_path / "cache", 1 << 20, floor=0)) == (False, True)
 
 
 def test_a_store_whose_own_variables_are_missing_is_named_at_the_start(
