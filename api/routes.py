@@ -11,6 +11,7 @@ from api.collaborators import Collaborators
 from api.health import Alive, Ready
 from api.images import ImageList, ImageRecord, Retry
 from api.metrics import Metrics
+from api.renditions.memory_door import FULL_ROUTE, THUMBNAIL_ROUTE
 from api.renditions.resources import Renditions
 from api.uploads import Uploads
 
@@ -29,8 +30,8 @@ def routes(web: Collaborators, uploads: Uploads) -> list[Route]:
         Route("/images", ImageList(web.ledger, web.settling, web.queue, web.waiter, uploads), {"POST": Scope.WRITE}),
         Route("/images/{image_id}", ImageRecord(web.ledger, web.settling, web.waiter), {"DELETE": Scope.DELETE}),
         Route("/images/{image_id}/retry", Retry(web.ledger, web.settling, web.queue), {"POST": Scope.WRITE}),
-        Route("/images/{image_id}.jpeg", renditions),
-        Route("/thumbnails/{image_id}/{size}.jpeg", renditions),
+        Route(FULL_ROUTE, renditions),
+        Route(THUMBNAIL_ROUTE, renditions),
         Route("/healthz", Alive()),
         Route("/readyz", Ready(web.ledger, web.storage, web.queue, web.redis, web.identity)),
     ]

@@ -58,20 +58,17 @@ class Uploads:
 
         Headers are checked before any of the body is read.
         """
-        content = self._content_of(req)
-        file = _only_file(req, content) if _is_form(req) else None
-        return await self._intake.receive(content, file, request=logs.request_id.get())
-
-    def _content_of(self, req: Request) -> Content:
         media_type = (req.content_type or "").partition(";")[0].strip().lower()
-        if media_type == falcon.MEDIA_JSON or (media_type.startswith("multipart/") and not _is_form(req)):
+        is_form = media_type == falcon.MEDIA_MULTIPART
+        if media_type == falcon.MEDIA_JSON or (media_type.startswith("multipart/") and not is_form):
             raise Problem("unsupported-media-type", f"{media_type} is not taken: send the picture's bytes, or a form.")
         if (req.get_header("Content-Encoding") or "identity").strip().lower() != "identity":
             raise Problem("unsupported-encoding")
         digests = digests_of(req.get_header("Content-Digest"))
-        around = _FORM_BYTES if _is_form(req) else 0
-        at_most = self._settings.max_upload_bytes
-        return Content(req.stream, at_most, around=around, length=req.content_length, digests=digests)
+        at_most, around = self._settings.max_upload_bytes, _FORM_BYTES if is_form else 0
+        content = Content(req.stream, at_most, around=around, length=req.content_length, digests=digests)
+        file = _only_file(req, content) if is_form else None
+        return await self._intake.receive(content, file, request=logs.request_id.get())
 
 
 async def _only_file(req: Request, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -103,7 +100,3 @@ def _has_filename(part: BodyPart) -> bool:
     except UnicodeDecodeError:
         # Old clients use other encodings. Only the presence of a file name matters.
         return True
-
-
-def _is_form(req: Request) -> bool:
-    return (req.content_type or "").partition(";")[0].strip().lower() == "multipart/form-data"
