@@ -99,11 +99,21 @@ def recognise(head: bytes) -> str:
 class Intake:
     """Makes images of uploads: durable and committed, or nothing of them is left. The caller enqueues the images."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, storage: Storage, uuid_generator: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        storage: Storage,
+        uuid_generator: Callable[[], Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._storage = storage
         self._uuid_generator = uuid_generator
+        self._clock = clock
+        #: Bytes that the uploads under way may still write, as each announced them.
+        self._under_way = 0
         self._waiting = 0
         self._counted_at = -_COUNTED_FOR_SECONDS
 
@@ -118,12 +128,15 @@ class Intake:
         """Store and commit an upload, and return its image.
 
         If the file is only a part of the content, `file` yields the file and reads the content. `request` is the id of
-        the request. Raises UploadRefused, StorageUnavailable or LedgerUnavailable.
+        the request. Raises UploadRefused, StorageUnavailable, LedgerUnavailable, and any error of `content` or `file`.
         """
-        await self.require_room(content.length)
-        began = time.monotonic()
-        draft = await self._storage.draft()
+        length = content.length or content.at_most
+        await self.require_room(length)
+        self._under_way += length
+        began = self._clock()
+        draft = None
         try:
+            draft = await self._storage.draft()
             with tracing.span("receive"):
                 media_type = await _fill(draft, content if file is None else file, content.at_most)
                 # The digests include the bytes after the file.
@@ -131,28 +144,34 @@ class Intake:
                     pass
                 content.check_digests()
             image = await self.commit(draft, media_type, request, owner)
-            metrics.UPLOAD_SECONDS.observe(time.monotonic() - began)
+            metrics.UPLOAD_SECONDS.observe(self._clock() - began)
             return image
         finally:
-            await draft.discard()
+            self._under_way -= length
+            if draft is not None:
+                await draft.discard()
 
     async def require_room(self, length: int) -> None:
-        """Raise DiskAtFloor if `length` bytes would leave too few free, TooManyWaiting if too many images wait."""
-        if await self._storage.free_bytes() - length < self._settings.free_disk_floor:
-            raise DiskAtFloor
-        if time.monotonic() - self._counted_at >= _COUNTED_FOR_SECONDS:
+        """Raise TooManyWaiting if too many images wait, DiskAtFloor if `length` bytes would leave too few free.
+
+        All uploads under way in this process count as well. What they have written already counts twice.
+        """
+        if self._clock() - self._counted_at >= _COUNTED_FOR_SECONDS:
             self._waiting = await self._ledger.count_queued(self._settings.max_waiting)
-            self._counted_at = time.monotonic()
+            self._counted_at = self._clock()
         if self._waiting >= self._settings.max_waiting:
             raise TooManyWaiting
+        # Last: the caller counts its upload as under way before another one is looked at.
+        if await self._storage.free_bytes() - self._under_way - length < self._settings.free_disk_floor:
+            raise DiskAtFloor
 
     async def commit(
         self, draft: Draft, media_type: str, request: str | None = None, owner: str | None = None
     ) -> Image:
         """Keep a complete draft as the original of a new image, and commit the image. The caller discards the draft.
 
-        A cancellation is not raised, because the client must learn that the image is committed. The caller can find it
-        by `Task.cancelling`.
+        A cancellation is not raised, because the client must learn that the image is committed. The caller can see
+        it by `Task.cancelling`.
         """
         storing = asyncio.ensure_future(self._store(draft, media_type, request, owner))
         with contextlib.suppress(asyncio.CancelledError):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from api.server.asgi_types import Event, Receive
-from shared.errors import AsgilookError, TruncatedUpload
+from shared.errors import TruncatedUpload, UploadRefused
 from shared.settings import Settings
 from shared.stalls import timeout
 
@@ -19,7 +19,7 @@ class ClientDisconnected(TruncatedUpload):
     """The client disconnected before the end of the body that it had announced."""
 
 
-class UploadStalled(AsgilookError):
+class UploadStalled(UploadRefused):
     """The body stopped arriving or arrives too slowly. The message may be shown to the client."""
 
 

@@ -290,19 +290,60 @@ async def test_an_upload_counts_against_the_floor_before_it_is_read(settings: Se
     assert sender.read == 0
 
 
+@pytest.mark.parametrize(("length", "fits"), [(200, 3), (None, 1)], ids=["announced", "unknown"])
+async def test_uploads_under_way_count_against_the_floor(
+    settings: Settings, ledger: Ledger, storage: DiskStorage, length: int | None, fits: int
+) -> None:
+    """Twenty uploads of 48 MB that begin together would otherwise each see the same room."""
+    intake = Intake(replace(settings, free_disk_floor=400), ledger, StorageOf1000Bytes(settings.storage_path), new_id)
+    have_begun, may_end = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        have_begun.release()
+        await may_end.wait()
+        yield JPEG[:200]
+
+    def receiving() -> asyncio.Task[Image]:
+        return asyncio.create_task(intake.receive(Content(slowly(), 600, length=length)))
+
+    under_way = []
+    for _ in range(fits):
+        under_way.append(receiving())
+        async with asyncio.timeout(15):
+            await have_begun.acquire()
+    with pytest.raises(DiskAtFloor):
+        async with asyncio.timeout(15):
+            await receiving()
+    may_end.set()
+    await asyncio.gather(*under_way)
+
+    assert (await receiving()).original.bytes == 200
+
+
+class Clock:
+    """Shows the time that it is set to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 async def test_past_the_queues_limit_uploads_are_refused_until_it_is_shorter(
     settings: Settings, ledger: Ledger, storage: DiskStorage
 ) -> None:
-    settings = replace(settings, max_waiting=2)
-    intake = Intake(settings, ledger, storage, new_id)
+    """The queue is counted once a second: a worker that takes an image makes room for the next second."""
+    clock = Clock()
+    intake = Intake(replace(settings, max_waiting=2), ledger, storage, new_id, clock)
     first, _ = [await intake.receive(content_of(JPEG)) for _ in range(2)]
+    await ledger.claim(first.id, "a worker")
 
+    clock.now = 0.9
     with pytest.raises(TooManyWaiting):
         await intake.receive(content_of(JPEG))
+    clock.now = 1.0
 
-    # An intake that counts now finds room again as soon as a worker has taken one.
-    await ledger.claim(first.id, "a worker")
-    await Intake(settings, ledger, storage, new_id).require_room(LIMIT)
+    assert (await intake.receive(content_of(JPEG))).status is Status.QUEUED
 
 
 # Committed
@@ -356,11 +397,15 @@ class ForgetfulLedger(Ledger):
         raise LedgerUnavailable("the connection was lost")
 
 
-class BlindLedger(Ledger):
-    """Lost its connection at a commit, and has not found it again."""
+class LosingLedger(Ledger):
+    """Loses its connection before a commit arrives."""
 
     async def add(self, *args: Any, **options: Any) -> Image:
         raise LedgerUnavailable("the connection was lost")
+
+
+class BlindLedger(LosingLedger):
+    """Lost its connection at a commit, and has not found it again."""
 
     async def get(self, image_id: str) -> Image | None:
         raise LedgerUnavailable("the connection cannot be made")
@@ -387,6 +432,18 @@ async def test_a_commit_that_went_through_unheard_is_found(
     assert await rows(ledger) == [FIRST_ID]
 
 
+async def test_an_original_whose_commit_certainly_failed_goes(
+    settings: Settings, ledger: Ledger, storage: DiskStorage
+) -> None:
+    losing = LosingLedger(create_engine(settings))
+
+    with pytest.raises(LedgerUnavailable):
+        await Intake(settings, losing, storage, new_id).receive(content_of(JPEG))
+
+    await losing.close()
+    assert await traces(ledger, storage) == []
+
+
 async def test_an_original_whose_commit_was_never_sent_goes_though_nobody_can_read_the_row(
     settings: Settings, storage: DiskStorage
 ) -> None:
@@ -401,7 +458,7 @@ async def test_an_original_whose_commit_was_never_sent_goes_though_nobody_can_re
 
 
 async def test_an_original_whose_commit_is_unknown_stays(settings: Settings, storage: DiskStorage) -> None:
-    """A row without its original could never be kept; an original without a row is some bytes too many."""
+    """A row without its original could never be rendered; an original without a row is some bytes too many."""
     blind = BlindLedger(create_engine(settings))
 
     with pytest.raises(LedgerUnavailable):
