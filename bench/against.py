@@ -36,7 +36,7 @@ import redis
 
 from bench import machine, suite
 from bench.enqueue_to_start import NOTE_CLAIMS, enqueues, tiny_picture, upload
-from bench.figures import ROUNDS, Bar, Figure, at_least, at_most, in_turns, show
+from bench.figures import ROUNDS, Bar, Figure, at_least, at_most, in_turns, ratios, show
 from bench.pace import NOTE_STATUSES
 from bench.processes import children_of, web_of
 from bench.rest import seconds_to_ready
@@ -204,15 +204,17 @@ def figure_of(cost: str, costs: Sequence[float], others: Sequence[float], *, our
     """Return the median of the ratios, pair by pair, against the cost's bar."""
     unit, bar = COSTS[cost]
     is_speed = bar is not None and bar.kind == "at least"
-    ratios = [theirs / own if is_speed else own / theirs for own, theirs in zip(costs, others, strict=True)]
+    runs = {ours: list(costs), other: list(others)}
+    above, below = (other, ours) if is_speed else (ours, other)
+    pairs = ratios(runs, above, below)
     return Figure(
         "against",
-        f"{cost}: {f'{other} / {ours}' if is_speed else f'{ours} / {other}'}",
-        statistics.median(ratios),
+        f"{cost}: {above} / {below}",
+        statistics.median(pairs),
         bar=bar,
-        runs={ours: list(costs), other: list(others)},
+        runs=runs,
         runs_unit=unit,
-        note=f"ratios {min(ratios):.2f} to {max(ratios):.2f}",
+        note=f"ratios {min(pairs):.2f} to {max(pairs):.2f}",
     )
 
 

@@ -98,9 +98,14 @@ def in_turns(sides: Mapping[str, Callable[[], T]], rounds: int = ROUNDS, what: s
     return runs
 
 
+def ratios(runs: Runs, above: str, below: str) -> list[float]:
+    """Return one side divided by another, round by round."""
+    return [one / other for one, other in zip(runs[above], runs[below], strict=True)]
+
+
 def ratio(runs: Runs, above: str, below: str) -> float:
-    """Return the median of one side divided by the median of another."""
-    return statistics.median(runs[above]) / statistics.median(runs[below])
+    """Return the median of the rounds' ratios. A busy moment slows both sides of a round."""
+    return statistics.median(ratios(runs, above, below))
 
 
 def table(figures: Iterable[Figure]) -> str:

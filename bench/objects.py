@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import uuid_utils
@@ -40,6 +40,8 @@ from shared.storage.cached import CachedStorage
 from shared.storage.objects import PUTS_AT_A_TIME, ObjectStorage
 from tests.doors import Door
 from tests.objects import ObjectServer, environment, new_prefix
+
+T = TypeVar("T")
 
 ROUNDS = 5
 THUMBNAILS = 100
@@ -64,6 +66,11 @@ def store_away(server: ObjectServer, seconds: float) -> Iterator[str]:
         yield f"http://127.0.0.1:{door.port}"
     finally:
         door.close()
+
+
+def turned(number: int, pair: tuple[T, T]) -> tuple[T, T]:
+    """Return the pair, in every other round the other way around."""
+    return pair if number % 2 else (pair[1], pair[0])
 
 
 def tell(what: str, seconds: float, rounds: list[list[tuple[float, float]]]) -> None:
@@ -94,10 +101,10 @@ async def compare(address: str, seconds: float, folder: Path) -> None:
     direct = store.read
     for key in keys:
         await storage.read(key)
-    rounds = [
-        [(await milliseconds(direct, key), await milliseconds(storage.read, key)) for key in keys]
-        for _ in range(ROUNDS)
-    ]
+    reads, rounds = (direct, storage.read), []
+    for number in range(ROUNDS):
+        pairs = [[await milliseconds(read, key) for read in turned(number, reads)] for key in keys]
+        rounds.append([turned(number, (first, second)) for first, second in pairs])
     await storage.close()
     tell("storage", seconds, rounds)
 
@@ -205,10 +212,10 @@ def over_http(address: str, seconds: float, folder: Path) -> None:
             return sum(1 for _ in (folder / "cache").rglob("*.jpeg")) == REQUESTS
 
         until(all_are_copied, "not all are copied")
-        rounds = [
-            [(milliseconds_of(without, path), milliseconds_of(with_copies, path)) for path in paths]
-            for _ in range(ROUNDS)
-        ]
+        clients, rounds = (without, with_copies), []
+        for number in range(ROUNDS):
+            pairs = [[milliseconds_of(client, path) for client in turned(number, clients)] for path in paths]
+            rounds.append([turned(number, (first, second)) for first, second in pairs])
     tell("over HTTP", seconds, rounds)
 
 

@@ -17,11 +17,11 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPConnection
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from bench.clients import at_once
-from bench.figures import ROUNDS, Figure, Runs, in_turns, rounds_asked_for, show
+from bench.figures import ROUNDS, Figure, Runs, in_turns, ratio, rounds_asked_for, show
 from bench.isolation import photograph
 from bench.processes import Process, all_of
 from bench.service import Service, run_service, until
@@ -50,11 +50,11 @@ END;
 
 @dataclass
 class Costs:
-    """Milliseconds of CPU for an image by kind of process, a value a round; and from claim to ready."""
+    """Milliseconds of CPU for an image by kind of process, and from claim to ready. The first round warms up."""
 
     cpu: Runs = field(default_factory=dict)
-    #: Milliseconds from claim to ready of each image.
-    rendering: list[float] = field(default_factory=list)
+    #: Milliseconds from claim to ready of each image, by round.
+    rendering: list[list[float]] = field(default_factory=list)
 
 
 def drain(service: Service, picture: bytes, images: int, costs: Costs) -> float:
@@ -67,7 +67,7 @@ def drain(service: Service, picture: bytes, images: int, costs: Costs) -> float:
     with closing(sqlite3.connect(service.ledger_file, timeout=10)) as ledger:
         until(lambda: _ready(ledger, began) >= len(ids), "an image is not ready")
         (ended,) = ledger.execute("SELECT max(at) FROM notes WHERE status = 'ready'").fetchone()
-        costs.rendering += milliseconds_to_ready(ledger, began)
+        costs.rendering.append(milliseconds_to_ready(ledger, began))
     for name, used in _by_kind(processes, before).items():
         costs.cpu.setdefault(name, []).append(used * 1000 / len(ids))
     return len(ids) / (float(ended) - began)
@@ -144,7 +144,7 @@ def _figures_of(size: str, picture: bytes, services: dict[str, Service], rounds:
     yield Figure(
         "scale",
         f"images a second, {size}: 1 worker with a slot a core / with 1 slot",
-        statistics.median(runs["1 worker"]) / statistics.median(runs["1 worker, 1 slot"]),
+        ratio(runs, "1 worker", "1 worker, 1 slot"),
         runs=runs,
         runs_unit="images/s",
     )
@@ -166,7 +166,7 @@ def _figures_of(size: str, picture: bytes, services: dict[str, Service], rounds:
         f"upload to ready, {size}, alone",
         statistics.median(alone),
         "ms",
-        runs={"alone": alone, "from its claim, every slot busy": usual.rendering},
+        runs={"alone": alone, "from its claim, every slot busy": [*chain(*usual.rendering[1:])]},
     )
     yield Figure(
         "waiting",

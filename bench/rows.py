@@ -228,9 +228,10 @@ async def _request(side: Side) -> None:
     side.image = await side.ledger.request_renditions(side.current, Lane.DEMAND, ["image.webp"])
 
 
-async def _publish_more(side: Side) -> None:
+async def _publish_more_late(side: Side) -> None:
+    """Publish a render that took so long that the owner's turn is corrected."""
     made = Rendition("image.webp", SIZE, 1_900_000, "3d" * 32, side.current.attempt, "4567cdef")
-    side.image = await side.ledger.publish(side.current, SIZE, [made], seconds=0.4)
+    side.image = await side.ledger.publish(side.current, SIZE, [made], seconds=2.0)
 
 
 async def _delete(side: Side) -> None:
@@ -262,7 +263,7 @@ STEPS = (
     Step("publish", _publish),
     Step("settle", _settle),
     Step("request a rendition", _request),
-    Step("publish one more rendition", _publish_more, before=_claim),
+    Step("publish one more rendition, late", _publish_more_late, before=_claim),
     Step("delete", _delete, behind=_forget),
     Step("claim the next", _claim_next, _make_due(Status.QUEUED), _unclaim),
     Step("does more urgent work wait", lambda side: side.ledger.is_waiting(Lane.DEMAND)),
