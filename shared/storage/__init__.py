@@ -55,8 +55,8 @@ class Drafts(Protocol):
 class Storage(Drafts, Protocol):
     """The place of originals and renditions.
 
-    Methods raise only StorageUnavailable, StorageFull, NoSuchKey and StorageConflict. Resumable uploads are stored here
-    too, as drafts of another kind: see `shared/storage/resumable.py`.
+    Methods raise only StorageUnavailable, StorageFull, NoSuchKey and StorageConflict. Resumable drafts are stored here,
+    too (`shared/storage/resumable.py`). No request makes one yet.
     """
 
     async def prepare(self) -> None:
