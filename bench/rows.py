@@ -424,8 +424,8 @@ def draw(measured: dict[str, Measured], rows: int, path: Path) -> None:
             where = {"xy": (0.99, place), "xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
             panel.annotate(f"x {times.ratio:.2f}", color=colour, **where)
         panel.set_xscale("log")
-        panel.set_xlim(0.4, 60)
-        panel.set_xticks(ticks := [0.5, 1, 2, 5, 10, 20], [f"{tick:g} ms" for tick in ticks])
+        panel.set_xlim(0.2, 150)
+        panel.set_xticks(ticks := [0.5, 1, 2, 5, 10, 20, 50], [f"{tick:g} ms" for tick in ticks])
         panel.minorticks_off()
         panel.set_yticks(range(len(one.times)), list(one.times))
         panel.grid(axis="x", alpha=0.3)

@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from shared.errors import RenderFailure
+from shared.errors import UnreadableImage
 from shared.images import Lane
 from tests.api.arrange import PHOTO, UNKNOWN_ID, Service, problem_of
 
@@ -65,7 +65,7 @@ async def test_an_unfinished_record_says_when_to_ask_again_and_is_not_kept(servi
 
 async def test_a_failed_record_has_its_reason_and_is_not_kept(service: Service) -> None:
     """Promise 3. It may be retried any moment, so that no copy of it is worth anything."""
-    image = await service.worker.failed(RenderFailure.type, "The file ends in the middle of a line.")
+    image = await service.worker.failed(UnreadableImage.type, "The file ends in the middle of a line.")
 
     response = await service.client.simulate_get(f"/images/{image.id}")
 
