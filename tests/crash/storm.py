@@ -163,6 +163,8 @@ def rage(service: Deployed, plan: Plan, tell: Callable[[str], None] = lambda lin
     )
     if not calm:
         outcome.wrong.append(f"after {CALM_SECONDS:.0f} s of calm not everything is final and paid")
+    # A deploy may have ended just now, and its web process not have begun to listen.
+    service.until(service.is_ready, what="readiness")
     tell("calm, looking at every picture")
     _check(service, outcome)
     return outcome

@@ -216,7 +216,8 @@ class Crashes:
 
     def _forget_urgent(self) -> None:
         """Forget the upload before which another image was put off: that has to stay nobody's."""
-        assert self._urgent is not None
+        if self._urgent is None:
+            return  # no worker came so far: the tests of these points tell
         assert self.service.request("DELETE", f"/images/{self._urgent.image_id}").status == 204
         self.lose_jobs()
 

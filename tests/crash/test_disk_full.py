@@ -43,10 +43,14 @@ def swelling_picture() -> bytes:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, mounting: None) -> Iterator[Deployed]:
-    """A service that keeps everything on one small disk, and takes uploads to its last byte."""
+    """A service that keeps everything on one small disk, and takes uploads to its last byte.
+
+    An upload of unknown length counts as the largest, which must fit on the disk.
+    """
     folder = tmp_path_factory.mktemp("small")
     with memory_disk(folder / "disk", 32 * MIB) as disk, ended(folder) as services:
-        yield services.deploy(data=disk / "data", ASGI_LOOK_FREE_DISK_FLOOR="0")
+        limits = {"ASGI_LOOK_FREE_DISK_FLOOR": "0", "ASGI_LOOK_MAX_UPLOAD_BYTES": str(8 * MIB)}
+        yield services.deploy(data=disk / "data", **limits)
 
 
 def test_below_the_floor_an_upload_is_refused_before_it_is_read(tmp_path: Path) -> None:

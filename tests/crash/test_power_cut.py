@@ -38,6 +38,7 @@ pytestmark = [
 ]
 
 SEED = 20240229
+_DRAFT_NAME = "01890a5d-ac96-774b-bcce-b302099a8057"
 CLIENTS = 4
 #: How many uploads are acknowledged when the power is cut: the first cut finds folders that have just been made.
 MOMENTS = (2, *sorted(random.Random(SEED).sample(range(8, 40), 2)))
@@ -189,7 +190,7 @@ async def test_a_power_cut_finds_all_that_was_appended_to_a_resumable_draft(tmp_
     with disk.mounted(tmp_path / "mounted") as folder:
         storage = DiskStorage(folder / "data")
         await storage.prepare()
-        draft = ResumableDraft(storage, "01890a5d")
+        draft = ResumableDraft(storage, _DRAFT_NAME)
         for start in range(0, len(content), 100_000):
             end = await draft.append(start, sent(content[start : start + 100_000]))
             cuts[end] = disk.copy(tmp_path / f"cut-{end}")
@@ -198,7 +199,7 @@ async def test_a_power_cut_finds_all_that_was_appended_to_a_resumable_draft(tmp_
         cut.repair()
         with cut.mounted(tmp_path / f"mounted-{end}") as folder:
             storage = DiskStorage(folder / "data")
-            draft = ResumableDraft(storage, "01890a5d")
+            draft = ResumableDraft(storage, _DRAFT_NAME)
             assert await draft.length() == end
             await draft.append(end, sent(content[end:]))
             joined = await draft.join()

@@ -160,7 +160,7 @@ def test_an_upload_and_its_publication_are_one_trace(service: Deployed, receiver
     assert {"claim", "storage.open_local", "render", "storage.keep", "ledger.publish", "settle"} <= parts.keys()
     assert parts["render"].attributes["asgilook.format"] == "PNG"
     assert 0 < parts["render"].attributes["asgilook.decode_seconds"] < 60
-    assert {"receive", "storage.keep", "ledger.add", "queue.enqueue"} <= {
+    assert {"receive", "storage.keep", "ledger.add", "queue.try_enqueue"} <= {
         span.name for span in receiver.of(client.trace) if span.parent == post.id
     }
     known = {client.span, *(span.id for span in receiver.of(client.trace))}
@@ -201,7 +201,7 @@ def test_of_an_error_only_its_kind_is_told(service: Deployed, receiver: Receiver
     service.until(lambda: receiver.of(client.trace, "POST /images"), what="the POST in the trace")
 
     (receive,) = receiver.of(client.trace, "receive")
-    assert receive.attributes == {"error.type": "Problem"}
+    assert receive.attributes == {"error.type": "UnknownFormat"}
     assert receive.events == 0
 
 
