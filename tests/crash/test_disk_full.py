@@ -49,8 +49,9 @@ def service(tmp_path_factory: pytest.TempPathFactory, mounting: None) -> Iterato
     """
     folder = tmp_path_factory.mktemp("small")
     with memory_disk(folder / "disk", 32 * MIB) as disk, ended(folder) as services:
-        limits = {"ASGI_LOOK_FREE_DISK_FLOOR": "0", "ASGI_LOOK_MAX_UPLOAD_BYTES": str(8 * MIB)}
-        yield services.deploy(data=disk / "data", **limits)
+        yield services.deploy(
+            data=disk / "data", ASGI_LOOK_FREE_DISK_FLOOR="0", ASGI_LOOK_MAX_UPLOAD_BYTES=str(8 * MIB)
+        )
 
 
 def test_below_the_floor_an_upload_is_refused_before_it_is_read(tmp_path: Path) -> None:
