@@ -98,11 +98,6 @@ class Queue:
             return True
         return False
 
-    @property
-    def is_away(self) -> bool:
-        """Whether the breaker is open at this moment."""
-        return self._breaker.is_open
-
     async def take(self, seconds: float) -> str | None:
         """Remove the first job in order from the queue and return its id. No other worker can get this job.
 

@@ -11,7 +11,7 @@ from tests.integration.service import Services
 pytestmark = pytest.mark.processes
 
 #: More than the sweep lets wait in the queue, in each of the lanes.
-COUNT = 700
+COUNT = 2000
 
 
 def test_what_a_flushed_redis_forgets_is_claimed_in_its_order(services: Services) -> None:

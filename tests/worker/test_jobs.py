@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from unittest.mock import ANY
 
@@ -69,8 +69,16 @@ async def identity(ledger: Ledger, storage: Storage, settings: Settings) -> Iden
 
 
 @pytest.fixture
-def jobs(settings: Settings, identity: Identity, storage: Storage, renderer: Renderer, attempts: Attempts) -> Jobs:
-    return Jobs(settings, identity, storage, renderer, attempts)
+def jobs_down_to(
+    settings: Settings, identity: Identity, storage: Storage, renderer: Renderer, attempts: Attempts
+) -> Callable[[int], Jobs]:
+    """Return jobs whose ladder ends at this side."""
+    return lambda least: Jobs(replace(settings, min_thumb_size=least), identity, storage, renderer, attempts)
+
+
+@pytest.fixture
+def jobs(settings: Settings, jobs_down_to: Callable[[int], Jobs]) -> Jobs:
+    return jobs_down_to(settings.min_thumb_size)
 
 
 def tutorials_picture() -> bytes:
@@ -212,16 +220,10 @@ async def test_a_missing_thumbnail_is_made_again_and_the_jpeg_stays_what_it_was(
 
 
 async def test_a_ladder_that_was_set_longer_is_made_of_the_original(
-    settings: Settings,
-    ledger: Ledger,
-    identity: Identity,
-    storage: Storage,
-    jobs: Jobs,
-    renderer: Renderer,
-    attempts: Attempts,
+    ledger: Ledger, storage: Storage, jobs: Jobs, jobs_down_to: Callable[[int], Jobs]
 ) -> None:
     before = await converted(ledger, storage, jobs)
-    longer = Jobs(replace(settings, min_thumb_size=20), identity, storage, renderer, attempts)
+    longer = jobs_down_to(20)
     wanted = await request(ledger, before)
 
     await work(longer, wanted)
@@ -233,19 +235,13 @@ async def test_a_ladder_that_was_set_longer_is_made_of_the_original(
 
 
 async def test_a_lost_thumbnail_of_a_ladder_that_was_set_shorter_is_made_again(
-    settings: Settings,
-    ledger: Ledger,
-    identity: Identity,
-    storage: Storage,
-    jobs: Jobs,
-    renderer: Renderer,
-    attempts: Attempts,
+    ledger: Ledger, storage: Storage, jobs: Jobs, jobs_down_to: Callable[[int], Jobs]
 ) -> None:
     """The row still names it: each request for it would have everything made again."""
     before = await converted(ledger, storage, jobs)
     pictures = await stored_pictures(storage, before)
     await storage.delete(f"{attempt_prefix(before.id, 1)}/160x90.jpeg")
-    shorter = Jobs(replace(settings, min_thumb_size=100), identity, storage, renderer, attempts)
+    shorter = jobs_down_to(100)
 
     await work(shorter, await request(ledger, before))
 

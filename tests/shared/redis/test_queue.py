@@ -106,7 +106,7 @@ async def test_each_job_is_taken_once_and_in_order(ledger: Ledger, queue: Queue)
     assert [await queue.take(0.01) for _ in range(4)] == [first, second, bulk, None]
 
 
-async def test_a_worker_waits_for_a_job_and_not_for_ever(ledger: Ledger, queue: Queue) -> None:
+async def test_a_worker_waits_for_a_job_and_not_for_ever(ledger: Ledger, queue: Queue, breaker: CircuitBreaker) -> None:
     image = await queued(ledger)
     waiting = asyncio.create_task(queue.take(60.0))
     await queue.enqueue(image)
@@ -115,7 +115,7 @@ async def test_a_worker_waits_for_a_job_and_not_for_ever(ledger: Ledger, queue: 
         assert await waiting == f"work:{LEDGER_NAME}:{image.id}:0"
         assert await queue.take(0.01) is None
 
-    assert not queue.is_away
+    assert not breaker.is_open
 
 
 async def test_what_is_not_in_the_queue_or_in_another_place_is_told(ledger: Ledger, queue: Queue) -> None:
@@ -174,7 +174,9 @@ async def test_many_images_are_enqueued_at_once_and_for_none_redis_is_not_asked(
     await queue.enqueue()
 
 
-async def test_a_redis_that_is_away_is_told(ledger: Ledger, queue: Queue, redis_server: fakeredis.FakeServer) -> None:
+async def test_a_redis_that_is_away_is_told(
+    ledger: Ledger, queue: Queue, breaker: CircuitBreaker, redis_server: fakeredis.FakeServer
+) -> None:
     image = await queued(ledger)
     redis_server.connected = False
 
@@ -186,7 +188,7 @@ async def test_a_redis_that_is_away_is_told(ledger: Ledger, queue: Queue, redis_
         await queue.first_lane()
     with pytest.raises(RedisAway):
         await queue.take(60.0)
-    assert queue.is_away
+    assert breaker.is_open
 
 
 async def test_a_caller_that_cannot_enqueue_is_told_so_and_goes_on(
